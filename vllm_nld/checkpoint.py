@@ -1,0 +1,163 @@
+"""What a checkpoint on disk must hold, read from its headers alone: no tensor is loaded.
+
+Shared by the start-up check of the vLLM model, by the reference and by `vllm-nld doctor`, so that all three agree on names.
+
+    shapes = read_shapes(path)                     # canonical tensor name -> shape
+    check_tensors(config, shapes, where=path)      # raises CheckpointError, naming tensor and remedy
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_nld.configs import NemotronLabsDiffusionConfig
+
+ADAPTER_DIR = "linear_spec_lora"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+# config.json must state these itself: a default would serve another model than the one that was trained.
+REQUIRED_CONFIG_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "mask_token_id",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be served; the message names the file or tensor, and the remedy."""
+
+
+def canonical_name(name: str) -> str:
+    """The name that the released repositories use for a tensor that a converted one stores as `language_model.*`."""
+    name = name.removeprefix("language_model.")
+    if name.startswith("model."):
+        name = "encoder." + name.removeprefix("model.")
+    if name.startswith("lm_head."):
+        name = "diffusion_head." + name.removeprefix("lm_head.")
+    return name
+
+
+def expected_shapes(config: "NemotronLabsDiffusionConfig") -> dict[str, tuple[int, ...]]:
+    """Every tensor of an unquantised checkpoint by canonical name, with its shape [out, in]."""
+    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.embed_tokens.weight": (vocab, hidden),
+        "encoder.norm.weight": (hidden,),
+    }
+    if not config.tie_word_embeddings:
+        shapes["diffusion_head.weight"] = (vocab, hidden)
+    for index in range(config.num_hidden_layers):
+        shapes |= {f"encoder.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json as a dict. Raises CheckpointError where it is absent, unreadable or lacks a required key."""
+    file = path / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} does not exist: name a folder in the Hugging Face layout") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}): download it again") from None
+    missing = [key for key in REQUIRED_CONFIG_KEYS if key not in raw]
+    if "rope_theta" not in raw and "rope_theta" not in (raw.get("rope_parameters") or {}):
+        missing.append("rope_parameters.rope_theta")
+    if missing:
+        raise CheckpointError(f"{file} lacks {', '.join(missing)}: take config.json from the model's own repository")
+    return raw
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The model's safetensors files, never those of the draft adapter in its subfolder.
+
+    Raises CheckpointError where there is none, where only pickled weights are there, or where the index names an absent file.
+    """
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise CheckpointError(
+                f"{path / pickles[0]} is a pickle file, which can run code when it is read: "
+                "convert the weights to safetensors (safetensors.torch.save_file)"
+            )
+        raise CheckpointError(f"{path} holds no *.safetensors file: download the weights again")
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        absent = sorted(named - {file.name for file in files})
+        if absent:
+            raise CheckpointError(f"{path / absent[0]} is named in {index.name} but absent: download it again")
+        files = [file for file in files if file.name in named]
+    return files
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Canonical tensor name to shape, from the safetensors headers. Raises CheckpointError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(path):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():
+                    shapes[canonical_name(name)] = tuple(tensors.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged ({error}): download it again") from None
+    return shapes
+
+
+def check_tensors(
+    config: "NemotronLabsDiffusionConfig",
+    shapes: Mapping[str, tuple[int, ...]],
+    where: Path,
+    quantized: bool = False,
+) -> None:
+    """Compare a checkpoint's tensors with what its config asks for; raises CheckpointError at the first kind of difference.
+
+    A quantised checkpoint stores packed weights and scales under names of its scheme's own, so only the modules are
+    compared then; vLLM's loader checks the rest.
+    """
+    expected = expected_shapes(config)
+    if quantized:
+        expected = {name.rpartition(".")[0]: () for name in expected}
+        shapes = {name.rpartition(".")[0]: () for name in shapes}
+    missing = sorted(expected.keys() - shapes.keys())
+    if missing:
+        raise CheckpointError(
+            f"{where} lacks {len(missing)} tensor(s), the first {missing[0]}: "
+            "download the checkpoint again, or check num_hidden_layers in config.json"
+        )
+    extra = sorted(shapes.keys() - expected.keys())
+    if extra:
+        raise CheckpointError(
+            f"{where} has {len(extra)} tensor(s) that the model does not know, the first {extra[0]}: "
+            "check architectures and num_hidden_layers in config.json; adapters belong into a subfolder"
+        )
+    for name, shape in expected.items():
+        if tuple(shapes[name]) != shape:
+            raise CheckpointError(
+                f"{name} in {where} has shape {list(shapes[name])}, but config.json asks for {list(shape)}: "
+                "config.json and weights are not of the same model"
+            )

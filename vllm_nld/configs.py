@@ -1,0 +1,110 @@
+"""Hugging Face config classes of the NLD family, registered with AutoConfig.
+
+The released repositories carry remote code for these; registering our own classes means that `trust_remote_code` is never
+needed. Every value is read from config.json: the family differs in head size, RoPE base, YaRN factor and EOS.
+
+    register_configs()
+    config = AutoConfig.from_pretrained("/models/Nemotron-Labs-Diffusion-8B")
+    config.llama_4_scaling   # {"original_max_position_embeddings": 16384, "beta": 0.1}
+"""
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+SUPPORTED_ARCHITECTURES = ("NemotronLabsDiffusionModel", "MinistralDiffEncoderModel")
+
+
+class NemotronLabsDiffusionConfig(PretrainedConfig):
+    """A Mistral-shaped decoder with a mask token: causal for AR, bidirectional in a block for drafting and denoising.
+
+    Raises ValueError where a field that the model cannot do without is missing or contradicts another one.
+    """
+
+    model_type = "nemotron_labs_diffusion"
+    ignore_keys_at_rope_validation = {"llama_4_scaling_beta"}  # known to us, unknown to transformers' YaRN
+
+    vocab_size: int = 131072
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    num_hidden_layers: int = 34
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 8
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 262144
+    rms_norm_eps: float = 1e-5
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    initializer_range: float = 0.02
+    rope_parameters: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+    use_cache: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 11
+    pad_token_id: int | None = None
+    mask_token_id: int = 100
+    block_size: int = 32
+    dlm_paradigm: str = "bidirectional"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        # Declared by some exports; vLLM would read it as "encoder only", and the serving path is causal.
+        kwargs.pop("is_causal", None)
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads}) in config.json"
+            )
+        if not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(
+                f"mask_token_id ({self.mask_token_id}) must lie in [0, vocab_size = {self.vocab_size}) in config.json"
+            )
+        if self.block_size < 2:
+            raise ValueError(f"block_size ({self.block_size}) must be at least 2 in config.json")
+        if self.hidden_act != "silu":
+            raise ValueError(f"hidden_act must be 'silu' in config.json, not {self.hidden_act!r}")
+        if self.attention_bias or self.mlp_bias:
+            raise ValueError("attention_bias and mlp_bias must be false in config.json: the NLD family has no biases")
+
+    @property
+    def llama_4_scaling(self) -> dict[str, float] | None:
+        """The query scale s(pos) in the form that vLLM's MistralAttention reads; None where the config has none."""
+        rope = self.rope_parameters or {}
+        beta = rope.get("llama_4_scaling_beta")
+        if not beta:
+            return None
+        return {"original_max_position_embeddings": rope["original_max_position_embeddings"], "beta": beta}
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a sequence, whether config.json has one or a list."""
+        if self.eos_token_id is None:
+            return ()
+        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
+
+
+class MinistralDLMConfig(NemotronLabsDiffusionConfig):
+    """The same layout under the name of the research releases (`MinistralDiffEncoderModel`)."""
+
+    model_type = "ministral_dlm"
+
+
+class NemotronLabsDiffusionVLMConfig(NemotronLabsDiffusionConfig):
+    """The vision-language variant: recognised, so that the refusal can say what it is; not served yet."""
+
+    model_type = "nemotron_labs_diffusion_vlm"
+
+
+CONFIG_CLASSES = (NemotronLabsDiffusionConfig, MinistralDLMConfig, NemotronLabsDiffusionVLMConfig)
+
+
+def register_configs() -> None:
+    """Register the config classes with transformers' AutoConfig. Idempotent."""
+    for config_class in CONFIG_CLASSES:
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
