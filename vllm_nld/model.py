@@ -1,0 +1,45 @@
+"""The NLD model in vLLM: vLLM's own Mistral layers with the released checkpoints' tensor names.
+
+The family is Mistral-shaped (YaRN, llama-4 query scale, explicit head size), so tensor and pipeline parallelism,
+quantisation, torch.compile and user LoRA come with vLLM's layers. This module adds the names and a check that every tensor
+of the checkpoint was asked for, present and of the right shape.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llama import LlamaModel
+from vllm.model_executor.models.mistral import MistralForCausalLM
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+
+from vllm_nld.checkpoint import canonical_name, check_tensors
+
+
+class NemotronLabsDiffusionModel(MistralForCausalLM):
+    """Serves `NemotronLabsDiffusionModel` and `MinistralDiffEncoderModel` checkpoints, also converted `language_model.*` ones."""
+
+    hf_to_vllm_mapper = LlamaModel.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_prefix={"language_model.": "", "encoder.": "model.", "diffusion_head.": "lm_head."}
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.checkpoint = Path(vllm_config.model_config.model)
+        self.quantized = vllm_config.model_config.quantization is not None
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load every tensor; raises CheckpointError for a missing, unknown or misshapen one."""
+        loader = AutoWeightsLoader(self, skip_prefixes=["lm_head."] if self.config.tie_word_embeddings else None)
+        return loader.load_weights(self._checked(weights), mapper=self.hf_to_vllm_mapper)
+
+    def _checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Pass the weights on, all of them seen and compared before the first one reaches a parameter.
+
+        A loader that walks subfolders also yields the draft adapter's tensors (`base_model.*`); they are not the model's.
+        """
+        tensors = [(name, tensor) for name, tensor in weights if not name.startswith("base_model.")]
+        shapes = {canonical_name(name): tuple(tensor.shape) for name, tensor in tensors}
+        check_tensors(self.config, shapes, where=self.checkpoint, quantized=self.quantized)
+        yield from tensors

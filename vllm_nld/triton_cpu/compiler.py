@@ -1,0 +1,28 @@
+"""The compiler half of the backend. Kernels are interpreted, so nothing is ever compiled; Triton wants the class to exist."""
+
+from types import ModuleType
+
+from triton.backends.compiler import BaseBackend, GPUTarget
+
+
+class CPUBackend(BaseBackend):  # type: ignore[misc]  # Triton ships no types
+    """Supports the "cpu" target by name and refuses to compile for it."""
+
+    @staticmethod
+    def supports_target(target: GPUTarget) -> bool:
+        return target.backend == "cpu"
+
+    def hash(self) -> str:
+        return "vllm-nld-cpu-interpreter"
+
+    def parse_options(self, options: dict) -> object:
+        raise NotImplementedError("the cpu backend interprets kernels: leave TRITON_INTERPRET at 1")
+
+    def add_stages(self, stages: dict, options: object, language: object) -> None:
+        raise NotImplementedError("the cpu backend interprets kernels: leave TRITON_INTERPRET at 1")
+
+    def load_dialects(self, context: object) -> None:
+        """The interpreter needs no dialects."""
+
+    def get_module_map(self) -> dict[str, ModuleType]:
+        return {}
