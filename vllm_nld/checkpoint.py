@@ -128,36 +128,55 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+class TensorCheck:
+    """Compares tensors with what a config asks for, one at a time, so that a stream of weights is never held in memory.
+
+    A quantised checkpoint stores packed weights and scales under names of its scheme's own, so only the modules are
+    compared then; vLLM's loader checks the rest.
+    """
+
+    def __init__(self, config: "NemotronLabsDiffusionConfig", where: Path, quantized: bool = False) -> None:
+        self.where = where
+        self.quantized = quantized
+        self.expected = {self._key(name): shape for name, shape in expected_shapes(config).items()}
+        self.seen: set[str] = set()
+
+    def _key(self, name: str) -> str:
+        return name.rpartition(".")[0] if self.quantized else name
+
+    def see(self, name: str, shape: tuple[int, ...]) -> None:
+        """Take note of one tensor, by canonical name. Raises CheckpointError where it is unknown or misshapen."""
+        key = self._key(name)
+        if key not in self.expected:
+            raise CheckpointError(
+                f"{self.where} has the tensor {name}, which the model does not know: "
+                "check architectures and num_hidden_layers in config.json; adapters belong into a subfolder"
+            )
+        if not self.quantized and shape != self.expected[key]:
+            raise CheckpointError(
+                f"{name} in {self.where} has shape {list(shape)}, but config.json asks for {list(self.expected[key])}: "
+                "config.json and weights are not of the same model"
+            )
+        self.seen.add(key)
+
+    def finish(self) -> None:
+        """Raises CheckpointError where a tensor was never seen."""
+        missing = sorted(self.expected.keys() - self.seen)
+        if missing:
+            raise CheckpointError(
+                f"{self.where} lacks {len(missing)} tensor(s), the first {missing[0]}: "
+                "download the checkpoint again, or check num_hidden_layers in config.json"
+            )
+
+
 def check_tensors(
     config: "NemotronLabsDiffusionConfig",
     shapes: Mapping[str, tuple[int, ...]],
     where: Path,
     quantized: bool = False,
 ) -> None:
-    """Compare a checkpoint's tensors with what its config asks for; raises CheckpointError at the first kind of difference.
-
-    A quantised checkpoint stores packed weights and scales under names of its scheme's own, so only the modules are
-    compared then; vLLM's loader checks the rest.
-    """
-    expected = expected_shapes(config)
-    if quantized:
-        expected = {name.rpartition(".")[0]: () for name in expected}
-        shapes = {name.rpartition(".")[0]: () for name in shapes}
-    missing = sorted(expected.keys() - shapes.keys())
-    if missing:
-        raise CheckpointError(
-            f"{where} lacks {len(missing)} tensor(s), the first {missing[0]}: "
-            "download the checkpoint again, or check num_hidden_layers in config.json"
-        )
-    extra = sorted(shapes.keys() - expected.keys())
-    if extra:
-        raise CheckpointError(
-            f"{where} has {len(extra)} tensor(s) that the model does not know, the first {extra[0]}: "
-            "check architectures and num_hidden_layers in config.json; adapters belong into a subfolder"
-        )
-    for name, shape in expected.items():
-        if tuple(shapes[name]) != shape:
-            raise CheckpointError(
-                f"{name} in {where} has shape {list(shapes[name])}, but config.json asks for {list(shape)}: "
-                "config.json and weights are not of the same model"
-            )
+    """`TensorCheck` over a whole checkpoint; raises CheckpointError, naming a tensor and the remedy."""
+    check = TensorCheck(config, where, quantized)
+    for name, shape in shapes.items():
+        check.see(name, shape)
+    check.finish()

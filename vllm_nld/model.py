@@ -14,7 +14,7 @@ from vllm.model_executor.models.llama import LlamaModel
 from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 
-from vllm_nld.checkpoint import canonical_name, check_tensors
+from vllm_nld.checkpoint import TensorCheck, canonical_name
 
 
 class NemotronLabsDiffusionModel(MistralForCausalLM):
@@ -31,15 +31,17 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load every tensor; raises CheckpointError for a missing, unknown or misshapen one."""
-        loader = AutoWeightsLoader(self, skip_prefixes=["lm_head."] if self.config.tie_word_embeddings else None)
-        return loader.load_weights(self._checked(weights), mapper=self.hf_to_vllm_mapper)
+        names = self.hf_to_vllm_mapper.get_rename_mapper()  # LlamaModel stacks q, k, v and gate, up itself
+        return AutoWeightsLoader(self).load_weights(self._checked(weights), mapper=names)
 
     def _checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Pass the weights on, all of them seen and compared before the first one reaches a parameter.
+        """Pass the weights on one by one, each compared with the config first.
 
         A loader that walks subfolders also yields the draft adapter's tensors (`base_model.*`); they are not the model's.
         """
-        tensors = [(name, tensor) for name, tensor in weights if not name.startswith("base_model.")]
-        shapes = {canonical_name(name): tuple(tensor.shape) for name, tensor in tensors}
-        check_tensors(self.config, shapes, where=self.checkpoint, quantized=self.quantized)
-        yield from tensors
+        check = TensorCheck(self.config, self.checkpoint, self.quantized)
+        for name, tensor in weights:
+            if not name.startswith("base_model."):
+                check.see(canonical_name(name), tuple(tensor.shape))
+                yield name, tensor
+        check.finish()

@@ -79,8 +79,8 @@ def size_cpu_cache(vllm_config: "VllmConfig") -> None:
     from vllm.platforms import current_platform
 
     cache = vllm_config.cache_config
-    default = CacheConfig.__dataclass_fields__["gpu_memory_utilization"].default
-    chosen = cache.kv_cache_memory_bytes is not None or cache.gpu_memory_utilization != default
+    chosen = cache.kv_cache_memory_bytes is not None
+    chosen |= cache.gpu_memory_utilization != CacheConfig().gpu_memory_utilization
     if not current_platform.is_cpu() or chosen or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         return
     from vllm.utils.mem_constants import GiB_bytes
