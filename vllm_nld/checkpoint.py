@@ -32,7 +32,12 @@ REQUIRED_CONFIG_KEYS = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be served; the message names the file or tensor, and the remedy."""
+    """A checkpoint that cannot be served: the problem, naming a file or tensor, and the remedy."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}: {remedy}")
+        self.problem = problem
+        self.remedy = remedy
 
 
 def canonical_name(name: str) -> str:
@@ -78,14 +83,14 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{file} does not exist: name a folder in the Hugging Face layout") from None
+        raise CheckpointError(f"{file} does not exist", "name a folder in the Hugging Face layout") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error}): download it again") from None
+        raise CheckpointError(f"{file} is not valid JSON ({error})", "download it again") from None
     missing = [key for key in REQUIRED_CONFIG_KEYS if key not in raw]
     if "rope_theta" not in raw and "rope_theta" not in (raw.get("rope_parameters") or {}):
         missing.append("rope_parameters.rope_theta")
     if missing:
-        raise CheckpointError(f"{file} lacks {', '.join(missing)}: take config.json from the model's own repository")
+        raise CheckpointError(f"{file} lacks {', '.join(missing)}", "take config.json from the model's own repository")
     return raw
 
 
@@ -99,16 +104,16 @@ def weight_files(path: Path) -> list[Path]:
         pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
         if pickles:
             raise CheckpointError(
-                f"{path / pickles[0]} is a pickle file, which can run code when it is read: "
-                "convert the weights to safetensors (safetensors.torch.save_file)"
+                f"{path / pickles[0]} is a pickle file, which can run code when it is read",
+                "convert the weights to safetensors (safetensors.torch.save_file)",
             )
-        raise CheckpointError(f"{path} holds no *.safetensors file: download the weights again")
+        raise CheckpointError(f"{path} holds no *.safetensors file", "download the weights again")
     index = path / "model.safetensors.index.json"
     if index.exists():
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         absent = sorted(named - {file.name for file in files})
         if absent:
-            raise CheckpointError(f"{path / absent[0]} is named in {index.name} but absent: download it again")
+            raise CheckpointError(f"{path / absent[0]} is named in {index.name} but absent", "download it again")
         files = [file for file in files if file.name in named]
     return files
 
@@ -124,7 +129,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 for name in tensors.keys():
                     shapes[canonical_name(name)] = tuple(tensors.get_slice(name).get_shape())
         except SafetensorError as error:
-            raise CheckpointError(f"{file} is damaged ({error}): download it again") from None
+            raise CheckpointError(f"{file} is damaged ({error})", "download it again") from None
     return shapes
 
 
@@ -149,13 +154,13 @@ class TensorCheck:
         key = self._key(name)
         if key not in self.expected:
             raise CheckpointError(
-                f"{self.where} has the tensor {name}, which the model does not know: "
-                "check architectures and num_hidden_layers in config.json; adapters belong into a subfolder"
+                f"{self.where} has the tensor {name}, which the model does not know",
+                "check architectures and num_hidden_layers in config.json; adapters belong into a subfolder",
             )
         if not self.quantized and shape != self.expected[key]:
             raise CheckpointError(
-                f"{name} in {self.where} has shape {list(shape)}, but config.json asks for {list(self.expected[key])}: "
-                "config.json and weights are not of the same model"
+                f"{name} in {self.where} has shape {list(shape)}, but config.json asks for {list(self.expected[key])}",
+                "config.json and weights are not of the same model",
             )
         self.seen.add(key)
 
@@ -164,8 +169,8 @@ class TensorCheck:
         missing = sorted(self.expected.keys() - self.seen)
         if missing:
             raise CheckpointError(
-                f"{self.where} lacks {len(missing)} tensor(s), the first {missing[0]}: "
-                "download the checkpoint again, or check num_hidden_layers in config.json"
+                f"{self.where} lacks {len(missing)} tensor(s), the first {missing[0]}",
+                "download the checkpoint again, or check num_hidden_layers in config.json",
             )
 
 

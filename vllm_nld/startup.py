@@ -50,8 +50,8 @@ class ServedModel(VerifyAndUpdateConfig):
         load_config = vllm_config.load_config
         if load_config.load_format in PICKLE_LOAD_FORMATS:
             raise CheckpointError(
-                f"--load-format {load_config.load_format} reads pickle files, which can run code: "
-                "use safetensors weights and leave --load-format at auto"
+                f"--load-format {load_config.load_format} reads pickle files, which can run code",
+                "use safetensors weights and leave --load-format at auto",
             )
         if load_config.load_format == "auto":
             load_config.load_format = "safetensors"  # auto would fall back to pickle files where there are no others

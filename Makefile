@@ -1,0 +1,49 @@
+# Every target sets up what it needs in .venv, once.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+MODEL ?= $$($(BIN)/vllm-nld nano path)
+PORT ?= 8000
+TESTS ?= tests
+
+.PHONY: help demo test serve lint bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
+
+$(VENV)/.ready: setup.py deploy/cpu/install.py deploy/cpu/vllm/setup.py
+	@echo "Setting up $(VENV) for $(RUNTIME) (once, 3 to 5 minutes) ..."
+	@$(PYTHON) -c 'import sys; sys.exit("vllm-nld needs Python 3.11 or newer: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
+ifeq ($(RUNTIME),gpu)
+	@$(BIN)/python -m pip install -q -e '.[gpu,dev]'
+else
+	@$(BIN)/python deploy/cpu/install.py --extras dev
+endif
+	@touch $@
+
+demo: $(VENV)/.ready ## Serve the shipped checkpoint and ask it a few held-out prompts
+	@$(BIN)/vllm-nld demo --json demo.json
+
+test: $(VENV)/.ready ## Run the checks and the tests
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m pytest $(TESTS)
+
+serve: $(VENV)/.ready ## Serve MODEL (default: the shipped checkpoint) on PORT (default: 8000)
+	@$(BIN)/vllm serve "$(MODEL)" --port $(PORT)
+
+lint: $(VENV)/.ready ## Format, lint, type and layering checks
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.ready ## Compare the runners (python -m bench --help lists more)
+	@$(BIN)/python -m bench runners
+
+clean: ## Remove the environment and everything generated
+	rm -rf $(VENV) build dist *.egg-info demo.json runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
