@@ -1,14 +1,14 @@
 """vllm-nld: Nemotron-Labs-Diffusion models in vLLM.
 
-An out-of-tree vLLM plugin. Importing this package imports neither torch nor vLLM; vLLM calls `register` (the entry point
-`vllm.general_plugins: nld`) once in every process it starts.
+An out-of-tree vLLM plugin. Importing this package imports neither torch nor vLLM; vLLM calls `register` (the entry
+point `vllm.general_plugins: nld`) once in every process it starts.
 """
 
 __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Register configs, models and platform fixes with vLLM. Idempotent, as vLLM may call it more than once a process."""
+    """Register configs, models and platform fixes with vLLM. Idempotent: vLLM may call it twice in a process."""
     from vllm_nld.plugin import register as register_with_vllm
 
     register_with_vllm()

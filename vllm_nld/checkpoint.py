@@ -1,6 +1,7 @@
 """What a checkpoint on disk must hold, read from its headers alone: no tensor is loaded.
 
-Shared by the start-up check of the vLLM model, by the reference and by `vllm-nld doctor`, so that all three agree on names.
+Shared by the start-up check of the vLLM model, by the reference and by `vllm-nld doctor`, so that all three agree on
+names.
 
     shapes = read_shapes(path)                     # canonical tensor name -> shape
     check_tensors(config, shapes, where=path)      # raises CheckpointError, naming tensor and remedy
@@ -97,7 +98,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def weight_files(path: Path) -> list[Path]:
     """The model's safetensors files, never those of the draft adapter in its subfolder.
 
-    Raises CheckpointError where there is none, where only pickled weights are there, or where the index names an absent file.
+    Raises CheckpointError where there is none, where only pickled weights are there, or where the index names an absent
+    file.
     """
     files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -126,7 +128,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     for file in weight_files(path):
         try:
             with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():
+                for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
                     shapes[canonical_name(name)] = tuple(tensors.get_slice(name).get_shape())
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error})", "download it again") from None

@@ -1,7 +1,7 @@
 """The only module that touches vLLM's private names: a register of patches, each with *symptom – cause – delete when*.
 
-Every patch is idempotent. `apply` runs in each process, before vLLM builds a config; on a vLLM outside the tested range it
-applies nothing, and serving an NLD model there is refused by `check_vllm_version` with one sentence.
+Every patch is idempotent. `apply` runs in each process, before vLLM builds a config; on a vLLM outside the tested range
+it applies nothing, and serving an NLD model there is refused by `check_vllm_version` with one sentence.
 """
 
 import importlib.metadata
@@ -56,9 +56,10 @@ def profile_sampler_on_finite_logits() -> None:
     """Give the CPU warm-up's dummy sampling finite logits.
 
     Symptom: `vllm serve` on the CPU with Model Runner V2 dies at start-up with "All-NaN slice encountered".
-    Cause: the profile run skips attention, whose output buffer then holds whatever memory held; NaN logits are harmless on
-    a GPU, but Triton's interpreter takes numpy's nanargmax, which raises on them.
-    Delete when: `GPUModelRunner.profile_run` samples from finite hidden states, or the interpreter's argmax accepts NaN.
+    Cause: the profile run skips attention, whose output buffer then holds whatever memory held; NaN logits are harmless
+    on a GPU, but Triton's interpreter takes numpy's nanargmax, which raises on them.
+    Delete when: `GPUModelRunner.profile_run` samples from finite hidden states, or the interpreter's argmax accepts
+    NaN.
     """
     from vllm.triton_utils import HAS_TRITON
 
@@ -79,7 +80,8 @@ def _dummy_sampler_run(self: Any, hidden_states: Any) -> None:
 def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
     """Run `patch(module)` now if the module is loaded, else right after its first import.
 
-    The worker's modules are heavy and not wanted in the API server, so a plugin must not import them just to patch them.
+    The worker's modules are heavy and not wanted in the API server, so a plugin must not import them just to patch
+    them.
     """
     import importlib.abc
     import importlib.util

@@ -1,7 +1,7 @@
 """Hugging Face config classes of the NLD family, registered with AutoConfig.
 
-The released repositories carry remote code for these; registering our own classes means that `trust_remote_code` is never
-needed. Every value is read from config.json: the family differs in head size, RoPE base, YaRN factor and EOS.
+The released repositories carry remote code for these; registering our own classes means that `trust_remote_code` is
+never needed. Every value is read from config.json: the family differs in head size, RoPE base, YaRN factor and EOS.
 
     register_configs()
     config = AutoConfig.from_pretrained("/models/Nemotron-Labs-Diffusion-8B")

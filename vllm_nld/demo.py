@@ -1,4 +1,4 @@
-"""`vllm-nld demo`: the whole path once, on real input: `vllm serve` on the nano checkpoint, asked through an OpenAI client.
+"""`vllm-nld demo`: the whole path once, on real input: `vllm serve` on nano, asked through an OpenAI client.
 
 Prints each held-out prompt and its streamed answer, then a table of the modes; writes the same as JSON.
 """

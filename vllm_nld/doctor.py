@@ -177,7 +177,7 @@ def check_checkpoint(path: Path) -> Iterator[Check]:
     yield Check(
         "checkpoint",
         True,
-        f"{architecture}, {config.num_hidden_layers} layers, block {config.block_size}, mask token {config.mask_token_id}",
+        f"{architecture}, {config.num_hidden_layers} layers, block {config.block_size}, mask {config.mask_token_id}",
     )
     tokenizer = (path / "tokenizer.json").exists() or (path / "tekken.json").exists()
     yield Check("tokenizer", tokenizer, f"{path}/tokenizer.json", "download tokenizer.json with the weights")

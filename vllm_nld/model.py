@@ -1,8 +1,8 @@
 """The NLD model in vLLM: vLLM's own Mistral layers with the released checkpoints' tensor names.
 
 The family is Mistral-shaped (YaRN, llama-4 query scale, explicit head size), so tensor and pipeline parallelism,
-quantisation, torch.compile and user LoRA come with vLLM's layers. This module adds the names and a check that every tensor
-of the checkpoint was asked for, present and of the right shape.
+quantisation, torch.compile and user LoRA come with vLLM's layers. This module adds the names and a check that every
+tensor of the checkpoint was asked for, present and of the right shape.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from vllm_nld.checkpoint import TensorCheck, canonical_name
 
 
 class NemotronLabsDiffusionModel(MistralForCausalLM):
-    """Serves `NemotronLabsDiffusionModel` and `MinistralDiffEncoderModel` checkpoints, also converted `language_model.*` ones."""
+    """Serves both supported architectures, in the released layout or converted to `language_model.*` names."""
 
     hf_to_vllm_mapper = LlamaModel.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_prefix={"language_model.": "", "encoder.": "model.", "diffusion_head.": "lm_head."}
@@ -37,7 +37,8 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
     def _checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """Pass the weights on one by one, each compared with the config first.
 
-        A loader that walks subfolders also yields the draft adapter's tensors (`base_model.*`); they are not the model's.
+        A loader that walks subfolders also yields the draft adapter's tensors (`base_model.*`); they are not the
+        model's.
         """
         check = TensorCheck(self.config, self.checkpoint, self.quantized)
         for name, tensor in weights:

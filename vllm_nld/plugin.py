@@ -8,7 +8,8 @@ from vllm_nld.configs import SUPPORTED_ARCHITECTURES, register_configs
 
 MODEL_CLASS = "vllm_nld.model:NemotronLabsDiffusionModel"
 
-# Architectures that people will try and that need a sentence rather than a stack trace. vLLM has to know them to ask us.
+# Architectures that people will try and that need a sentence rather than a stack trace. vLLM has to know them to ask
+# us.
 REFUSED_ARCHITECTURES = {
     "NemotronLabsDiffusionVLMModel": (
         "is the vision-language variant of Nemotron-Labs-Diffusion, which vllm-nld does not serve yet: "

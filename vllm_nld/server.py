@@ -4,6 +4,7 @@ with Server(checkpoint, ["--enforce-eager"], log=Path("server.log")) as server:
     openai.OpenAI(base_url=server.url + "/v1", api_key="none")
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -107,12 +108,8 @@ class Server:
             return
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # workers that outlived their parent
-        except ProcessLookupError:
-            pass
         self.process.wait()

@@ -1,7 +1,7 @@
 """What happens between `vllm serve` and the first loaded tensor: checks that fail early, and defaults that fit.
 
-vLLM calls these hooks while it builds its configuration, in the API server process, so an error here is the last line that
-a user sees, not something to dig out of a worker's log.
+vLLM calls these hooks while it builds its configuration, in the API server process, so an error here is the last line
+that a user sees, not something to dig out of a worker's log.
 """
 
 import os
@@ -72,8 +72,8 @@ def check_local(path: Path, model_config: "ModelConfig") -> None:
 def size_cpu_cache(vllm_config: "VllmConfig") -> None:
     """On the CPU, reserve what max_num_seqs requests of max_model_len need, where the user named no amount.
 
-    vLLM's default is 92 % of the machine's memory, which refuses to start next to any other process and takes gigabytes for
-    a small model.
+    vLLM's default is 92 % of the machine's memory, which refuses to start next to any other process and takes gigabytes
+    for a small model.
     """
     from vllm.config import CacheConfig
     from vllm.platforms import current_platform
@@ -91,6 +91,6 @@ def size_cpu_cache(vllm_config: "VllmConfig") -> None:
     wanted = token_bytes * model.max_model_len * vllm_config.scheduler_config.max_num_seqs
     cache.kv_cache_memory_bytes = min(max(wanted, GiB_bytes // 4), 4 * GiB_bytes)
     logger.info(
-        "KV cache on the CPU: %.2f GiB (max_num_seqs x max_model_len, at most 4 GiB); --kv-cache-memory-bytes changes it.",
+        "KV cache on the CPU: %.2f GiB (max_num_seqs x max_model_len, 4 GiB at most); see --kv-cache-memory-bytes.",
         cache.kv_cache_memory_bytes / GiB_bytes,
     )

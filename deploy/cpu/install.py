@@ -3,8 +3,8 @@
     python -m venv .venv && .venv/bin/python deploy/cpu/install.py --extras dev
 
 Plain `pip install vllm-nld[cpu]` needs PyTorch's own CPU index, for two reasons that this script takes care of:
-vLLM's CPU build pins a torch that is published there ("+cpu"), and it asks for torchvision, torchaudio and torchcodec, whose
-builds elsewhere do not fit that torch and fail to import, vLLM with them. Serving text needs none of the three.
+vLLM's CPU build pins a torch that is published there ("+cpu"), and it asks for torchvision, torchaudio and torchcodec,
+whose builds elsewhere do not fit that torch and fail to import, vLLM with them. Serving text needs none of the three.
 """
 
 import argparse

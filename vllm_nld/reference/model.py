@@ -1,8 +1,8 @@
 """The NLD transformer in plain PyTorch, written to be read: the oracle for every other implementation in this project.
 
 One stack of weights serves both pathways; only the attention mask differs. A causal forward is the AR pathway, and what
-it writes to the cache is kept. A bidirectional forward is the diffusion pathway: every row sees the cached prefix and the
-whole block, and the caller drops what it wrote (`KVCache.truncate`).
+it writes to the cache is kept. A bidirectional forward is the diffusion pathway: every row sees the cached prefix and
+the whole block, and the caller drops what it wrote (`KVCache.truncate`).
 
     model = ReferenceModel.from_pretrained(path, dtype=torch.float32)
     cache = KVCache(model.config.num_hidden_layers)
@@ -21,11 +21,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from vllm_nld.checkpoint import ADAPTER_DIR, canonical_name, check_tensors, read_config, read_shapes, weight_files
+from vllm_nld.checkpoint import (
+    ADAPTER_DIR,
+    CheckpointError,
+    canonical_name,
+    check_tensors,
+    read_config,
+    read_shapes,
+    weight_files,
+)
 from vllm_nld.configs import NemotronLabsDiffusionConfig
+from vllm_nld.reference import masks
 
 
 @dataclass
@@ -53,7 +63,8 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forget every row from `length` on."""
-        self.keep(torch.arange(length))
+        self.keys = [keys[:, :, :length] for keys in self.keys]
+        self.values = [values[:, :, :length] for values in self.values]
 
     def keep(self, rows: torch.Tensor) -> None:
         """Keep these rows only, [n] int64 indices into S, in this order."""
@@ -83,8 +94,9 @@ def yarn_magnitude(factor: float, mscale: float) -> float:
 def rotary_frequencies(config: NemotronLabsDiffusionConfig) -> tuple[torch.Tensor, float]:
     """Inverse frequencies [D/2] float32 and the factor on cos and sin, for `rope_type` default or yarn.
 
-    YaRN (Peng et al. 2023, section 3.2): dimensions that turn more than `beta_fast` times over the original context keep
-    their frequency, those that turn less than `beta_slow` times are interpolated by `factor`, those between are blended.
+    YaRN (Peng et al. 2023, section 3.2): dimensions that turn more than `beta_fast` times over the original context
+    keep their frequency, those that turn less than `beta_slow` times are interpolated by `factor`, those between are
+    blended.
     """
     rope = config.rope_parameters or {}
     theta, dim = rope["rope_theta"], config.head_dim
@@ -234,7 +246,7 @@ class ReferenceModel(nn.Module):
         *,
         causal: bool = True,
         positions: torch.Tensor | None = None,  # [T] or [N, T] int64; default: right after the cache
-        mask: torch.Tensor | None = None,  # [T, S] or [N, 1, T, S] bool, True where a query may look; overrides `causal`
+        mask: torch.Tensor | None = None,  # [T, S] or [N, 1, T, S] bool, True: may look; overrides `causal`
         lora: bool = False,
     ) -> torch.Tensor:  # [N, T, hidden], normalised: feed to `logits`
         start = cache.length if cache is not None else 0
@@ -242,7 +254,7 @@ class ReferenceModel(nn.Module):
         if positions is None:
             positions = torch.arange(start, start + t)
         if mask is None and causal:
-            mask = torch.ones(t, start + t, dtype=torch.bool).tril(diagonal=start)
+            mask = masks.causal(t, cached=start)
         rope, query_scale = self.rotation(positions), self.query_scale(positions)
         x = self.encoder.embed_tokens(tokens)
         for layer in self.encoder.layers:
@@ -250,7 +262,7 @@ class ReferenceModel(nn.Module):
         return self.encoder.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., hidden] to [..., V] float32. Callers pass the rows they need: a full prompt's logits are never wanted."""
+        """[..., hidden] to [..., V] float32. Callers pass the rows they need, never a whole prompt."""
         return self.diffusion_head(hidden).float()
 
     def rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -274,7 +286,7 @@ class ReferenceModel(nn.Module):
     def from_pretrained(
         cls, path: str | Path, dtype: torch.dtype = torch.float32, adapter: bool = True
     ) -> "ReferenceModel":
-        """Load a checkpoint folder in the Hugging Face layout, with its draft adapter where it has one and `adapter` is true.
+        """Load a checkpoint folder in the Hugging Face layout, with its draft adapter if it has one and `adapter` says so.
 
         Raises CheckpointError for a checkpoint that does not fit its config.
         """
@@ -284,7 +296,10 @@ class ReferenceModel(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         weights = {canonical_name(k): v for file in weight_files(path) for k, v in load_file(file).items()}
-        model.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, strict=not config.tie_word_embeddings, assign=True)
+        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        model.load_state_dict(weights, strict=not config.tie_word_embeddings, assign=True)
+        if config.tie_word_embeddings:  # assigning has replaced the embedding, but not the head that was tied to it
+            model.diffusion_head.weight = model.encoder.embed_tokens.weight
         frequencies, _ = rotary_frequencies(config)
         model.register_buffer("frequencies", frequencies, persistent=False)
         if adapter and (path / ADAPTER_DIR).is_dir():
@@ -298,14 +313,28 @@ class ReferenceModel(nn.Module):
             layer.self_attn.lora = DraftLora(o_proj.in_features, o_proj.out_features, rank, alpha / rank)
 
     def load_adapter(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Read a PEFT folder (adapter_config.json, adapter_model.safetensors) with o_proj as its only target."""
-        settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        """Read a PEFT folder (adapter_config.json, adapter_model.safetensors) with o_proj as its only target.
+
+        Raises CheckpointError where a file or tensor is missing, of another shape, or the target is another one.
+        """
+        try:
+            settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+            tensors = load_file(path / "adapter_model.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is no readable draft adapter ({error}): download the folder again") from None
         if list(settings["target_modules"]) != ["o_proj"]:
-            raise ValueError(f"{path}/adapter_config.json: target_modules must be ['o_proj'], not {settings['target_modules']}")
+            raise CheckpointError(
+                f"{path / 'adapter_config.json'}: target_modules must be ['o_proj'], not {settings['target_modules']}"
+            )
         self.add_adapter(settings["r"], settings["lora_alpha"])
-        tensors = load_file(path / "adapter_model.safetensors")
         for index, layer in enumerate(self.encoder.layers):
-            name = f"base_model.model.encoder.layers.{index}.self_attn.o_proj"
-            lora = layer.self_attn.lora.to(dtype)
-            lora.lora_A.weight.data = tensors[f"{name}.lora_A.weight"].to(dtype)
-            lora.lora_B.weight.data = tensors[f"{name}.lora_B.weight"].to(dtype)
+            lora = layer.self_attn.lora
+            for name, linear in (("lora_A", lora.lora_A), ("lora_B", lora.lora_B)):
+                key = f"base_model.model.encoder.layers.{index}.self_attn.o_proj.{name}.weight"
+                shape = list(linear.weight.shape)
+                if key not in tensors or list(tensors[key].shape) != shape:
+                    found = list(tensors[key].shape) if key in tensors else "nothing"
+                    raise CheckpointError(
+                        f"{path}: {key} must have shape {shape}, found {found}: download the folder again"
+                    )
+                linear.weight.data = tensors[key].to(dtype)

@@ -1,4 +1,4 @@
-"""The compiler half of the backend. Kernels are interpreted, so nothing is ever compiled; Triton wants the class to exist."""
+"""The compiler half of the backend. Kernels are interpreted, never compiled; Triton wants the class to exist."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""The driver half of the backend: found by vLLM's check for a "cpu" backend, never chosen by Triton as a device driver."""
+"""The driver half of the backend: vLLM's check for a "cpu" backend finds it, Triton never chooses it as a driver."""
 
 from collections.abc import Callable
 
