@@ -41,7 +41,7 @@ def apply() -> None:
     """Apply every patch once a process. Does nothing on an untested vLLM, so that other models keep working there."""
     if not is_tested_version():
         return
-    for patch in (profile_sampler_on_finite_logits,):
+    for patch in (profile_sampler_on_finite_logits, permit_amx_tiles):
         if patch.__name__ not in _applied:
             patch()
             _applied.add(patch.__name__)
@@ -75,6 +75,22 @@ def profile_sampler_on_finite_logits() -> None:
 
 def _dummy_sampler_run(self: Any, hidden_states: Any) -> None:
     super(type(self), self)._dummy_sampler_run(hidden_states.zero_())
+
+
+def permit_amx_tiles() -> None:
+    """Ask the operating system to let this process use AMX tiles.
+
+    Symptom: serving in bf16 on a CPU with AMX dies with SIGILL ("Illegal instruction") in `cpu_attn_amx.hpp`.
+    Cause: Linux grants tiles to a process that asks; oneDNN asks before its first large bf16 product, but vLLM's attention
+    kernel does not, and a small model with no warm-up run reaches it first.
+    Delete when: `CPUWorker.init_device` asks itself.
+    """
+    import torch
+
+    from vllm_nld.triton_cpu import is_cpu_build
+
+    if is_cpu_build() and torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
 
 
 def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
