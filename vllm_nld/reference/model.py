@@ -15,8 +15,7 @@ Letters in shapes: N sequences, T new tokens, S cached + new tokens, H query hea
 """
 
 import json
-import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -36,40 +35,10 @@ from vllm_nld.checkpoint import (
 )
 from vllm_nld.configs import NemotronLabsDiffusionConfig
 from vllm_nld.reference import masks
+from vllm_nld.reference.cache import KVCache
+from vllm_nld.reference.rope import rotary_frequencies, rotate
 
-
-@dataclass
-class KVCache:
-    """Rotated keys and values of every layer, [N, G, S, D] each; the list is empty before the first forward."""
-
-    num_layers: int
-    keys: list[torch.Tensor] = field(default_factory=list)
-    values: list[torch.Tensor] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-        return self.keys[0].shape[2] if self.keys else 0
-
-    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add one layer's new rows [N, G, T, D] and return all of its rows [N, G, S, D]."""
-        if len(self.keys) <= layer:
-            self.keys.append(keys)
-            self.values.append(values)
-        else:
-            self.keys[layer] = torch.cat([self.keys[layer], keys], dim=2)
-            self.values[layer] = torch.cat([self.values[layer], values], dim=2)
-        return self.keys[layer], self.values[layer]
-
-    def truncate(self, length: int) -> None:
-        """Forget every row from `length` on."""
-        self.keys = [keys[:, :, :length] for keys in self.keys]
-        self.values = [values[:, :, :length] for values in self.values]
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Keep these rows only, [n] int64 indices into S, in this order."""
-        self.keys = [keys[:, :, rows] for keys in self.keys]
-        self.values = [values[:, :, rows] for values in self.values]
+__all__ = ["KVCache", "ReferenceModel"]
 
 
 class RMSNorm(nn.Module):
@@ -84,52 +53,6 @@ class RMSNorm(nn.Module):
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
-
-
-def yarn_magnitude(factor: float, mscale: float) -> float:
-    """YaRN's attention temperature for one mscale key (Peng et al. 2023, eq. 22): 0.1 · mscale · ln(factor) + 1."""
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def rotary_frequencies(config: NemotronLabsDiffusionConfig) -> tuple[torch.Tensor, float]:
-    """Inverse frequencies [D/2] float32 and the factor on cos and sin, for `rope_type` default or yarn.
-
-    YaRN (Peng et al. 2023, section 3.2): dimensions that turn more than `beta_fast` times over the original context
-    keep their frequency, those that turn less than `beta_slow` times are interpolated by `factor`, those between are
-    blended.
-    """
-    rope = config.rope_parameters or {}
-    theta, dim = rope["rope_theta"], config.head_dim
-    plain = theta ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    kind = rope.get("rope_type", "default")
-    if kind == "default":
-        return plain, 1.0
-    if kind != "yarn":
-        raise ValueError(f"rope_parameters.rope_type must be 'default' or 'yarn', not {kind!r}")
-
-    factor, context = rope["factor"], rope["original_max_position_embeddings"]
-
-    def dimension_with(turns: float) -> float:
-        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
-    low = max(math.floor(dimension_with(rope.get("beta_fast") or 32)), 0)
-    high = min(math.ceil(dimension_with(rope.get("beta_slow") or 1)), dim - 1)
-    ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
-    interpolated = ramp.clamp(0, 1)
-    frequencies = plain / factor * interpolated + plain * (1 - interpolated)
-
-    mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
-    if mscale and mscale_all_dim:
-        magnitude = yarn_magnitude(factor, mscale) / yarn_magnitude(factor, mscale_all_dim)
-    else:
-        magnitude = yarn_magnitude(factor, 1.0)
-    return frequencies, magnitude
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding, neox style: x [N, heads, T, D]; cos and sin [T, D/2] or [N, 1, T, D/2], float32."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class DraftLora(nn.Module):
@@ -152,10 +75,10 @@ class Attention(nn.Module):
     def __init__(self, config: NemotronLabsDiffusionConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = config.head_dim
+        self.head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         self.group = config.num_attention_heads // config.num_key_value_heads
-        queries = config.num_attention_heads * config.head_dim
-        keys = config.num_key_value_heads * config.head_dim
+        queries = config.num_attention_heads * self.head_dim
+        keys = config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
@@ -229,6 +152,8 @@ class Encoder(nn.Module):
 class ReferenceModel(nn.Module):
     """Encoder and head with the released checkpoints' tensor names, so that `state_dict` is the released layout."""
 
+    frequencies: torch.Tensor  # [D/2] float32, a buffer
+
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
         super().__init__()
         self.config = config
@@ -286,9 +211,11 @@ class ReferenceModel(nn.Module):
     def from_pretrained(
         cls, path: str | Path, dtype: torch.dtype = torch.float32, adapter: bool = True
     ) -> "ReferenceModel":
-        """Load a checkpoint folder in the Hugging Face layout, with its draft adapter if it has one and `adapter` says so.
+        """Load a checkpoint folder in the Hugging Face layout, with its draft adapter if there is one.
 
-        Raises CheckpointError for a checkpoint that does not fit its config.
+        adapter: False leaves the draft adapter out.
+
+        Raises CheckpointError where the checkpoint does not fit its config.
         """
         path = Path(path)
         config = NemotronLabsDiffusionConfig(**read_config(path))
@@ -306,35 +233,45 @@ class ReferenceModel(nn.Module):
             model.load_adapter(path / ADAPTER_DIR, dtype)
         return model.eval().requires_grad_(False)
 
+    def attentions(self) -> Iterator[Attention]:
+        """The attention modules, first layer first."""
+        for layer in self.encoder.layers:
+            assert isinstance(layer, Layer)
+            yield layer.self_attn
+
     def add_adapter(self, rank: int, alpha: float) -> None:
         """A fresh draft adapter on every o_proj; it changes nothing until trained, as its B is zero."""
-        for layer in self.encoder.layers:
-            o_proj = layer.self_attn.o_proj
-            layer.self_attn.lora = DraftLora(o_proj.in_features, o_proj.out_features, rank, alpha / rank)
+        for attention in self.attentions():
+            o_proj = attention.o_proj
+            attention.lora = DraftLora(o_proj.in_features, o_proj.out_features, rank, alpha / rank)
 
     def load_adapter(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         """Read a PEFT folder (adapter_config.json, adapter_model.safetensors) with o_proj as its only target.
 
-        Raises CheckpointError where a file or tensor is missing, of another shape, or the target is another one.
+        Raises CheckpointError where a file or tensor is missing or misshapen, or the target is another one.
         """
         try:
             settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
             tensors = load_file(path / "adapter_model.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is no readable draft adapter ({error}): download the folder again") from None
+            raise CheckpointError(
+                f"{path} is no readable draft adapter ({error})", "download the folder again"
+            ) from None
         if list(settings["target_modules"]) != ["o_proj"]:
             raise CheckpointError(
-                f"{path / 'adapter_config.json'}: target_modules must be ['o_proj'], not {settings['target_modules']}"
+                f"{path / 'adapter_config.json'} has target_modules {settings['target_modules']}",
+                "use the adapter of the model's own repository, whose only target is o_proj",
             )
         self.add_adapter(settings["r"], settings["lora_alpha"])
-        for index, layer in enumerate(self.encoder.layers):
-            lora = layer.self_attn.lora
+        for index, attention in enumerate(self.attentions()):
+            lora = attention.lora
+            assert lora is not None  # added above
             for name, linear in (("lora_A", lora.lora_A), ("lora_B", lora.lora_B)):
                 key = f"base_model.model.encoder.layers.{index}.self_attn.o_proj.{name}.weight"
                 shape = list(linear.weight.shape)
                 if key not in tensors or list(tensors[key].shape) != shape:
                     found = list(tensors[key].shape) if key in tensors else "nothing"
                     raise CheckpointError(
-                        f"{path}: {key} must have shape {shape}, found {found}: download the folder again"
+                        f"{key} in {path} must have shape {shape}, found {found}", "download the folder again"
                     )
                 linear.weight.data = tensors[key].to(dtype)

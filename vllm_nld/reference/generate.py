@@ -1,0 +1,87 @@
+"""One entry to the four decoding loops."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from vllm_nld.reference.ar import decode_ar
+from vllm_nld.reference.diffusion import decode_diffusion
+from vllm_nld.reference.generation import Generation, Output
+from vllm_nld.reference.linear import decode_linear
+from vllm_nld.reference.model import ReferenceModel
+from vllm_nld.reference.quadratic import decode_quadratic
+from vllm_nld.reference.settings import DEFAULT_THRESHOLD, MODES, Settings, check_request
+from vllm_nld.reference.thinking import Thinking
+
+Mode = Literal["ar", "diffusion", "linear", "quadratic"]
+__all__ = ["MODES", "Mode", "generate"]
+
+LOOPS = {"ar": decode_ar, "diffusion": decode_diffusion, "linear": decode_linear, "quadratic": decode_quadratic}
+
+
+def new_generator(seed: int | None) -> torch.Generator:
+    """A generator of its own, so that torch's global one is left alone; seeded by the system where seed is None."""
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+@torch.no_grad()
+def generate(
+    model: ReferenceModel,
+    prompt: Sequence[int],
+    *,
+    mode: Mode,
+    max_new_tokens: int,
+    block_length: int | None = None,
+    threshold: float | None = None,
+    temperature: float = 0.0,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    eos_token_ids: Sequence[int] | None = None,
+    ignore_eos: bool = False,
+    lora: bool = True,
+    thinking_budget: int | None = None,
+    think_start_id: int = 12,
+    think_end_id: int = 13,
+    verifier_mix: float = 1.0,
+) -> Generation:
+    """Continue a prompt of token ids.
+
+    mode: "ar", "diffusion", "linear" or "quadratic"; parameters that a mode has no use for are checked and ignored.
+    max_new_tokens: output tokens at most, EOS included.
+    block_length: B, the last token and its B - 1 drafts; None: the config's block_size. A block is cut at the context's
+        end.
+    threshold: confidence from which a position is committed, in [0, 1]; None: 0.9 in diffusion, 0 in linear.
+    temperature: 0 is greedy. seed or generator (not both) fixes what is sampled.
+    eos_token_ids: None: the config's. ignore_eos: run to max_new_tokens.
+    lora: use the draft adapter, if the model has one, in the draft forwards of linear mode.
+    thinking_budget: tokens between think_start_id and think_end_id at most, then think_end_id is forced; None: no
+        limit.
+    verifier_mix: λ of quadratic mode's verifier, 1 (the AR pathway alone) is lossless.
+
+    Raises ValueError for a value out of range, an empty prompt, a token outside the vocabulary, or a sequence that
+    would be longer than max_position_embeddings.
+    """
+    config, prompt = model.config, [int(token) for token in prompt]
+    stop_ids = tuple(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
+    special_ids = {} if thinking_budget is None else {"think_start_id": think_start_id, "think_end_id": think_end_id}
+    check_request(config, mode, prompt, max_new_tokens, special_ids)
+    if seed is not None and generator is not None:
+        raise ValueError("seed and generator exclude each other: pass one of them")
+    settings = Settings(
+        block_length=config.block_size if block_length is None else block_length,
+        threshold=DEFAULT_THRESHOLD[mode] if threshold is None else threshold,
+        temperature=temperature,
+        generator=generator or new_generator(seed),
+        lora=lora,
+        verifier_mix=verifier_mix,
+    )
+    thinking = None if thinking_budget is None else Thinking(thinking_budget, think_start_id, think_end_id).read(prompt)
+    output = Output(limit=max_new_tokens, stop_ids=() if ignore_eos else stop_ids, thinking=thinking)
+    LOOPS[mode](model, prompt, settings, output)
+    return output.result()

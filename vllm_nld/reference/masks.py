@@ -1,0 +1,37 @@
+"""Dense attention masks: [T, S] bool, True where a new token (row) may look at a cached or new one (column).
+
+S = C + T: C cached tokens come first, every row sees all of them. T new tokens, B block length.
+"""
+
+import torch
+
+
+def causal(new: int, cached: int = 0) -> torch.Tensor:
+    """AR pathway: each new token sees the cache, the new tokens before it, and itself."""
+    return torch.ones(new, cached + new, dtype=torch.bool).tril(diagonal=cached)
+
+
+def block(new: int, cached: int = 0) -> torch.Tensor:
+    """Diffusion pathway: each token of the block sees the cache and the whole block."""
+    return torch.ones(new, cached + new, dtype=torch.bool)
+
+
+def prompt_with_masks(prompt: int, masks: int) -> torch.Tensor:
+    """Quadratic mode's first forward: a causal prompt, then masks that see everything."""
+    mask = causal(prompt + masks)
+    mask[prompt:] = True
+    return mask
+
+
+def quadratic_groups(block_length: int, cached: int = 0) -> torch.Tensor:
+    """Quadratic mode's round: B groups of B + 1 tokens, [draft i, B masks] each.
+
+    A draft token sees the cache and the drafts up to itself. A mask sees the cache, the drafts up to its group's own,
+    and the masks of its group, in both directions.
+    """
+    size = block_length + 1
+    index = torch.arange(block_length * size)
+    group, is_draft = index // size, index % size == 0
+    earlier_drafts = is_draft & (group <= group.unsqueeze(1))
+    own_masks = ~is_draft & ~is_draft.unsqueeze(1) & (group == group.unsqueeze(1))
+    return torch.cat([block(len(index), cached)[:, :cached], earlier_drafts | own_masks], dim=1)

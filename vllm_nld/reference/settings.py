@@ -1,0 +1,62 @@
+"""What a generation is asked to do, checked before any forward."""
+
+from dataclasses import dataclass
+
+import torch
+
+from vllm_nld.configs import NemotronLabsDiffusionConfig
+
+DEFAULT_THRESHOLD = {"ar": 0.0, "diffusion": 0.9, "linear": 0.0, "quadratic": 0.0}
+MODES = tuple(DEFAULT_THRESHOLD)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The parameters of one generation that its loop reads; see `generate` for what they mean.
+
+    Raises ValueError where one is out of range.
+    """
+
+    block_length: int
+    threshold: float
+    temperature: float = 0.0
+    generator: torch.Generator | None = None
+    lora: bool = True
+    verifier_mix: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.block_length < 2:
+            raise ValueError(f"block_length must be at least 2, not {self.block_length} (one token and its drafts)")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], not {self.threshold}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be at least 0 and finite, not {self.temperature}")
+        if not 0 <= self.verifier_mix <= 1:
+            raise ValueError(f"verifier_mix must lie in [0, 1], not {self.verifier_mix}")
+
+
+def check_request(
+    config: NemotronLabsDiffusionConfig,
+    mode: str,
+    prompt: list[int],
+    max_new_tokens: int,
+    special_ids: dict[str, int],  # parameter name to token id
+) -> None:
+    """Raise ValueError where the prompt or the lengths do not fit the model."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if not prompt:
+        raise ValueError("the prompt is empty: it needs at least one token")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    for index, token in enumerate(prompt):
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(f"prompt token {index} is {token}, outside the vocabulary [0, {config.vocab_size})")
+    for name, token in special_ids.items():
+        if not 0 <= token < config.vocab_size:
+            raise ValueError(f"{name} {token} lies outside the vocabulary [0, {config.vocab_size})")
+    if len(prompt) + max_new_tokens > config.max_position_embeddings:
+        raise ValueError(
+            f"{len(prompt)} prompt tokens and max_new_tokens {max_new_tokens} exceed the model's "
+            f"max_position_embeddings ({config.max_position_embeddings}): shorten one of them"
+        )

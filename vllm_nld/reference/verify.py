@@ -1,0 +1,38 @@
+"""Accepting drafts against the AR pathway, as linear and quadratic self-speculation both do.
+
+The output follows the AR distribution: greedily a draft is accepted where it is the argmax, sampled by rejection
+sampling.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from vllm_nld.reference.generation import Output
+from vllm_nld.reference.sampling import draw, speculate
+
+
+def accept(
+    probs: torch.Tensor,  # [B, V] float64; row i: the distribution of the token after block token i
+    drafts: Sequence[int],  # B - 1 tokens; draft i is meant to follow block token i
+    output: Output,
+    generator: torch.Generator | None = None,
+) -> int:
+    """Emit the accepted drafts and one more token: the correction of the first wrong draft, or the bonus after all.
+
+    Returns how many tokens were emitted, a: the block's first a tokens are then part of the sequence and keep their KV,
+    and the a-th emitted token is the next block's anchor. Stops early where the output is done. Drafts are argmaxes of
+    the draft pass, not draws, so rejection sampling takes their distribution as one-hot.
+    """
+    output.start_round()
+    for row, draft in zip(probs, [*drafts, None], strict=True):
+        if output.forced is not None:
+            token = output.forced
+        elif draft is not None:
+            token = speculate(row, draft, generator=generator)
+        else:
+            token = int(draw(row, generator))
+        output.emit(token)
+        if output.done or token != draft:
+            break
+    return output.rounds[-1]
