@@ -1,0 +1,174 @@
+"""The four loops once more, greedy, without a cache: every pass recomputes the whole sequence under a dense mask.
+
+Written against the specification and not against the loops under test; each returns (tokens, nfe, rounds). Quadratic mode
+runs one forward for every acceptance length instead of one fused forward.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from vllm_nld.reference import ReferenceModel
+
+Outcome = tuple[list[int], int, list[int]]
+
+
+class RowLora(torch.nn.Module):
+    """The draft adapter for some rows only: a draft pass sees a prefix that was computed without it."""
+
+    def __init__(self, inner: torch.nn.Module, first_row: int) -> None:
+        super().__init__()
+        self.inner, self.first_row = inner, first_row
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.inner(x)
+        out[:, : self.first_row] = 0
+        return out
+
+
+@contextmanager
+def lora_from(model: ReferenceModel, first_row: int) -> Iterator[None]:
+    """The adapter acts on rows from `first_row` on."""
+    before = [attention.lora for attention in model.attentions()]
+    for attention in model.attentions():
+        attention.lora = RowLora(attention.lora, first_row)
+    try:
+        yield
+    finally:
+        for attention, lora in zip(model.attentions(), before, strict=True):
+            attention.lora = lora
+
+
+def dense(
+    model: ReferenceModel, tokens: list[int], bidirectional_from: int | None = None, lora: bool = False
+) -> torch.Tensor:
+    """[T, V] logits; rows from `bidirectional_from` on see everything, the others what came before them."""
+    mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+    first = len(tokens) if bidirectional_from is None else bidirectional_from
+    mask[first:] = True
+    with lora_from(model, first):
+        return model.logits(model(torch.tensor([tokens]), mask=mask, lora=lora)[0])
+
+
+def cut(tokens: list[int], limit: int, stop_ids: tuple[int, ...]) -> list[int]:
+    """Up to the first stop token and at most `limit`."""
+    for index, token in enumerate(tokens[:limit]):
+        if token in stop_ids:
+            return tokens[: index + 1]
+    return tokens[:limit]
+
+
+def ended(tokens: list[int], limit: int, stop_ids: tuple[int, ...]) -> bool:
+    return len(tokens) >= limit or any(token in stop_ids for token in tokens)
+
+
+def ar(model: ReferenceModel, prompt: list[int], limit: int, stop_ids: tuple[int, ...] = ()) -> Outcome:
+    tokens: list[int] = []
+    while not ended(tokens, limit, stop_ids):
+        tokens.append(int(dense(model, prompt + tokens)[-1].argmax()))
+    return tokens, len(tokens), []
+
+
+def denoise(
+    model: ReferenceModel,
+    context: list[int],
+    block_length: int,
+    threshold: float,
+    lora: bool,
+    stop_ids: tuple[int, ...] = (),
+) -> tuple[list[int], int]:
+    """Fill block_length - 1 masks after the context, whose last token belongs to the block."""
+    mask_id, filled, passes = model.config.mask_token_id, dict[int, int](), 0
+    first, end = len(context), len(context) + block_length - 1
+    while len(filled) < block_length - 1:
+        tokens = context + [filled.get(position, mask_id) for position in range(first, end)]
+        logits = dense(model, tokens, bidirectional_from=first - 1, lora=lora).double()
+        passes += 1
+        found = {}
+        for position in set(range(first, end)) - filled.keys():
+            row = logits[position]
+            order = row.argsort(descending=True).tolist()
+            token = order[0] if order[0] != mask_id else order[1]
+            found[position] = (float(row.softmax(-1)[token]), token)
+        best = max(found, key=lambda position: found[position][0])
+        filled |= {p: token for p, (sure, token) in found.items() if sure >= threshold or p == best}
+        solid = []
+        for position in range(first, end):
+            if position not in filled:
+                break
+            solid.append(filled[position])
+            if filled[position] in stop_ids:
+                return solid, passes
+    return [filled[position] for position in range(first, end)], passes
+
+
+def diffusion(
+    model: ReferenceModel,
+    prompt: list[int],
+    limit: int,
+    block_length: int,
+    threshold: float,
+    stop_ids: tuple[int, ...] = (),
+) -> Outcome:
+    tokens, nfe, rounds = [int(dense(model, prompt)[-1].argmax())], 0, []
+    while not ended(tokens, limit, stop_ids):
+        block, passes = denoise(model, prompt + tokens, block_length, threshold, False, stop_ids)
+        before = len(tokens)
+        tokens = cut(tokens + block, limit, stop_ids)
+        nfe += passes + 1
+        if not ended(tokens, limit, stop_ids):
+            tokens.append(int(dense(model, prompt + tokens)[-1].argmax()))
+        rounds.append(len(tokens) - before)
+    return tokens, nfe, rounds
+
+
+def linear(
+    model: ReferenceModel,
+    prompt: list[int],
+    limit: int,
+    block_length: int,
+    threshold: float,
+    lora: bool,
+    stop_ids: tuple[int, ...] = (),
+) -> Outcome:
+    tokens, nfe, rounds = [int(dense(model, prompt)[-1].argmax())], 1, []
+    while not ended(tokens, limit, stop_ids):
+        drafts, passes = denoise(model, prompt + tokens, block_length, threshold, lora)
+        verdict = dense(model, prompt + tokens + drafts)[-block_length:].argmax(-1).tolist()
+        accepted = 0
+        while accepted < len(drafts) and verdict[accepted] == drafts[accepted]:
+            accepted += 1
+        nfe += passes + 1
+        before = len(tokens)
+        tokens = cut(tokens + verdict[: accepted + 1], limit, stop_ids)
+        rounds.append(len(tokens) - before)
+    return tokens, nfe, rounds
+
+
+def quadratic(
+    model: ReferenceModel, prompt: list[int], limit: int, block_length: int, stop_ids: tuple[int, ...] = ()
+) -> Outcome:
+    k, mask_id = block_length, model.config.mask_token_id
+
+    def predict(context: list[int]) -> list[int]:
+        """k tokens after the context: the AR token, then what masks 2 to k say."""
+        logits = dense(model, context + [mask_id] * k, bidirectional_from=len(context))
+        rows = logits[len(context) - 1 :].clone()
+        rows[1:, mask_id] = float("-inf")
+        return [int(rows[0].argmax()), *rows[2:].argmax(-1).tolist()]
+
+    drafts, tokens, nfe, rounds = predict(prompt), list[int](), 1, []
+    tokens = [drafts[0]]
+    while not ended(tokens, limit, stop_ids):
+        nfe += 1
+        base = tokens[:-1]
+        nexts = [predict(prompt + base + drafts[: i + 1]) for i in range(k)]
+        a = 1
+        while a < k and nexts[a - 1][0] == drafts[a]:
+            a += 1
+        before = len(tokens)
+        tokens = cut(base + drafts[:a] + [nexts[a - 1][0]], limit, stop_ids)
+        rounds.append(len(tokens) - before)
+        drafts = nexts[a - 1]
+    return tokens, nfe, rounds

@@ -1,0 +1,45 @@
+"""Mask builders, each against a statement of who sees whom."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_nld.reference import masks
+
+SIZES = {"new": st.integers(1, 6), "cached": st.integers(0, 5)}
+
+
+@given(**SIZES)
+def test_causal(new: int, cached: int) -> None:
+    mask = masks.causal(new, cached)
+    assert mask.tolist() == [[column <= cached + row for column in range(cached + new)] for row in range(new)]
+
+
+@given(**SIZES)
+def test_block(new: int, cached: int) -> None:
+    assert masks.block(new, cached).tolist() == [[True] * (cached + new)] * new
+
+
+@given(prompt=st.integers(1, 6), count=st.integers(1, 5))
+def test_prompt_with_masks(prompt: int, count: int) -> None:
+    total = prompt + count
+    expected = [[row >= prompt or column <= row for column in range(total)] for row in range(total)]
+    assert masks.prompt_with_masks(prompt, count).tolist() == expected
+
+
+@settings(deadline=None)
+@given(block_length=st.integers(2, 6), cached=st.integers(0, 5))
+def test_quadratic_groups(block_length: int, cached: int) -> None:
+    size = block_length + 1
+
+    def sees(row: int, column: int) -> bool:
+        if column < cached:
+            return True
+        column -= cached
+        row_group, column_group = row // size, column // size
+        if column % size == 0:  # a draft token
+            return column_group <= row_group
+        return row % size != 0 and row_group == column_group
+
+    total = block_length * size
+    expected = [[sees(row, column) for column in range(cached + total)] for row in range(total)]
+    assert masks.quadratic_groups(block_length, cached).tolist() == expected
