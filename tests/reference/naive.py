@@ -1,7 +1,7 @@
 """The four loops once more, greedy, without a cache: every pass recomputes the whole sequence under a dense mask.
 
-Written against the specification and not against the loops under test; each returns (tokens, nfe, rounds). Quadratic mode
-runs one forward for every acceptance length instead of one fused forward.
+Written against the specification and not against the loops under test; each returns (tokens, nfe, rounds). Quadratic
+mode runs one forward for every acceptance length instead of one fused forward.
 """
 
 from collections.abc import Iterator

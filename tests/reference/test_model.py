@@ -1,4 +1,4 @@
-"""The transformer: cached equals uncached, and the causal pathway equals transformers' own implementation of the shape."""
+"""The transformer: cached equals uncached, and the causal pathway equals transformers' own Ministral 3."""
 
 import json
 from pathlib import Path
