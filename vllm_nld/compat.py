@@ -41,7 +41,7 @@ def apply() -> None:
     """Apply every patch once a process. Does nothing on an untested vLLM, so that other models keep working there."""
     if not is_tested_version():
         return
-    for patch in (profile_sampler_on_finite_logits, permit_amx_tiles):
+    for patch in (profile_sampler_on_finite_logits, permit_amx_tiles, run_kernels_natively):
         if patch.__name__ not in _applied:
             patch()
             _applied.add(patch.__name__)
@@ -81,8 +81,8 @@ def permit_amx_tiles() -> None:
     """Ask the operating system to let this process use AMX tiles.
 
     Symptom: serving in bf16 on a CPU with AMX dies with SIGILL ("Illegal instruction") in `cpu_attn_amx.hpp`.
-    Cause: Linux grants tiles to a process that asks; oneDNN asks before its first large bf16 product, but vLLM's attention
-    kernel does not, and a small model with no warm-up run reaches it first.
+    Cause: Linux grants tiles to a process that asks; oneDNN asks before its first large bf16 product, but vLLM's
+    attention kernel does not, and a small model with no warm-up run reaches it first.
     Delete when: `CPUWorker.init_device` asks itself.
     """
     import torch
@@ -91,6 +91,26 @@ def permit_amx_tiles() -> None:
 
     if is_cpu_build() and torch.cpu._is_amx_tile_supported():
         torch.cpu._init_amx()
+
+
+def run_kernels_natively() -> None:
+    """Run Model Runner V2's kernels as machine code on the CPU.
+
+    Symptom: each of the ten to fifteen kernels of a step takes 1-3 ms, so decoding is ten times slower than the model.
+    Cause: vLLM's CPU build leaves them to a Triton "cpu" backend, none is published, and ours has Triton interpret
+    them; vLLM's own seam, `register_kernels`, passes a replacement no grid, and some kernels say only there how much to
+    do.
+    Delete when: vLLM's CPU build brings native versions of the kernels in `vllm_nld.triton_cpu.registry`.
+    """
+    from vllm.triton_utils import HAS_TRITON
+
+    from vllm_nld.triton_cpu import is_cpu_build
+
+    if not (is_cpu_build() and HAS_TRITON):
+        return
+    from vllm_nld.triton_cpu import dispatch
+
+    dispatch.install()
 
 
 def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:

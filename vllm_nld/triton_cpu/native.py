@@ -1,0 +1,106 @@
+"""Compiles a twin for the types it is launched with, and calls it on the tensors' addresses.
+
+A twin is a plain Python function over Numba pointers with the kernel's own parameters, in their order, after the two
+grid sizes. Numba compiles it to a C function, once for each combination of types and cached on disk, so start-up does
+not pay for it twice. Addresses cost a tenth of what array views cost, and a kernel's contract is addresses and strides
+anyway.
+
+    native = Native(twins.block_table.gather_block_tables, arg_names, defaults)
+    native.launch((groups, requests), *tensors, BLOCK_SIZE=1024)
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numba import cfunc, types
+
+Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
+
+# Numba has no bfloat16: a pointer to uint16 stands for it, and `pointers.load` converts. No kernel takes real uint16.
+POINTERS = {
+    torch.bool: types.uint8,
+    torch.uint8: types.uint8,
+    torch.int32: types.int32,
+    torch.int64: types.int64,
+    torch.uint64: types.uint64,
+    torch.bfloat16: types.uint16,
+    torch.float32: types.float32,
+    torch.float64: types.float64,
+}
+
+
+class Native:
+    """A twin, compiled on demand."""
+
+    def __init__(self, function: Callable[..., None], arg_names: Sequence[str], defaults: dict[str, Any]) -> None:
+        self.function = function
+        self.arg_names = tuple(arg_names)
+        self.defaults = defaults
+        self._compiled: dict[tuple[Any, ...], Callable[..., None]] = {}
+
+    def launch(self, grid: Grid, *args: Any, **options: Any) -> None:
+        """Run the twin with a kernel's launch arguments. Launch options such as num_warps are not for it.
+
+        Raises TypeError, before anything is written, for a missing argument or a type that no twin is compiled for.
+        """
+        if len(args) < len(self.arg_names):
+            args += tuple([self._named(name, options) for name in self.arg_names[len(args) :]])
+        if callable(grid):
+            grid = grid(dict(zip(self.arg_names, args, strict=True)))
+        values: list[Any] = [grid[0], grid[1] if len(grid) > 1 else 1]
+        key: list[Any] = []
+        for arg in args:
+            kind = type(arg)
+            if kind is torch.Tensor or isinstance(arg, torch.Tensor):
+                values.append(arg.data_ptr())
+                key.append(arg.dtype)
+            elif kind is int or kind is bool:
+                values.append(arg)
+                key.append(int)
+            elif arg is None:
+                values.append(None)
+                key.append(None)
+            elif isinstance(arg, (float, np.floating)):
+                values.append(float(arg))
+                key.append(float)
+            else:
+                values.append(int(arg))
+                key.append(int)
+        types_key = tuple(key)
+        compiled = self._compiled.get(types_key)
+        if compiled is None:
+            compiled = self._compiled[types_key] = self._compile(types_key)
+        compiled(*values)
+
+    def _named(self, name: str, options: dict[str, Any]) -> Any:
+        if name in options:
+            return options[name]
+        if name in self.defaults:
+            return self.defaults[name]
+        raise TypeError(f"{self.function.__name__}: the launch has no {name!r}")
+
+    def _compile(self, key: tuple[Any, ...]) -> Callable[..., None]:
+        arguments: list[Any] = [types.int64, types.int64]
+        prototype: list[Any] = [ctypes.c_int64, ctypes.c_int64]
+        for kind in key:
+            if kind is int:
+                arguments.append(types.int64)
+                prototype.append(ctypes.c_int64)
+            elif kind is float:
+                arguments.append(types.float64)
+                prototype.append(ctypes.c_double)
+            elif kind is None:
+                arguments.append(types.none)
+                prototype.append(ctypes.c_void_p)
+            elif kind in POINTERS:
+                arguments.append(types.CPointer(POINTERS[kind]))
+                prototype.append(ctypes.c_void_p)
+            else:
+                raise TypeError(f"{self.function.__name__} of {kind}")
+        compiled = cfunc(types.void(*arguments), cache=True, error_model="numpy")(self.function)
+        call = ctypes.CFUNCTYPE(None, *prototype)(compiled.address)
+        call.owner = compiled  # the machine code lives as long as this object
+        return call

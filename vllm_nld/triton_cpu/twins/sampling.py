@@ -1,0 +1,140 @@
+"""Sampling a token from each row: temperature, min-p, and the Gumbel-max draw."""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from vllm_nld.triton_cpu.twins.noise import DRAFT_SALT, MOST_NOISE, SECOND_HASH, gumbel32, gumbel64, prefix
+from vllm_nld.triton_cpu.twins.pointers import NEG_INF, load
+
+
+@njit
+def draw_block(logits, row, begin, end, scale, random, use_fp64, seed, position):
+    """(value, index) of the winner among the tokens begin…end of a row that starts at element `row`; the first of
+    equals.
+
+    Logits are divided by `scale` in float32 first; `random` adds Gumbel noise. NaN never wins; where nothing does,
+    begin.
+    """
+    best, winner = -np.inf, begin
+    if not random:
+        top = NEG_INF
+        for token in range(begin, end):
+            value = load(logits, row + token)
+            if value > top:
+                top, winner = value, token
+        return np.float64(top), winner
+    noise = prefix(seed, position, 0)
+    if use_fp64:
+        more = prefix(seed, position, SECOND_HASH)
+        for token in range(begin, end):
+            wide = np.float64(load(logits, row + token) / scale) + gumbel64(noise, more, token)
+            if wide > best:
+                best, winner = wide, token
+        return best, winner
+    top = NEG_INF
+    for token in range(begin, end):
+        value = load(logits, row + token) / scale
+        if value + MOST_NOISE > top:
+            value += gumbel32(noise, token)
+            if value > top:
+                top, winner = value, token
+    return np.float64(top), winner
+
+
+def gumbel_sample(
+    grid_0,  # N
+    grid_1,  # blocks of BLOCK_SIZE tokens
+    local_argmax,  # [N, blocks] int64, written
+    local_argmax_stride,
+    local_max,  # [N, blocks] float32, or float64 with USE_FP64, written
+    local_max_stride,
+    logits_cache,  # [M, columns, V] or None, written
+    logits_cache_stride_0,
+    logits_cache_stride_1,
+    logits_cache_col,  # [1], or [N] with PER_TOKEN_COL, or None
+    logits_cache_source,  # [N, V] or None
+    logits_cache_source_stride,
+    logits,  # [N, V]
+    logits_stride,
+    expanded_idx_mapping,  # [N], -1 for padding
+    seeds,  # [M]
+    pos,  # [N]
+    temp,  # [M]
+    vocab_size,
+    BLOCK_SIZE,
+    IS_DRAFTING,
+    APPLY_TEMPERATURE,
+    USE_FP64,
+    PER_TOKEN_COL,
+):
+    """The winner of each block of each row: argmax of logits (/ temperature) + Gumbel noise, plain argmax at
+    temperature 0.
+
+    With a cache, also keep the row's logits as they were before temperature, for the rejection sampler.
+    """
+    for row in range(grid_0):
+        request = expanded_idx_mapping[row]
+        temperature = np.float32(0.0)
+        seed = np.int64(0)
+        if request >= 0:
+            temperature = np.float32(temp[request])
+            seed = np.int64(seeds[request])
+            if logits_cache is not None:
+                column = logits_cache_col[row if PER_TOKEN_COL else 0]
+                cache = request * logits_cache_stride_0 + column * logits_cache_stride_1
+                for token in range(vocab_size):
+                    logits_cache[cache + token] = logits_cache_source[row * logits_cache_source_stride + token]
+        random = temperature != 0
+        scale = temperature if random and APPLY_TEMPERATURE else np.float32(1.0)
+        position = pos[row] + (DRAFT_SALT if IS_DRAFTING else 0)
+        for block in range(grid_1):
+            begin = block * BLOCK_SIZE
+            end = min(begin + BLOCK_SIZE, vocab_size)
+            value, token = draw_block(logits, row * logits_stride, begin, end, scale, random, USE_FP64, seed, position)
+            local_argmax[row * local_argmax_stride + block] = token
+            local_max[row * local_max_stride + block] = value
+
+
+def apply_temperature(
+    grid_0,  # N
+    grid_1,
+    logits,  # [N, V] float32, read and written
+    logits_stride,
+    expanded_idx_mapping,  # [N]
+    temperature,  # [M]
+    vocab_size,
+    BLOCK_SIZE,
+):
+    """Divide each row by its temperature; 0 and 1 leave it as it is."""
+    for row in range(grid_0):
+        divisor = np.float32(temperature[expanded_idx_mapping[row]])
+        if divisor != 0 and divisor != 1:
+            for i in range(row * logits_stride, row * logits_stride + vocab_size):
+                logits[i] = logits[i] / divisor
+
+
+def apply_min_p(
+    grid_0,  # N
+    grid_1,
+    logits,  # [N, V] float32, read and written
+    logits_stride,
+    expanded_idx_mapping,  # [N]
+    min_p,  # [M]
+    vocab_size,
+    BLOCK_SIZE,
+):
+    """Forbid tokens whose probability is below min_p times the best token's; 0 forbids none."""
+    for row in range(grid_0):
+        share = np.float32(min_p[expanded_idx_mapping[row]])
+        if share == 0:
+            continue
+        begin = row * logits_stride
+        top = NEG_INF
+        for i in range(begin, begin + vocab_size):
+            top = max(top, logits[i])
+        threshold = np.float32(top + np.float32(math.log(share)))
+        for i in range(begin, begin + vocab_size):
+            if logits[i] < threshold:
+                logits[i] = NEG_INF
