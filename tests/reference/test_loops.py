@@ -5,7 +5,8 @@ import torch
 
 from tests.reference import naive
 from tests.reference.prompts import prompts
-from vllm_nld.reference import ReferenceModel, generate
+from vllm_nld.reference import KVCache, ReferenceModel, generate, masks
+from vllm_nld.reference.draft import fill
 
 LIMIT = 19
 
@@ -56,12 +57,29 @@ def test_linear(any_model: ReferenceModel, block_length: int, threshold: float, 
 @pytest.mark.parametrize("block_length", [2, 3, 8])
 def test_quadratic(any_model: ReferenceModel, block_length: int) -> None:
     limit = 24 // block_length + 6
-    for prompt in prompts(any_model, 2):
+    for prompt in prompts(any_model, 2 if any_model.config.vocab_size > 4 else 6):
         found = generate(
             any_model, prompt, mode="quadratic", max_new_tokens=limit, block_length=block_length, ignore_eos=True
         )
         expected = naive.quadratic(any_model, prompt, limit, block_length)
         assert (found.tokens, found.nfe, list(found.rounds)) == expected
+
+
+def test_a_fused_round_equals_a_forward_for_every_acceptance_length(model: ReferenceModel) -> None:
+    """Logits of the AR row and of all masks of each group, not only what becomes of them."""
+    context, drafts, mask_id = prompts(model, 2)[-1], [5, 6, 7], model.config.mask_token_id
+    k, start = len(drafts), len(context)
+    cache = KVCache(2)
+    with torch.no_grad():
+        model(torch.tensor([context]), cache)
+        fused = torch.tensor([[token for draft in drafts for token in [draft] + [mask_id] * k]])
+        positions = start + (torch.arange(k)[:, None] + torch.arange(k + 1)).flatten()
+        hidden = model(fused, cache, positions=positions, mask=masks.quadratic_groups(k, cached=start))[0]
+        found = model.logits(hidden).unflatten(0, (k, k + 1))
+        for group in range(k):
+            clean = context + drafts[: group + 1]
+            expected = naive.dense(model, clean + [mask_id] * k, bidirectional_from=len(clean))
+            torch.testing.assert_close(found[group], expected[len(clean) - 1 :], atol=1e-4, rtol=1e-4)
 
 
 def test_rounds_of_every_length_occur(agreeable: ReferenceModel) -> None:
@@ -94,9 +112,6 @@ def test_draft_adapter_is_on_in_draft_passes_only(model: ReferenceModel) -> None
 
 
 def test_draft_adapter_changes_drafts(model: ReferenceModel) -> None:
-    from vllm_nld.reference.cache import KVCache
-    from vllm_nld.reference.draft import fill
-
     with torch.no_grad():
         with_lora, _ = fill(model, KVCache(2), 5, block_length=16, threshold=0.0, lora=True)
         without, _ = fill(model, KVCache(2), 5, block_length=16, threshold=0.0, lora=False)
