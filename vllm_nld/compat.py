@@ -10,7 +10,7 @@ from typing import Any
 
 TESTED_VLLM = ("0.32.0",)
 
-_applied: set[str] = set()
+_outcome: dict[str, bool] = {}  # patch name: whether it found something to patch here
 
 
 def vllm_version() -> str:
@@ -41,18 +41,17 @@ def apply() -> None:
     """Apply every patch once a process. Does nothing on an untested vLLM, so that other models keep working there."""
     if not is_tested_version():
         return
-    for patch in (profile_sampler_on_finite_logits, permit_amx_tiles, run_kernels_natively):
-        if patch.__name__ not in _applied:
-            patch()
-            _applied.add(patch.__name__)
+    for patch in PATCHES:
+        if patch.__name__ not in _outcome:
+            _outcome[patch.__name__] = patch()
 
 
 def applied() -> tuple[str, ...]:
     """Names of the patches in force in this process."""
-    return tuple(sorted(_applied))
+    return tuple(sorted(name for name, in_force in _outcome.items() if in_force))
 
 
-def profile_sampler_on_finite_logits() -> None:
+def profile_sampler_on_finite_logits() -> bool:
     """Give the CPU warm-up's dummy sampling finite logits.
 
     Symptom: `vllm serve` on the CPU with Model Runner V2 dies at start-up with "All-NaN slice encountered".
@@ -66,18 +65,19 @@ def profile_sampler_on_finite_logits() -> None:
     from vllm_nld.triton_cpu import is_cpu_build
 
     if not (is_cpu_build() and HAS_TRITON):
-        return
+        return False
     _patch_on_import(
         "vllm.v1.worker.cpu.model_runner",
         lambda module: setattr(module.CPUModelRunner, "_dummy_sampler_run", _dummy_sampler_run),
     )
+    return True
 
 
 def _dummy_sampler_run(self: Any, hidden_states: Any) -> None:
     super(type(self), self)._dummy_sampler_run(hidden_states.zero_())
 
 
-def permit_amx_tiles() -> None:
+def permit_amx_tiles() -> bool:
     """Ask the operating system to let this process use AMX tiles.
 
     Symptom: serving in bf16 on a CPU with AMX dies with SIGILL ("Illegal instruction") in `cpu_attn_amx.hpp`.
@@ -89,11 +89,10 @@ def permit_amx_tiles() -> None:
 
     from vllm_nld.triton_cpu import is_cpu_build
 
-    if is_cpu_build() and torch.cpu._is_amx_tile_supported():
-        torch.cpu._init_amx()
+    return is_cpu_build() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 
-def run_kernels_natively() -> None:
+def run_kernels_natively() -> bool:
     """Run Model Runner V2's kernels as machine code on the CPU.
 
     Symptom: each of the ten to fifteen kernels of a step takes 1-3 ms, so decoding is ten times slower than the model.
@@ -107,10 +106,11 @@ def run_kernels_natively() -> None:
     from vllm_nld.triton_cpu import is_cpu_build
 
     if not (is_cpu_build() and HAS_TRITON):
-        return
+        return False
     from vllm_nld.triton_cpu import dispatch
 
     dispatch.install()
+    return True
 
 
 def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
@@ -145,3 +145,6 @@ def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
             return spec
 
     sys.meta_path.insert(0, Finder())
+
+
+PATCHES: tuple[Callable[[], bool], ...] = (profile_sampler_on_finite_logits, permit_amx_tiles, run_kernels_natively)

@@ -1,0 +1,47 @@
+"""Offline vLLM engines for tests: the real engine in a process of its own, small enough to start in seconds."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def engine(model: Path, **options: Any) -> Iterator[Any]:
+    """A `vllm.LLM` on `model`, shut down at the end. Fed with token ids unless a tokenizer is asked for."""
+    from vllm import LLM
+
+    defaults: dict[str, Any] = {
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_num_seqs": 16,
+    }
+    llm = LLM(str(model), **(defaults | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def greedy(llm: Any, prompts: Sequence[Sequence[int]], max_tokens: int, **options: Any) -> list[Any]:
+    """The engine's greedy completions of token-id prompts, EOS ignored."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, **options)
+    outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in prompts], params, use_tqdm=False)
+    return [output.outputs[0] for output in outputs]
+
+
+def random_prompts(count: int, vocab_size: int, longest: int, seed: int = 0) -> list[list[int]]:
+    """Prompts of random ids with lengths spread evenly from 1 to `longest`."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.linspace(1, longest, count).long().tolist()
+    return [torch.randint(0, vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+def full_logits(completion: Any) -> torch.Tensor:
+    """Logits [tokens, V] of a completion that was asked for with logprobs=-1 from an engine with raw logits."""
+    return torch.tensor([[step[token].logprob for token in range(len(step))] for step in completion.logprobs])
