@@ -8,7 +8,7 @@ from tests.reference.prompts import prompts
 from vllm_nld.reference import KVCache, ReferenceModel, generate, masks
 from vllm_nld.reference.draft import fill
 
-LIMIT = 19
+LIMIT = 13
 
 
 def test_ar(any_model: ReferenceModel) -> None:

@@ -18,7 +18,7 @@ SPECULATIVE = [*LINEAR, pytest.param({"mode": "quadratic"}, id="quadratic")]
 @pytest.mark.parametrize("block_length", [2, 3, 8, 32])
 @pytest.mark.parametrize("how", SPECULATIVE)
 def test_greedy_output_is_the_ar_output(any_model: ReferenceModel, how: dict, block_length: int) -> None:
-    count, limit = (2, 6) if block_length == 32 else (6, 16)  # a random model's long blocks take many passes
+    count, limit = (2, 5) if block_length == 32 else (5, 10)  # a random model's long blocks take many passes
     for prompt in prompts(any_model, count, seed=block_length):
         ar = generate(any_model, prompt, mode="ar", max_new_tokens=limit, ignore_eos=True)
         found = generate(any_model, prompt, max_new_tokens=limit, block_length=block_length, ignore_eos=True, **how)
