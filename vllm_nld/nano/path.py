@@ -1,4 +1,4 @@
-"""`vllm-nld nano path`: where the shipped checkpoint is, for `vllm serve "$(vllm-nld nano path)"`."""
+"""`vllm-nld nano path`: prints the folder of the shipped checkpoint, for `vllm serve "$(vllm-nld nano path)"`."""
 
 import argparse
 
@@ -6,10 +6,10 @@ from vllm_nld.nano import checkpoint_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    """It takes none."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the path."""
+    """Print the path. Returns the exit status."""
     print(checkpoint_path())
     return 0

@@ -1,0 +1,80 @@
+"""Trains nano from nothing and writes a whole checkpoint folder: `vllm-nld nano train --out runs/nano`.
+
+Three stages with fixed seeds and step counts: AR alone, AR and denoising together, then the draft adapter with all else
+frozen, on exactly what drafting sees. Two single-threaded processes share every step and average their gradients: on a
+few cores that is faster than one process with two threads, and gentler to whatever else runs there.
+
+The learning rate is constant and then falls linearly to zero, so a run can be continued (`--resume`) with other step counts.
+"""
+
+import argparse
+import json
+import os
+import random
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+STAGES = ("ar", "joint", "adapter")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `vllm-nld nano train`."""
+    parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="folder to write the checkpoint to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ar-steps", type=int, default=400, help="steps of next-token loss alone")
+    parser.add_argument("--joint-steps", type=int, default=2200, help="steps of next-token and denoising loss")
+    parser.add_argument("--decay-steps", type=int, default=900, help="last steps, in which the learning rate falls to zero")
+    parser.add_argument("--adapter-steps", type=int, default=500, help="steps of the draft adapter")
+    parser.add_argument("--rows", type=int, default=3072, help="tokens a step and process, noisy copies included")
+    parser.add_argument("--processes", type=int, default=2, help="single-threaded processes that share a step")
+    parser.add_argument("--resume", action="store_true", help="go on from the state saved in --out")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the processes, wait for them; the first one writes the checkpoint. Returns the exit status."""
+    import torch.multiprocessing as mp
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    mp.spawn(work, args=(args,), nprocs=args.processes)
+    print(f"checkpoint written to {args.out}")
+    return 0
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """One process: builds tokenizer and model, runs the stages, and, as the first one, saves and exports."""
+    import torch
+    import torch.distributed as dist
+
+    from vllm_nld.nano import export
+    from vllm_nld.nano.attention import fast_attention
+    from vllm_nld.nano.trainer import Trainer
+
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    dist.init_process_group("gloo", rank=rank, world_size=args.processes)
+    tokenizer = export.load_or_build_tokenizer(args.out, write=rank == 0)
+    dist.barrier()
+    trainer = Trainer(args, tokenizer, rank)
+    started = time.time()
+    with fast_attention():
+        trainer.train_base()
+        trainer.train_adapter()
+    if rank == 0:
+        history: dict[str, Any] = {"minutes": (time.time() - started) / 60, "rows": trainer.history}
+        (args.out / "history.json").write_text(json.dumps(history))
+        export.export(trainer.model, tokenizer, args.out)
+        export.plot(trainer.history, args.out / "loss.png")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(cli)
+    raise SystemExit(run(cli.parse_args()))

@@ -1,0 +1,163 @@
+"""The training loop of one process: steps, gradient averaging, learning rate, saved state.
+
+Matrices inside the layers use Muon (orthogonalised momentum), embeddings, head and norms use AdamW; both from torch.optim.
+"""
+
+import argparse
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+from vllm_nld.nano.batches import Batch, NoiseMix, batches, collate, encode
+from vllm_nld.nano.export import nano_config
+from vllm_nld.nano.objective import draft_loss, losses
+from vllm_nld.nano.probe import probe
+from vllm_nld.nano.prompts import draw_heldout
+from vllm_nld.reference.model import ReferenceModel
+
+MUON_RATE, ADAM_RATE, ADAPTER_RATE = 6e-3, 3e-3, 3e-3
+ADAPTER_RANK, ADAPTER_ALPHA = 64, 128
+DRAFT_MIX = NoiseMix(draft=1.0, full=0.0, lengths=(32,))
+SAVE_EVERY = 100
+
+
+def initialise(model: ReferenceModel) -> None:
+    """Normal weights, the projections back into the residual stream scaled down by depth."""
+    depth = (2 * model.config.num_hidden_layers) ** -0.5
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            outer = "embed" in name or "head" in name
+            scale = 0.02 if outer else weight.shape[1] ** -0.5 * (depth if "o_proj" in name or "down" in name else 1)
+            nn.init.normal_(weight, std=scale)
+
+
+def base_optimizers(model: ReferenceModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for all else."""
+    inner = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers" in name]
+    outer = [p for name, p in model.named_parameters() if not (p.dim() == 2 and "layers" in name)]
+    return [
+        torch.optim.Muon(inner, lr=MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
+    ]
+
+
+def rate(step: int, steps: int, decay: int, warmup: int = 40) -> float:
+    """Factor on the learning rate: up, level, then down to zero over the last `decay` steps."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / max(decay, 1))
+
+
+class Trainer:
+    """Model, optimizers and history of one process; all processes hold the same weights after every step."""
+
+    def __init__(self, args: argparse.Namespace, tokenizer: Any, rank: int = 0, config: Any = None) -> None:
+        self.args, self.tokenizer, self.rank = args, tokenizer, rank
+        self.model = ReferenceModel(config or nano_config())
+        initialise(self.model)
+        self.history: list[dict[str, float]] = []
+        self.state = args.out / "state.pt"
+        held = draw_heldout(per_category=5)
+        self.probe_batch = collate(random.Random(5), [encode(tokenizer, prompt) for prompt in held], DRAFT_MIX)
+
+    def train_base(self) -> None:
+        """AR alone, then AR and denoising; resumes where a saved state ends."""
+        args, steps = self.args, self.args.ar_steps + self.args.joint_steps
+        optimizers = base_optimizers(self.model)
+        begin = self.load(optimizers) if args.resume else 0
+        stream = batches(self.tokenizer, seed=args.seed * 1000 + self.rank, rows=args.rows)
+        for step, batch in self.numbered(stream, begin, steps, "base"):
+            denoise = step >= args.ar_steps
+            with torch.autocast("cpu", torch.bfloat16):
+                ar, diffusion = losses(self.model, batch, denoise)
+            loss = 0.5 * ar + diffusion if denoise else ar
+            self.update(loss, optimizers, rate(step, steps, args.decay_steps))
+            self.note(step, ar=ar.item(), diffusion=diffusion.item() if denoise else None)
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+                self.report(step + 1)
+                self.save(step + 1, optimizers)
+
+    def train_adapter(self) -> None:
+        """The draft adapter on every o_proj, all other weights frozen."""
+        args = self.args
+        # Serving rounds the weights to bf16; the adapter is trained on the rounded ones.
+        self.model.to(torch.bfloat16).to(torch.float32).requires_grad_(False)
+        torch.manual_seed(args.seed + 1)
+        self.model.add_adapter(ADAPTER_RANK, ADAPTER_ALPHA)
+        adapter = [p for name, p in self.model.named_parameters() if "lora" in name]
+        optimizers = [torch.optim.AdamW(adapter, lr=ADAPTER_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+        stream = batches(self.tokenizer, seed=args.seed * 1000 + 500 + self.rank, rows=args.rows, mix=DRAFT_MIX)
+        base = args.ar_steps + args.joint_steps
+        for step, batch in self.numbered(stream, 0, args.adapter_steps, "adapter"):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = draft_loss(self.model, batch)
+            self.update(loss, optimizers, rate(step, args.adapter_steps, args.adapter_steps))
+            self.note(base + step, draft=loss.item())
+            if (step + 1) % SAVE_EVERY == 0:
+                self.report(base + step + 1, lora=True)
+
+    def update(self, loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+        """One step with the gradients of all processes averaged."""
+        loss.backward()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if dist.is_initialized():
+            flat = torch.cat([p.grad.flatten() for p in parameters])
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+            for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                p.grad.copy_(part.view_as(p))
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("peak", group["lr"])
+                group["lr"] = group["peak"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def numbered(self, stream: Iterator[Batch], begin: int, steps: int, name: str) -> Iterable[tuple[int, Batch]]:
+        """Steps `begin` to `steps` with their batches; those before are drawn and dropped, so that a resumed run sees the
+        same text."""
+        for _ in range(begin):
+            next(stream)
+        bar = tqdm(range(begin, steps), desc=name, initial=begin, total=steps, disable=self.rank > 0, mininterval=5)
+        for step in bar:
+            yield step, next(stream)
+            if self.history and self.rank == 0:
+                bar.set_postfix({k: f"{v:.3f}" for k, v in self.history[-1].items() if k != "step" and v is not None})
+
+    def note(self, step: int, **values: float | None) -> None:
+        """Keep a step's losses for the plot."""
+        self.history.append({"step": step, **values})
+
+    def report(self, step: int, lora: bool = False) -> None:
+        """Print the teacher-forced figures on held-out prompts."""
+        if self.rank > 0:
+            return
+        with torch.autocast("cpu", torch.bfloat16):
+            right, length = probe(self.model, self.probe_batch, lora)
+        recent = self.history[-SAVE_EVERY:]
+        means = {k: sum(row[k] for row in recent) / len(recent) for k in recent[-1] if k != "step" and None not in [r[k] for r in recent]}
+        text = " ".join(f"{k} {v:.4f}" for k, v in means.items())
+        tqdm.write(f"step {step}: exact {right.float().mean().item():.2f} draft length {length:.2f} {text}")
+
+    def save(self, step: int, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Write all that `--resume` needs."""
+        if self.rank == 0:
+            state = {"step": step, "model": self.model.state_dict(), "history": self.history}
+            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            torch.save(state, self.state)
+
+    def load(self, optimizers: list[torch.optim.Optimizer]) -> int:
+        """Read a saved state and return its step."""
+        state = torch.load(self.state, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["peak"] = peak
+        self.history = state["history"]
+        return state["step"]
