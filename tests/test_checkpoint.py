@@ -150,6 +150,10 @@ BREAKAGES = {
         lambda path: (path / "model.safetensors").write_bytes(b""),
         ["model.safetensors is damaged", "download it again"],
     ),
+    "bad-index": (
+        lambda path: (path / "model.safetensors.index.json").write_text('{"weights": {}}'),
+        ["model.safetensors.index.json is damaged", "download it again"],
+    ),
     "no-config": (lambda path: (path / "config.json").unlink(), ["config.json does not exist", "Hugging Face layout"]),
     "bad-config": (lambda path: (path / "config.json").write_text("{,"), ["config.json is not valid JSON", "download"]),
     "binary-config": (

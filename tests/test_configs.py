@@ -118,6 +118,8 @@ def test_known_rope_keys_are_not_warned_about(tmp_path: Path, caplog: pytest.Log
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu' in config.json, not 'gelu'"),
         ({"attention_bias": True}, "attention_bias and mlp_bias must be false"),
         ({"mlp_bias": True}, "attention_bias and mlp_bias must be false"),
+        ({"dlm_paradigm": "autoregressive"}, "dlm_paradigm must be 'bidirectional' in config.json"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type must be 'default' or 'yarn' in config.json"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
 )

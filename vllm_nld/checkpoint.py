@@ -112,7 +112,10 @@ def weight_files(path: Path) -> list[Path]:
         raise CheckpointError(f"{path} holds no *.safetensors file", "download the weights again")
     index = path / "model.safetensors.index.json"
     if index.exists():
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} is damaged ({error!r})", "download it again") from None
         absent = sorted(named - {file.name for file in files})
         if absent:
             raise CheckpointError(f"{path / absent[0]} is named in {index.name} but absent", "download it again")

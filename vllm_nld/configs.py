@@ -69,6 +69,11 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
             raise ValueError(f"block_size ({self.block_size}) must be at least 2 in config.json")
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act must be 'silu' in config.json, not {self.hidden_act!r}")
+        if self.dlm_paradigm != "bidirectional":
+            raise ValueError(f"dlm_paradigm must be 'bidirectional' in config.json, not {self.dlm_paradigm!r}")
+        kind = (self.rope_parameters or {}).get("rope_type", "default")
+        if kind not in ("default", "yarn"):
+            raise ValueError(f"rope_parameters.rope_type must be 'default' or 'yarn' in config.json, not {kind!r}")
         if self.attention_bias or self.mlp_bias:
             raise ValueError("attention_bias and mlp_bias must be false in config.json: the NLD family has no biases")
 
