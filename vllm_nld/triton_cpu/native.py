@@ -33,7 +33,7 @@ POINTERS = {
 
 
 class Native:
-    """A twin, compiled on demand."""
+    """A twin, compiled on demand. Its attribute `absent` names the parameters that it can only take as None."""
 
     def __init__(self, function: Callable[..., None], arg_names: Sequence[str], defaults: dict[str, Any]) -> None:
         self.function = function
@@ -83,6 +83,9 @@ class Native:
         raise TypeError(f"{self.function.__name__}: the launch has no {name!r}")
 
     def _compile(self, key: tuple[Any, ...]) -> Callable[..., None]:
+        absent = getattr(self.function, "absent", ())
+        if present := [name for name in absent if key[self.arg_names.index(name)] is not None]:
+            raise TypeError(f"{self.function.__name__} with {present[0]}")
         arguments: list[Any] = [types.int64, types.int64]
         prototype: list[Any] = [ctypes.c_int64, ctypes.c_int64]
         for kind in key:

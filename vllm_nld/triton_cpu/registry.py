@@ -58,11 +58,62 @@ KERNELS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("_post_update_kernel", "f39df8e3d9da4cfe", "outputs.post_update"),
         ("_post_update_num_computed_tokens_kernel", "e0b8ee6d722c245f", "outputs.advance_computed_tokens"),
     ),
+    f"{GPU}.structured_outputs": (
+        ("_apply_grammar_bitmask_kernel", "fb46c4c58a7dbc84", "grammar.apply_grammar_bitmask"),
+    ),
+    f"{GPU}.metrics.logits": (("_num_nans_kernel", "6a38be01b7f15f17", "grammar.count_nans"),),
     f"{SAMPLE}.gumbel": (
         ("_gumbel_sample_kernel", "09d1faa61386f8be", "sampling.gumbel_sample"),
         ("_temperature_kernel", "b80f80d1ae7977b6", "sampling.apply_temperature"),
     ),
     f"{SAMPLE}.min_p": (("_min_p_kernel", "2d7bef4c1a8c000b", "sampling.apply_min_p"),),
+    "vllm.v1.sample.ops.topk_topp_triton": (("_topk_topp_kernel", "46c9f763bbf4b67a", "top_k_top_p.top_k_top_p"),),
+    f"{SAMPLE}.penalties": (
+        ("_penalties_kernel", "fb05a90e918c867f", "penalties.apply_penalties"),
+        ("_bincount_kernel", "fd46ecf29ea4a22a", "penalties.count_tokens"),
+    ),
+    f"{SAMPLE}.logit_bias": (("_bias_kernel", "e7b1944a572b98f1", "bias.apply_bias"),),
+    f"{SAMPLE}.bad_words": (("_bad_words_kernel", "fb403b384985188d", "bias.apply_bad_words"),),
+    f"{SAMPLE}.thinking_budget": (
+        ("_update_committed_marker_cache_kernel", "ec9ea2a137f7268b", "thinking.update_marker_cache"),
+        ("_thinking_budget_kernel", "d529b7ae25852d2a", "thinking.apply_budget"),
+    ),
+    f"{SAMPLE}.logprob": (
+        ("_topk_log_softmax_kernel", "a1291d85a30f0236", "logprobs.log_softmax_at"),
+        ("_ranks_kernel", "9db71e124f95f865", "logprobs.ranks"),
+        ("_fill_logprob_token_ids_kernel", "9670d4b93107a1ed", "logprobs.fill_token_ids"),
+    ),
+    f"{SAMPLE}.prompt_logprob": (
+        ("_prompt_logprobs_token_ids_kernel", "e2863f4d3f8de9c6", "logprobs.prompt_token_ids"),
+    ),
+    f"{SAMPLE}.output": (("_compact_sampling_mask_kernel", "deb7c1a0f4374d27", "logprobs.compact_support"),),
+    f"{SPEC}.rejection_sampler": (
+        ("_gather_draft_sampled_kernel", "3b49cdf1ac6e704e", "resampling.gather_draft_sampled"),
+        ("_flatten_sampled_kernel", "cd38d460f9f2183c", "resampling.flatten_sampled"),
+    ),
+    f"{SPEC}.rejection_sampler_utils": (
+        ("_compute_local_logits_stats_kernel", "2c6ca2abc893edb6", "rejection.logits_stats"),
+        ("_rejection_kernel", "1622ebe3423a6eba", "rejection.reject"),
+        ("_compute_cumulative_log_p_kernel", "c8293ff0b70f77d9", "block_verification.cumulative_ratios"),
+        ("_compute_local_residual_mass_kernel", "cb6601d4e09d155e", "block_verification.residual_mass"),
+        ("_resample_kernel", "e27051fc2d6fb89c", "resampling.resample"),
+        ("_insert_resampled_kernel", "6271a768f6f58371", "resampling.insert_resampled"),
+    ),
+    f"{SPEC}.target_dependent_ar.speculator": (
+        ("_prepare_prefill_inputs_kernel", "e14f0efede76472c", "drafting.prepare_target_dependent_prefill"),
+        ("_prepare_decode_inputs_kernel", "eba8bfc056fd3ea4", "drafting.prepare_decode"),
+        ("_update_draft_inputs_kernel", "ea78e4fe27fc9209", "drafting.update_draft_inputs"),
+    ),
+    f"{SPEC}.standalone_ar.speculator": (
+        ("_prepare_prefill_inputs_kernel", "1a2275d688fb1738", "drafting.prepare_standalone_prefill"),
+    ),
+    f"{SPEC}.dflash.speculator": (
+        ("_prepare_dflash_inputs_kernel", "de68b314c6704e34", "block_drafting.prepare_block"),
+    ),
+    f"{SPEC}.ngram.speculator": (
+        ("_ngram_scan_kernel", "fde49a182ff66d50", "ngram.scan"),
+        ("_ngram_finalize_kernel", "756ea7e54b6a598f", "ngram.finalize"),
+    ),
 }
 
 TWINS: tuple[Twin, ...] = tuple(

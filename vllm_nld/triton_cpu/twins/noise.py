@@ -1,8 +1,10 @@
 """The random numbers of vLLM's samplers: counter-based, so a seed, a position and a token id name each one.
 
-Murmur3 over (seed, position, token) gives 32 bits, or 53 from two hashes; Gumbel noise follows by -log(-log1p(-u)),
-whose winning tail sits at u -> 0, where float32 is finest. All of it in the widths and the order of vLLM's kernels,
-since a seed must give the same sample on every device. Sources: Appleby's MurmurHash3_x86_32;
+Whether a draft is accepted: Philox-4x32-10 over (position), keyed by the seed, as `triton.language.rand` has it.
+
+Which token is drawn: Murmur3 over (seed, position, token) gives 32 bits, or 53 from two hashes; Gumbel noise follows by
+-log(-log1p(-u)), whose winning tail sits at u -> 0, where float32 is finest. All of it in the widths and the order of
+vLLM's kernels, since a seed must give the same sample on every device. Sources: Appleby's MurmurHash3_x86_32;
 `vllm/v1/worker/gpu/sample/gumbel.py`.
 """
 
@@ -13,6 +15,7 @@ from numba import njit, uint64
 
 MASK32 = uint64(0xFFFFFFFF)
 SECOND_HASH = 0x9E3779B9  # starts the hash that gives the high bits of a 53-bit number
+SMALLEST = np.float32(4.6566127342e-10)  # the smallest positive number of `uniform32`
 DRAFT_SALT = 1 << 30  # added to a draft's position, so that a draft and its residual never share noise
 MOST_NOISE = np.float32(24.0)  # more than the largest float32 noise, -log(2**-33) = 22.88
 
@@ -81,3 +84,29 @@ def gumbel64(row, second_row, token):
     if u == 1.0:
         u -= 2.0**-53
     return -math.log(-math.log(u))
+
+
+@njit(inline="always")
+def noisy(logit, token, best, low_row, high_row, use_fp64):
+    """A logit with its token's Gumbel noise, in float64; -inf at once where no noise could lift it above `best`."""
+    if use_fp64:
+        return np.float64(logit) + gumbel64(low_row, high_row, token)
+    if logit + MOST_NOISE > best:
+        return np.float64(np.float32(logit + gumbel32(low_row, token)))
+    return -np.inf
+
+
+@njit
+def uniform32(seed, offset):
+    """A float32 in [SMALLEST, 1) from the first word of Philox."""
+    c0, c1, c2, c3 = uint64(offset) & MASK32, (uint64(offset) >> uint64(32)) & MASK32, uint64(0), uint64(0)
+    k0, k1 = uint64(seed) & MASK32, (uint64(seed) >> uint64(32)) & MASK32
+    for _ in range(10):
+        low, high = uint64(0xD2511F53) * c0, uint64(0xCD9E8D57) * c2
+        c0, c2 = (high >> uint64(32)) ^ c1 ^ k0, (low >> uint64(32)) ^ c3 ^ k1
+        c1, c3 = high & MASK32, low & MASK32
+        k0, k1 = (k0 + uint64(0x9E3779B9)) & MASK32, (k1 + uint64(0xBB67AE85)) & MASK32
+    signed = np.int64(c0)
+    if signed >= 1 << 31:
+        signed = (1 << 32) - 1 - signed
+    return max(np.float32(signed) * np.float32(4.6566127342e-10), SMALLEST)

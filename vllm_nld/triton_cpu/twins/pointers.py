@@ -43,6 +43,39 @@ def _load(pointer, index):
     return lambda pointer, index: np.float32(pointer[index])
 
 
+@intrinsic
+def float_to_bits(typingctx: Any, value: Any) -> Any:
+    """The 32 bits of a float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.uint32))
+
+    return types.uint32(types.float32), codegen
+
+
+def store(pointer, index, value):
+    """`pointer[index] = value`; a pointer to uint16 holds bfloat16, rounded to nearest even."""
+    raise NotImplementedError("only for compiled code")
+
+
+@overload(store)
+def _store(pointer, index, value):
+    if pointer.dtype != types.uint16:
+
+        def store(pointer, index, value):
+            pointer[index] = value
+
+        return store
+
+    def store_bfloat16(pointer, index, value):
+        bits = np.uint32(float_to_bits(np.float32(value)))
+        if value == value:
+            bits = np.uint32(bits + np.uint32(0x7FFF) + np.uint32((bits >> np.uint32(16)) & np.uint32(1)))
+        pointer[index] = np.uint16(bits >> np.uint32(16))
+
+    return store_bfloat16
+
+
 def forbid(pointer, index):
     """`pointer[index] = -inf`; a pointer to uint16 holds bfloat16."""
     raise NotImplementedError("only for compiled code")

@@ -5,42 +5,30 @@ import math
 import numpy as np
 from numba import njit
 
-from vllm_nld.triton_cpu.twins.noise import DRAFT_SALT, MOST_NOISE, SECOND_HASH, gumbel32, gumbel64, prefix
-from vllm_nld.triton_cpu.twins.pointers import NEG_INF, load
+from vllm_nld.triton_cpu.twins.noise import DRAFT_SALT, SECOND_HASH, noisy, prefix
+from vllm_nld.triton_cpu.twins.pointers import NEG_INF, forbid, load, store
 
 
 @njit
 def draw_block(logits, row, begin, end, scale, random, use_fp64, seed, position):
-    """(value, index) of the winner among the tokens begin…end of a row that starts at element `row`; the first of
-    equals.
+    """(value, token) of the winner among the tokens begin…end of a row that starts at element `row`; first of equals.
 
     Logits are divided by `scale` in float32 first; `random` adds Gumbel noise. NaN never wins; where nothing does,
     begin.
     """
     best, winner = -np.inf, begin
     if not random:
-        top = NEG_INF
         for token in range(begin, end):
-            value = load(logits, row + token)
-            if value > top:
-                top, winner = value, token
-        return np.float64(top), winner
-    noise = prefix(seed, position, 0)
-    if use_fp64:
-        more = prefix(seed, position, SECOND_HASH)
-        for token in range(begin, end):
-            wide = np.float64(load(logits, row + token) / scale) + gumbel64(noise, more, token)
-            if wide > best:
-                best, winner = wide, token
+            value = np.float64(load(logits, row + token))
+            if value > best:
+                best, winner = value, token
         return best, winner
-    top = NEG_INF
+    low_row, high_row = prefix(seed, position, 0), prefix(seed, position, SECOND_HASH)
     for token in range(begin, end):
-        value = load(logits, row + token) / scale
-        if value + MOST_NOISE > top:
-            value += gumbel32(noise, token)
-            if value > top:
-                top, winner = value, token
-    return np.float64(top), winner
+        value = noisy(load(logits, row + token) / scale, token, best, low_row, high_row, use_fp64)
+        if value > best:
+            best, winner = value, token
+    return best, winner
 
 
 def gumbel_sample(
@@ -100,7 +88,7 @@ def gumbel_sample(
 def apply_temperature(
     grid_0,  # N
     grid_1,
-    logits,  # [N, V] float32, read and written
+    logits,  # [N, V], read and written
     logits_stride,
     expanded_idx_mapping,  # [N]
     temperature,  # [M]
@@ -112,13 +100,13 @@ def apply_temperature(
         divisor = np.float32(temperature[expanded_idx_mapping[row]])
         if divisor != 0 and divisor != 1:
             for i in range(row * logits_stride, row * logits_stride + vocab_size):
-                logits[i] = logits[i] / divisor
+                store(logits, i, load(logits, i) / divisor)
 
 
 def apply_min_p(
     grid_0,  # N
     grid_1,
-    logits,  # [N, V] float32, read and written
+    logits,  # [N, V], read and written
     logits_stride,
     expanded_idx_mapping,  # [N]
     min_p,  # [M]
@@ -133,8 +121,8 @@ def apply_min_p(
         begin = row * logits_stride
         top = NEG_INF
         for i in range(begin, begin + vocab_size):
-            top = max(top, logits[i])
+            top = max(top, load(logits, i))
         threshold = np.float32(top + np.float32(math.log(share)))
         for i in range(begin, begin + vocab_size):
-            if logits[i] < threshold:
-                logits[i] = NEG_INF
+            if load(logits, i) < threshold:
+                forbid(logits, i)
