@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.15",  # what vLLM 0.32 takes
     packages=find_packages(include=["vllm_nld*", "spec_worker*", "attention_backend*"]),
-    package_data={"vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl"]},
+    package_data={"vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl", "*.jinja"]},
     install_requires=[
         "safetensors>=0.6.2",  # reads headers without loading tensors; vLLM's own floor
         "tqdm",  # progress of long work; any version

@@ -135,6 +135,18 @@ def test_compressed_tensors_checkpoint_loads(tmp_path: Path) -> None:
         assert torch.nn.functional.cosine_similarity(logits, expected, dim=0) > 0.98
 
 
+@pytest.mark.gpu
+def test_fp8_weights_stay_close(tiny_checkpoint: Path) -> None:
+    """vLLM's CPU build has no fp8 kernels. Weights and activations in 8 bits cost a few percent."""
+    prompts = random_prompts(4, VOCAB, longest=60, seed=2)
+    with engine(tiny_checkpoint, dtype="bfloat16", quantization="fp8", **LOGITS) as llm:
+        outputs = greedy(llm, prompts, 1, logprobs=-1)
+    exact = ReferenceModel.from_pretrained(tiny_checkpoint)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        logits, expected = full_logits(output)[0], reference_logits(exact, prompt, list(output.token_ids))[0]
+        assert torch.nn.functional.cosine_similarity(logits, expected, dim=0) > 0.95
+
+
 def write_user_lora(path: Path, model: ReferenceModel, rank: int = 8) -> dict[str, torch.Tensor]:
     """A PEFT adapter on q_proj and down_proj, in the released names. Returns the change of each weight."""
     generator, tensors, change = torch.Generator().manual_seed(5), {}, {}

