@@ -123,6 +123,20 @@ def check_triton() -> Iterator[Check]:
         return
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     yield Check("triton cpu", interpreted, f"TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET')}", "unset it")
+    yield from check_kernels()
+
+
+def check_kernels() -> Iterator[Check]:
+    """How Model Runner V2's kernels run on the CPU. A stale one is slow, not wrong: its source is not the tested one."""
+    from vllm_nld.triton_cpu import status
+
+    kernels = status()
+    for state in ("native", "interpreted", "stale"):
+        names = [kernel.name.rpartition(".")[2] for kernel in kernels if kernel.state == state]
+        remedy = (
+            "install the tested vLLM, or a vllm-nld release for yours: these kernels are interpreted, which is slow"
+        )
+        yield Check(f"{state} kernels", state != "stale" or not names, f"{len(names)} {', '.join(names)}", remedy)
 
 
 def check_device() -> Iterator[Check]:
@@ -217,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         for check in checks:
-            print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<14} {check.detail}")
+            print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<19} {check.detail}")
             if not check.passed:
-                print(f"      {'':<14} -> {check.remedy}")
+                print(f"      {'':<19} -> {check.remedy}")
     return 0 if all(check.passed for check in checks) else 1
