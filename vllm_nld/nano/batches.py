@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
+from vllm_nld.nano.copying import copies
 from vllm_nld.nano.prompts import Prompt, stream
 from vllm_nld.nano.tokenizer import EOS, MASK
 
 IGNORED = -100
 MAX_OFFSET = 3500
+POOL = 1024  # conversations that are sorted by length at a time
 AFTER_END_WEIGHT = 0.2  # tokens after the end are easy and never counted
 
 
@@ -123,12 +125,21 @@ def pad(rows: list[list[Any]], value: Any) -> torch.Tensor:
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
-def batches(tokenizer: Any, seed: int, rows: int, mix: NoiseMix | None = None) -> Iterator[Batch]:
-    """Endless batches of about `rows` tokens, both copies counted; conversations of like length go together."""
+def batches(
+    tokenizer: Any, seed: int, rows: int, mix: NoiseMix | None = None, copy_share: float = 0.0
+) -> Iterator[Batch]:
+    """Endless batches of about `rows` tokens, both copies counted; conversations of like length go together.
+
+    copy_share: the share of samples that only teach copying.
+    """
     mix = mix or NoiseMix()
     prompts, rng = stream(seed), random.Random(seed + 1)
+    warmup = copies(tokenizer, random.Random(seed + 2))
     while True:
-        pool = sorted((encode(tokenizer, next(prompts)) for _ in range(1024)), key=lambda pair: sum(map(len, pair)))
+        pool = [
+            next(warmup) if rng.random() < copy_share else encode(tokenizer, next(prompts)) for _ in range(POOL)
+        ]
+        pool.sort(key=lambda pair: sum(map(len, pair)))
         groups: list[list[tuple[list[int], list[int]]]] = [[]]
         for pair in pool:
             width = len(pair[0]) + 2 * len(pair[1]) + 16

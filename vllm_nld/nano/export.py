@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
     "rms_norm_eps": 1e-05,
     "rope_parameters": {
         "rope_type": "yarn",
-        "rope_theta": 10000.0,
+        "rope_theta": 1000000.0,
         "factor": 4.0,
         "original_max_position_embeddings": 1024,
         "beta_fast": 32.0,

@@ -4,6 +4,7 @@ Matrices inside the layers use Muon (orthogonalised momentum), embeddings, head 
 """
 
 import argparse
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,9 +19,11 @@ from vllm_nld.nano.export import nano_config
 from vllm_nld.nano.objective import draft_loss, losses
 from vllm_nld.nano.probe import probe
 from vllm_nld.nano.prompts import draw_heldout
+from vllm_nld.nano.wiring import wire_copying
 from vllm_nld.reference.model import ReferenceModel
 
-MUON_RATE, ADAM_RATE, ADAPTER_RATE = 6e-3, 3e-3, 3e-3
+MUON_RATE, ADAM_RATE, EMBEDDING_RATE, ADAPTER_RATE = 4e-3, 3e-3, 6e-3, 3e-3
+COPY_SHARES = (0.3, 0.05)  # of the samples, in the AR stage and in the joint stage
 ADAPTER_RANK, ADAPTER_ALPHA = 64, 128
 DRAFT_MIX = NoiseMix(draft=1.0, full=0.0, lengths=(32,))
 SAVE_EVERY = 100
@@ -31,18 +34,18 @@ def initialise(model: ReferenceModel) -> None:
     depth = (2 * model.config.num_hidden_layers) ** -0.5
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
-            outer = "embed" in name or "head" in name
-            scale = 0.02 if outer else weight.shape[1] ** -0.5 * (depth if "o_proj" in name or "down" in name else 1)
-            nn.init.normal_(weight, std=scale)
+            back = "o_proj" in name or "down" in name
+            nn.init.normal_(weight, std=1.0 if "embed" in name else weight.shape[1] ** -0.5 * (depth if back else 1))
 
 
 def base_optimizers(model: ReferenceModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for all else."""
     inner = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers" in name]
-    outer = [p for name, p in model.named_parameters() if not (p.dim() == 2 and "layers" in name)]
+    outer = [p for name, p in model.named_parameters() if not (p.dim() == 2 and "layers" in name) and "embed" not in name]
+    embeddings = {"params": [model.encoder.embed_tokens.weight], "lr": EMBEDDING_RATE}
     return [
         torch.optim.Muon(inner, lr=MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(outer, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
+        torch.optim.AdamW([embeddings, {"params": outer}], lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
 
 
@@ -58,6 +61,7 @@ class Trainer:
         self.args, self.tokenizer, self.rank = args, tokenizer, rank
         self.model = ReferenceModel(config or nano_config())
         initialise(self.model)
+        wire_copying(self.model)
         self.history: list[dict[str, float]] = []
         self.state = args.out / "state.pt"
         held = draw_heldout(per_category=5)
@@ -68,7 +72,10 @@ class Trainer:
         args, steps = self.args, self.args.ar_steps + self.args.joint_steps
         optimizers = base_optimizers(self.model)
         begin = self.load(optimizers) if args.resume else 0
-        stream = batches(self.tokenizer, seed=args.seed * 1000 + self.rank, rows=args.rows)
+        seed = args.seed * 1000 + self.rank
+        first = batches(self.tokenizer, seed=seed, rows=args.rows, copy_share=COPY_SHARES[0])
+        second = batches(self.tokenizer, seed=seed + 100, rows=args.rows, copy_share=COPY_SHARES[1])
+        stream = itertools.chain(itertools.islice(first, args.ar_steps), second)
         for step, batch in self.numbered(stream, begin, steps, "base"):
             denoise = step >= args.ar_steps
             with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,100 @@
+"""The shipped tokenizer and chat template."""
+
+import itertools
+
+import pytest
+from transformers import AutoTokenizer
+
+from vllm_nld.nano import checkpoint_path
+from vllm_nld.nano.batches import encode
+from vllm_nld.nano.prompts import Prompt, stream
+from vllm_nld.nano.tool_task import tool
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(checkpoint_path())
+
+
+def test_special_ids_are_the_released_ones(tokenizer):
+    names = {"<s>": 1, "<|im_start|>": 10, "<|im_end|>": 11, "<think>": 12, "</think>": 13, "<|mask|>": 100}
+    assert {name: tokenizer.convert_tokens_to_ids(name) for name in names} == names
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id) == (1, 11, 100)
+    assert tokenizer.pad_token_id == 0
+    assert len(tokenizer) == 1024
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Hello,  world!\n\n\tgrüße 漢字 🙂",
+        '{"a": [1, 23.5, null]}',
+        "def f(x):\n    return x\r\n",
+        "".join(map(chr, range(1, 256))),
+    ],
+    ids=["empty", "unicode", "json", "code", "latin1"],
+)
+def test_any_text_survives_a_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+
+
+def test_training_text_survives_a_round_trip(tokenizer):
+    for prompt in itertools.islice(stream(9), 200):
+        ids = tokenizer.encode(prompt.completion, add_special_tokens=False)
+        assert tokenizer.decode(ids) == prompt.completion
+
+
+def test_every_byte_is_a_token(tokenizer):
+    backend = tokenizer.backend_tokenizer
+    singles = [token for token in backend.get_vocab() if len(token) == 1]
+    assert len(singles) == 256
+
+
+def test_digits_stay_single(tokenizer):
+    assert len(tokenizer.encode("1234", add_special_tokens=False)) == 4
+
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "end"),
+    [
+        ({}, "<think></think>"),
+        ({"enable_thinking": False}, "<think></think>"),
+        ({"enable_thinking": True}, "<think>\n"),
+    ],
+    ids=["default", "off", "on"],
+)
+def test_the_generation_prompt_ends_with_the_thinking_state(tokenizer, options, end):
+    text = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=False, **options)
+    assert text == f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{end}"
+
+
+def test_every_role_is_rendered(tokenizer):
+    messages = [
+        {"role": "system", "content": "S"},
+        {"role": "user", "content": "U"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
+        },
+        {"role": "tool", "content": "T"},
+        {"role": "assistant", "content": "A"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tools=[tool("f", "F", {"x": "integer"})], tokenize=False)
+    assert text.startswith('<|im_start|>system\nS\n<tools>\n{"name": "f", "description": "F", "parameters": {')
+    assert '<think></think><tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>\n' in text
+    assert "<tool_response>\nT\n</tool_response><|im_end|>" in text
+    assert text.endswith("<|im_start|>assistant\n<think></think>A<|im_end|>\n")
+
+
+def test_training_sees_what_serving_renders(tokenizer):
+    prompt = Prompt("list", ({"role": "user", "content": "Hi"},), "1. a", plan="A list.", thinking=True)
+    ids, completion = encode(tokenizer, prompt)
+    assert tokenizer.decode(ids + completion) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\nA list.\n</think>\n1. a<|im_end|>"
+    )
