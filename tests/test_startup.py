@@ -119,6 +119,15 @@ def test_cpu_cache_fits_the_requests_unless_the_user_names_a_size(tiny_checkpoin
     assert start(tiny_checkpoint, gpu_memory_utilization=0.5).cache_config.kv_cache_memory_bytes is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no C++ compiler")
+def test_without_a_compiler_it_runs_eagerly(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.config import CompilationMode
+
+    assert start(tiny_checkpoint).compilation_config.mode != CompilationMode.NONE
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert start(tiny_checkpoint).compilation_config.mode == CompilationMode.NONE
+
+
 @pytest.mark.server
 def test_vllm_serve_ends_with_the_sentence(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "model")

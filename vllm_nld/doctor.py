@@ -127,7 +127,7 @@ def check_triton() -> Iterator[Check]:
 
 
 def check_kernels() -> Iterator[Check]:
-    """How Model Runner V2's kernels run on the CPU. A stale one is slow, not wrong: its source is not the tested one."""
+    """How Model Runner V2's kernels run on the CPU. A stale one is slow, not wrong: its source is not the tested."""
     from vllm_nld.triton_cpu import status
 
     kernels = status()

@@ -5,6 +5,7 @@ that a user sees, not something to dig out of a worker's log.
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ class ServedModel(VerifyAndUpdateConfig):
         if load_config.load_format == "auto":
             load_config.load_format = "safetensors"  # auto would fall back to pickle files where there are no others
         size_cpu_cache(vllm_config)
+        run_eagerly_without_compiler(vllm_config)
 
 
 def check_local(path: Path, model_config: "ModelConfig") -> None:
@@ -94,3 +96,13 @@ def size_cpu_cache(vllm_config: "VllmConfig") -> None:
         "KV cache on the CPU: %.2f GiB (max_num_seqs x max_model_len, 4 GiB at most); see --kv-cache-memory-bytes.",
         cache.kv_cache_memory_bytes / GiB_bytes,
     )
+
+
+def run_eagerly_without_compiler(vllm_config: "VllmConfig") -> None:
+    """On a CPU without a C++ compiler, do without torch.compile, which would end start-up with its own stack trace."""
+    from vllm.platforms import current_platform
+
+    compiler = os.environ.get("CXX", "g++")
+    if current_platform.is_cpu() and not vllm_config.model_config.enforce_eager and shutil.which(compiler) is None:
+        vllm_config.model_config.enforce_eager = True
+        logger.warning("No C++ compiler (%s) for torch.compile: running eagerly, as with --enforce-eager.", compiler)
