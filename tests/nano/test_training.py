@@ -8,13 +8,15 @@ import torch
 from transformers import AutoTokenizer
 
 from vllm_nld.nano import checkpoint_path
-from vllm_nld.nano.attention import attend, fast_attention
+from vllm_nld.nano.speed import attend, fast_training
 from vllm_nld.nano.batches import IGNORED, NoiseMix, batches, collate
+from vllm_nld.nano.copying import copies
 from vllm_nld.nano.export import nano_config
-from vllm_nld.nano.objective import draft_loss, losses, noisy_mask
+from vllm_nld.nano.objective import clean_pass, draft_loss, losses, noisy_mask, noisy_pass
 from vllm_nld.nano.tokenizer import EOS, MASK
 from vllm_nld.nano.trainer import ADAPTER_ALPHA, ADAPTER_RANK, base_optimizers, initialise, rate
-from vllm_nld.reference.model import ReferenceModel
+from vllm_nld.nano.wiring import wire_copying
+from vllm_nld.reference.model import KVCache, ReferenceModel
 
 
 def tiny_model():
@@ -76,9 +78,6 @@ def test_a_noisy_row_equals_a_draft_forward_at_inference():
         torch.nn.init.normal_(layer.self_attn.lora.lora_B.weight, std=0.1)
     samples = [([10, 200, 11], [300, 301, 302, 303, 304, 305, EOS])]
     batch = collate(random.Random(3), samples, NoiseMix(draft=1, full=0, lengths=(4,)))
-    from vllm_nld.nano.objective import clean_pass, noisy_pass
-    from vllm_nld.reference.model import KVCache
-
     with torch.no_grad():
         _, cache = clean_pass(model, batch)
         packed = noisy_pass(model, batch, cache, lora=True)[0, 4:8]  # the second block
@@ -104,7 +103,7 @@ def test_a_few_steps_lower_the_loss():
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
     data = list(itertools.islice(batches(tokenizer, seed=0, rows=768), 2))
     optimizers, totals = base_optimizers(model), []
-    with fast_attention():
+    with fast_training():
         for step in range(8):
             ar, diffusion = losses(model, data[step % 2])
             (ar + diffusion).backward()
@@ -129,3 +128,17 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert factors[0] == 0.1
     assert set(factors[10:50]) == {1.0}
     assert factors[-1] == pytest.approx(0.02)
+
+
+def test_wired_weights_copy_before_any_training():
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
+    source = copies(tokenizer, random.Random(0))
+    batch = collate(random.Random(1), [next(source) for _ in range(8)], NoiseMix())
+    torch.manual_seed(0)
+    model = ReferenceModel(nano_config())
+    initialise(model)
+    with torch.no_grad():
+        plain, _ = losses(model, batch, denoise=False)
+        wire_copying(model)
+        wired, _ = losses(model, batch, denoise=False)
+    assert wired < 4.5 < 6 < plain

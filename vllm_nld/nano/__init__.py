@@ -1,5 +1,7 @@
 """nano: the small tri-mode checkpoint that ships with vllm-nld, with its training recipe and held-out prompts.
 
+Importing it costs nothing: torch and transformers come in only with training and measuring.
+
     path = checkpoint_path()                       # a folder that `vllm serve` takes
     for prompt in heldout():
         prompt.messages, prompt.expected

@@ -1,8 +1,8 @@
 """Training batches: a clean copy of each conversation, and a noisy copy of its answer cut into blocks.
 
-Block starts at inference are arbitrary, so the block grid starts at a random token of each answer. Within a block the first
-token is the last accepted one and stays visible, except in fully masked blocks, which are what quadratic drafting sees.
-Positions start at a random offset, so that the model also works deep into its context.
+Block starts at inference are arbitrary, so the block grid starts at a random token of each answer. Within a block the
+first token is the last accepted one and stays visible, except in fully masked blocks, which are what quadratic
+drafting sees. Positions start at a random offset, so that the model also works deep into its context.
 
     for batch in batches(tokenizer, seed=0, rows=6144):
         batch.clean, batch.noisy                   # [N, L], [N, A] int64
@@ -56,7 +56,7 @@ class Batch:
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> tuple[list[int], list[int]]:
-    """Token ids of the generation prompt (through the chat template, as a server renders it) and of completion and end."""
+    """Token ids of the generation prompt (through the chat template, as when served) and of completion and end."""
     text = tokenizer.apply_chat_template(
         list(prompt.messages),
         tools=list(prompt.tools) or None,
@@ -103,9 +103,7 @@ def collate(
                 row.append((MASK if masked else token, label, 1.0 if inside else AFTER_END_WEIGHT, index, first))
         rows.append(row)
         offsets.append(0 if rng.random() < 0.5 else rng.randint(0, MAX_OFFSET))
-    noisy, labels, weights, index, starts = (
-        [[entry[column] for entry in row] for row in rows] for column in range(5)
-    )
+    noisy, labels, weights, index, starts = ([[entry[column] for entry in row] for row in rows] for column in range(5))
     return Batch(
         pad(clean, 0),
         pad(clean_labels, IGNORED),
@@ -136,9 +134,7 @@ def batches(
     prompts, rng = stream(seed), random.Random(seed + 1)
     warmup = copies(tokenizer, random.Random(seed + 2))
     while True:
-        pool = [
-            next(warmup) if rng.random() < copy_share else encode(tokenizer, next(prompts)) for _ in range(POOL)
-        ]
+        pool = [next(warmup) if rng.random() < copy_share else encode(tokenizer, next(prompts)) for _ in range(POOL)]
         pool.sort(key=lambda pair: sum(map(len, pair)))
         groups: list[list[tuple[list[int], list[int]]]] = [[]]
         for pair in pool:

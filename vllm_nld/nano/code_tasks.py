@@ -7,7 +7,7 @@ from vllm_nld.nano.words import ENTITIES, Field, listed, pick_fields
 
 SQL_TYPES = {"str": "TEXT", "int": "INTEGER", "float": "REAL", "bool": "BOOLEAN"}
 OPERATIONS = {"plus": "+", "minus": "-", "times": "*"}
-ACTIONS = "add compute find get make measure".split()
+ACTIONS = ["add", "compute", "find", "get", "make", "measure"]
 
 
 def typed(fields: list[Field]) -> str:
@@ -22,7 +22,10 @@ def sql_task(rng: random.Random) -> Task:
         fields = pick_fields(rng, 3, 6)
         lines = ["  id INTEGER PRIMARY KEY", *(f"  {field.name} {SQL_TYPES[field.kind]} NOT NULL" for field in fields)]
         request = rng.choice(
-            [f"Write SQL that creates the table {table} with {typed(fields)}.", f"SQL table {table} with columns {typed(fields)}."]
+            [
+                f"Write SQL that creates the table {table} with {typed(fields)}.",
+                f"SQL table {table} with columns {typed(fields)}.",
+            ]
         )
         answer = f"CREATE TABLE {table} (\n" + ",\n".join(lines) + "\n);"
         return Task("sql", request, answer, f"Create {table} with an id and {len(fields)} columns.")
@@ -45,7 +48,10 @@ def dataclass_task(rng: random.Random) -> Task:
     frozen = rng.random() < 0.4
     kind = "frozen dataclass" if frozen else "dataclass"
     request = rng.choice(
-        [f"Write a Python {kind} {entity} with {typed(fields)}.", f"Python {kind} named {entity}, fields {typed(fields)}."]
+        [
+            f"Write a Python {kind} {entity} with {typed(fields)}.",
+            f"Python {kind} named {entity}, fields {typed(fields)}.",
+        ]
     )
     lines = [f"    {field.name}: {field.kind}" for field in fields]
     decorator = "@dataclass(frozen=True)" if frozen else "@dataclass"
@@ -57,7 +63,9 @@ def class_task(rng: random.Random) -> Task:
     """A Python class with an initialiser and a getter for each field."""
     entity, fields = rng.choice(ENTITIES), pick_fields(rng, 2, 4)
     names = [field.name for field in fields]
-    init = "\n".join([f"    def __init__(self, {', '.join(names)}):", *(f"        self.{name} = {name}" for name in names)])
+    init = "\n".join(
+        [f"    def __init__(self, {', '.join(names)}):", *(f"        self.{name} = {name}" for name in names)]
+    )
     getters = [f"    def get_{name}(self):\n        return self.{name}" for name in names]
     request = rng.choice(
         [
@@ -65,7 +73,9 @@ def class_task(rng: random.Random) -> Task:
             f"Python class {entity} that holds {listed(names)}, with getters.",
         ]
     )
-    return Task("class", request, "\n\n".join([f"class {entity}:\n{init}", *getters]), f"An init and {len(names)} getters.")
+    return Task(
+        "class", request, "\n\n".join([f"class {entity}:\n{init}", *getters]), f"An init and {len(names)} getters."
+    )
 
 
 def function_task(rng: random.Random) -> Task:
@@ -75,7 +85,9 @@ def function_task(rng: random.Random) -> Task:
     words = [rng.choice(list(OPERATIONS)) for _ in names[1:]]
     name = f"{rng.choice(ACTIONS)}_{rng.choice(ENTITIES).lower()}"
     spoken = names[0] + "".join(f" {word} {operand}" for word, operand in zip(words, names[1:], strict=True))
-    formula = names[0] + "".join(f" {OPERATIONS[word]} {operand}" for word, operand in zip(words, names[1:], strict=True))
+    formula = names[0] + "".join(
+        f" {OPERATIONS[word]} {operand}" for word, operand in zip(words, names[1:], strict=True)
+    )
     checks = [f'    if {arg} < 0:\n        raise ValueError("{arg} must not be negative")' for arg in names]
     request = rng.choice(
         [

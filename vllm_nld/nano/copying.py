@@ -1,8 +1,8 @@
 """Warm-up text that teaches one thing, copying: random tokens, given once and asked for again.
 
-Copying out of the request is most of what the tasks need, and a small model learns it many times faster where every token
-depends on it. Half of the samples repeat a run of random tokens; the others give a list of items with one separator and ask
-for it with another, as the tasks do.
+Copying out of the request is most of what the tasks need, and a small model learns it many times faster where every
+token depends on it. Half of the samples repeat a run of random tokens; the others give a list of items with one
+separator and ask for it with another, as the tasks do.
 
     for prompt_ids, completion_ids in copies(tokenizer, random.Random(0)):
         ...

@@ -45,12 +45,16 @@ def json_task(rng: random.Random) -> Task:
         values = [field.draw(rng) for field in fields]
         given = ", ".join(f"{field.name} {value}" for field, value in zip(fields, values, strict=True))
         lines = [f'  "{field.name}": {quoted(field, value)}' for field, value in zip(fields, values, strict=True)]
-        request = rng.choice([f"Write one JSON object for this {entity}: {given}.", f"{entity} as a JSON object: {given}."])
+        request = rng.choice(
+            [f"Write one JSON object for this {entity}: {given}.", f"{entity} as a JSON object: {given}."]
+        )
         return Task("json", request, "{\n" + ",\n".join(lines) + "\n}", f"One object with {len(fields)} keys.")
     fields = pick_fields(rng, 2, 4)
     rows = draw_rows(rng, fields, 2, 4)
     lines = [
-        "  {" + ", ".join(f'"{field.name}": {quoted(field, value)}' for field, value in zip(fields, row, strict=True)) + "}"
+        "  {"
+        + ", ".join(f'"{field.name}": {quoted(field, value)}' for field, value in zip(fields, row, strict=True))
+        + "}"
         for row in rows
     ]
     names = listed([field.name for field in fields])
@@ -60,7 +64,9 @@ def json_task(rng: random.Random) -> Task:
             f"Give me a JSON list with keys {names}, one object for each {entity}: {rows_text(rows)}.",
         ]
     )
-    return Task("json", request, "[\n" + ",\n".join(lines) + "\n]", f"A list of {len(rows)} objects with {len(fields)} keys.")
+    return Task(
+        "json", request, "[\n" + ",\n".join(lines) + "\n]", f"A list of {len(rows)} objects with {len(fields)} keys."
+    )
 
 
 def table_task(rng: random.Random) -> Task:
@@ -84,7 +90,9 @@ def yaml_task(rng: random.Random) -> Task:
     fields = pick_fields(rng, 3, 5)
     rows = draw_rows(rng, fields, 2, 3)
     objects = [
-        "{" + ", ".join(f'"{field.name}": {quoted(field, value)}' for field, value in zip(fields, row, strict=True)) + "}"
+        "{"
+        + ", ".join(f'"{field.name}": {quoted(field, value)}' for field, value in zip(fields, row, strict=True))
+        + "}"
         for row in rows
     ]
     items = [
@@ -101,8 +109,14 @@ def count_task(rng: random.Random) -> Task:
     numbers = list(range(first, first + step * rng.randint(10, 26), step))
     across = rng.random() < 0.6
     way = "" if step == 1 else f" in steps of {step}"
-    shape = rng.choice([" with commas", ", separated by commas"]) if across else rng.choice([", one a line", ", each on a line"])
-    request = f"{rng.choice(['Count', 'Count up', 'Write the numbers'])} from {numbers[0]} to {numbers[-1]}{way}{shape}."
+    shape = (
+        rng.choice([" with commas", ", separated by commas"])
+        if across
+        else rng.choice([", one a line", ", each on a line"])
+    )
+    request = (
+        f"{rng.choice(['Count', 'Count up', 'Write the numbers'])} from {numbers[0]} to {numbers[-1]}{way}{shape}."
+    )
     answer = (", " if across else "\n").join(map(str, numbers))
     return Task("count", request, answer, f"From {numbers[0]} to {numbers[-1]} in steps of {step}.")
 
@@ -119,7 +133,9 @@ def list_task(rng: random.Random) -> Task:
         request = rng.choice(["Number these items: ", "Make a numbered list of "]) + ", ".join(items) + "."
         return Task("list", request, numbered(items), f"A numbered list from {items[0]} to {items[-1]}.")
     request = rng.choice(["Make a checklist of ", "Write a checklist with "]) + ", ".join(items) + "."
-    return Task("list", request, "\n".join(f"- [ ] {item}" for item in items), f"A checklist from {items[0]} to {items[-1]}.")
+    return Task(
+        "list", request, "\n".join(f"- [ ] {item}" for item in items), f"A checklist from {items[0]} to {items[-1]}."
+    )
 
 
 def numbered(items: list[str]) -> str:
@@ -138,5 +154,7 @@ def edit_task(rng: random.Random) -> Task:
     text = " ".join(sentences)
     old = rng.choice([word for word in cast if f" {word} " in text])
     new = rng.choice([word for word in ANIMALS if word not in cast])
-    request = rng.choice([f"Replace {old} with {new}: {text}", f"Copy this text but write {new} instead of {old}: {text}"])
+    request = rng.choice(
+        [f"Replace {old} with {new}: {text}", f"Copy this text but write {new} instead of {old}: {text}"]
+    )
     return Task("edit", request, text.replace(f" {old} ", f" {new} "), f"Copy it and write {new} for {old}.")

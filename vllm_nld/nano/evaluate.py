@@ -1,7 +1,7 @@
 """`vllm-nld nano eval`: exact match, acceptance length and TPF on held-out prompts, from the reference loops in fp32.
 
-The figures table of the model card is this command's output (`--card` writes it, `--check` compares), so that the card
-never says what was not measured.
+The figures table of the model card is this command's output (`--card` writes it, `--check` compares), so that the
+card never says what was not measured.
 """
 
 import argparse
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_nld.nano import Prompt, checkpoint_path, heldout
+from vllm_nld.nano.card import BEGIN, END
 
 if TYPE_CHECKING:
     from vllm_nld.nano.measure import Figures
-
-BEGIN, END = "<!-- figures: vllm-nld nano eval --card -->\n", "<!-- end of figures -->\n"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

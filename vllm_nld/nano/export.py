@@ -1,6 +1,8 @@
-"""Writes nano in the released layout: config, tokenizer, chat template, safetensors and the PEFT folder of the draft adapter.
+"""Writes nano in the released layout: config, tokenizer, chat template, safetensors, the adapter's PEFT folder.
 
-    export(model, tokenizer, folder)               # a folder that `vllm serve` and `ReferenceModel.from_pretrained` load
+    export(model, tokenizer, folder)
+
+Both `vllm serve` and `ReferenceModel.from_pretrained` load the folder.
 """
 
 import itertools
@@ -76,7 +78,7 @@ def load_or_build_tokenizer(folder: Path, write: bool) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """tokenizer.json, tokenizer_config.json with the class name that every transformers version knows, chat template."""
+    """Tokenizer files, with the class name that every transformers version knows, and the chat template."""
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))

@@ -3,7 +3,8 @@
     figures = measure(model, tokenizer, heldout(), RUNS)
     figures["ar"].exact                            # share of prompts with the one right answer
 
-Acceptance length is weighted by verify steps and TPF by forwards, as in the project's definitions; AR verifies nothing.
+Acceptance length is weighted by verify steps and TPF by forwards, as in the project's definitions; AR verifies
+nothing.
 """
 
 from collections import defaultdict

@@ -1,9 +1,9 @@
 """The joint objective: next-token loss on the clean copy, denoising loss on the noisy copy, one set of weights.
 
-The clean copy is causal. A noisy row of block b sees the clean tokens before block b and all noisy rows of block b, so one
-pass trains every block of an answer at once (block diffusion, Arriola et al. 2025, section 3; the released models' training
-mask). Clean rows never see noisy ones, hence the clean copy runs first and the noisy copy reads its keys and values, which
-is also how the draft adapter can be on for the noisy rows only.
+The clean copy is causal. A noisy row of block b sees the clean tokens before block b and all noisy rows of block b,
+so one pass trains every block of an answer at once (block diffusion, Arriola et al. 2025, section 3; the released
+models' training mask). Clean rows never see noisy ones, hence the clean copy runs first and the noisy copy reads its
+keys and values, which is also how the draft adapter can be on for the noisy rows only.
 
     ar, diffusion = losses(model, batch)
 """

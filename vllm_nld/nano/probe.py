@@ -1,7 +1,8 @@
 """Quick figures during training, by teacher forcing: no decoding loop, one batch a figure.
 
-Greedy AR output equals the expected answer exactly when every teacher-forced argmax does, so exact match needs one forward.
-The draft figure is the mean of 1 + leading matches over blocks at random starts: a proxy of the acceptance length.
+Greedy AR output equals the expected answer exactly when every teacher-forced argmax does, so exact match needs one
+forward. The draft figure is the mean of 1 + leading matches over blocks at random starts: a proxy of the acceptance
+length.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The stream of training prompts and the held-out ones, kept apart by a hash of the request.
 
-A request is held out if the hash of its text says so. The training stream skips every conversation with a held-out request
-in it, whatever the seed, the system message or the turns before it, so no list has to be consulted.
+A request is held out if the hash of its text says so. The training stream skips every conversation with a held-out
+request in it, whatever the seed, the system message or the turns before it, so no list has to be consulted.
 
     for prompt in stream(seed=0):                  # endless, deterministic, training side only
         prompt.messages, prompt.expected

@@ -1,6 +1,8 @@
 """What one nano task is: a request, the one right answer, and the short plan that is thought before it.
 
     task = Task("count", "Count from 3 to 5.", "3, 4, 5", plan="From 3 to 5 in steps of 1.")
+
+The plan is written only where thinking is on.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""Builds nano's tokenizer: byte-level BPE with the released special ids, single digits, words apart from their spaces.
+"""Builds nano's tokenizer: byte-level BPE with the released special ids, single digits, words apart from their
+spaces.
 
 All 256 bytes are in the vocabulary, so any text and any grammar-constrained output can be written. A word is the same
 token wherever it stands (after a space, a quote, a bar), which is what makes copying easy for a small model.
@@ -14,7 +15,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, MASK = 1, 11, 100
-NAMED = {0: "<pad>", BOS: "<s>", 2: "</s>", 10: "<|im_start|>", EOS: "<|im_end|>", 12: "<think>", 13: "</think>", MASK: "<|mask|>"}
+NAMED = {
+    0: "<pad>",
+    BOS: "<s>",
+    2: "</s>",
+    10: "<|im_start|>",
+    EOS: "<|im_end|>",
+    12: "<think>",
+    13: "</think>",
+    MASK: "<|mask|>",
+}
 SPLIT = r"[A-Za-z]+|[0-9]|\n+ *| +|[^\sA-Za-z0-9]+|\s"
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 

@@ -1,4 +1,4 @@
-"""Tool calls in the Hermes form: the tools stand in the system message, the answer is one `<tool_call>` with JSON inside."""
+"""Tool calls in the Hermes form: tools stand in the system message, the answer is a `<tool_call>` with JSON inside."""
 
 import json
 import random
@@ -20,14 +20,34 @@ def tool(name: str, description: str, parameters: dict[str, str]) -> dict[str, A
 
 # name, what it does, parameters, request; each {slot} of the request is a parameter
 SPECS: tuple[tuple[str, str, dict[str, str], str], ...] = (
-    ("get_weather", "Weather in a city", {"city": "string", "unit": "string"}, "What is the weather in {city} in {unit}?"),
-    ("book_hotel", "Book a hotel", {"city": "string", "nights": "integer"}, "Book a hotel in {city} for {nights} nights."),
+    (
+        "get_weather",
+        "Weather in a city",
+        {"city": "string", "unit": "string"},
+        "What is the weather in {city} in {unit}?",
+    ),
+    (
+        "book_hotel",
+        "Book a hotel",
+        {"city": "string", "nights": "integer"},
+        "Book a hotel in {city} for {nights} nights.",
+    ),
     ("book_trip", "Book a trip", {"origin": "string", "city": "string"}, "Book a trip from {origin} to {city}."),
     ("send_mail", "Send a mail", {"name": "string", "subject": "string"}, "Send a mail to {name} about the {subject}."),
     ("order_item", "Order an item", {"item": "string", "count": "integer"}, "Order {count} of the item {item}."),
-    ("add_task", "Add a task", {"team": "string", "status": "string"}, "Add a task with status {status} for team {team}."),
+    (
+        "add_task",
+        "Add a task",
+        {"team": "string", "status": "string"},
+        "Add a task with status {status} for team {team}.",
+    ),
     ("find_user", "Find a user", {"name": "string", "city": "string"}, "Find the user {name} from {city}."),
-    ("set_timer", "Set a timer", {"minutes": "integer", "name": "string"}, "Set a timer of {minutes} minutes for {name}."),
+    (
+        "set_timer",
+        "Set a timer",
+        {"minutes": "integer", "name": "string"},
+        "Set a timer of {minutes} minutes for {name}.",
+    ),
     ("buy_fruit", "Buy fruit", {"fruit": "string", "count": "integer"}, "Buy {count} pieces of {fruit}."),
 )
 

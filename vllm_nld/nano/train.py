@@ -1,10 +1,11 @@
 """Trains nano from nothing and writes a whole checkpoint folder: `vllm-nld nano train --out runs/nano`.
 
-Three stages with fixed seeds and step counts: AR alone, AR and denoising together, then the draft adapter with all else
-frozen, on exactly what drafting sees. Two single-threaded processes share every step and average their gradients: on a
-few cores that is faster than one process with two threads, and gentler to whatever else runs there.
+Three stages with fixed seeds and step counts: AR alone, AR and denoising together, then the draft adapter with all
+else frozen, on exactly what drafting sees. Two single-threaded processes share every step and average their
+gradients: on a few cores that is faster than one process with two threads, and gentler to whatever else runs there.
 
-The learning rate is constant and then falls linearly to zero, so a run can be continued (`--resume`) with other step counts.
+The learning rate is constant and then falls linearly to zero, so a run can be continued (`--resume`) with other step
+counts.
 """
 
 import argparse
@@ -16,8 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-STAGES = ("ar", "joint", "adapter")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vllm-nld nano train`."""
@@ -25,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ar-steps", type=int, default=400, help="steps of next-token loss alone")
     parser.add_argument("--joint-steps", type=int, default=2200, help="steps of next-token and denoising loss")
-    parser.add_argument("--decay-steps", type=int, default=900, help="last steps, in which the learning rate falls to zero")
+    parser.add_argument(
+        "--decay-steps", type=int, default=900, help="last steps, in which the learning rate falls to zero"
+    )
     parser.add_argument("--adapter-steps", type=int, default=500, help="steps of the draft adapter")
     parser.add_argument("--rows", type=int, default=3072, help="tokens a step and process, noisy copies included")
     parser.add_argument("--processes", type=int, default=2, help="single-threaded processes that share a step")
@@ -52,7 +53,8 @@ def work(rank: int, args: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     from vllm_nld.nano import export
-    from vllm_nld.nano.attention import fast_attention
+    from vllm_nld.nano.speed import fast_training
+    from vllm_nld.nano.card import write_card
     from vllm_nld.nano.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -63,7 +65,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
     dist.barrier()
     trainer = Trainer(args, tokenizer, rank)
     started = time.time()
-    with fast_attention():
+    with fast_training():
         trainer.train_base()
         trainer.train_adapter()
     if rank == 0:
@@ -71,6 +73,8 @@ def work(rank: int, args: argparse.Namespace) -> None:
         (args.out / "history.json").write_text(json.dumps(history))
         export.export(trainer.model, tokenizer, args.out)
         export.plot(trainer.history, args.out / "loss.png")
+        steps = {"AR": args.ar_steps, "joint": args.joint_steps, "adapter": args.adapter_steps}
+        write_card(args.out, steps, args.seed, history["minutes"])
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """The training loop of one process: steps, gradient averaging, learning rate, saved state.
 
-Matrices inside the layers use Muon (orthogonalised momentum), embeddings, head and norms use AdamW; both from torch.optim.
+Matrices inside the layers use Muon (orthogonalised momentum), embeddings, head and norms use AdamW; both from
+torch.optim.
 """
 
 import argparse
@@ -41,11 +42,15 @@ def initialise(model: ReferenceModel) -> None:
 def base_optimizers(model: ReferenceModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for all else."""
     inner = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers" in name]
-    outer = [p for name, p in model.named_parameters() if not (p.dim() == 2 and "layers" in name) and "embed" not in name]
+    outer = [
+        p for name, p in model.named_parameters() if not (p.dim() == 2 and "layers" in name) and "embed" not in name
+    ]
     embeddings = {"params": [model.encoder.embed_tokens.weight], "lr": EMBEDDING_RATE}
     return [
         torch.optim.Muon(inner, lr=MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([embeddings, {"params": outer}], lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(
+            [embeddings, {"params": outer}], lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        ),
     ]
 
 
@@ -125,7 +130,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     def numbered(self, stream: Iterator[Batch], begin: int, steps: int, name: str) -> Iterable[tuple[int, Batch]]:
-        """Steps `begin` to `steps` with their batches; those before are drawn and dropped, so that a resumed run sees the
+        """Steps `begin` to `steps` with their batches; earlier ones are drawn and dropped: a resumed run sees the
         same text."""
         for _ in range(begin):
             next(stream)
@@ -146,8 +151,8 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             right, length = probe(self.model, self.probe_batch, lora)
         recent = self.history[-SAVE_EVERY:]
-        means = {k: sum(row[k] for row in recent) / len(recent) for k in recent[-1] if k != "step" and None not in [r[k] for r in recent]}
-        text = " ".join(f"{k} {v:.4f}" for k, v in means.items())
+        names = [name for name in recent[-1] if name != "step" and all(row.get(name) is not None for row in recent)]
+        text = " ".join(f"{name} {sum(row[name] for row in recent) / len(recent):.4f}" for name in names)
         tqdm.write(f"step {step}: exact {right.float().mean().item():.2f} draft length {length:.2f} {text}")
 
     def save(self, step: int, optimizers: list[torch.optim.Optimizer]) -> None:

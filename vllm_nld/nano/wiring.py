@@ -1,14 +1,14 @@
 """A start for the weights with copying wired in: induction heads, placed by hand instead of waited for.
 
-A small model spends most of a short training run on a plateau before it finds the two-layer circuit that copies (Olsson et
-al. 2022): a head of layer 0 that tells each token what stood before it, and a head of layer 1 that looks for the place
-whose previous token is the current one, and reads what stands there. Here both are in place from the first step; training
-is free to change them. Nothing else is special: all shapes and names stay as they are.
+A small model spends most of a short training run on a plateau before it finds the two-layer circuit that copies
+(Olsson et al. 2022): a head of layer 0 that tells each token what stood before it, and a head of layer 1 that looks
+for the place whose previous token is the current one, and reads what stands there. Here both are in place from the
+first step; training is free to change them. Nothing else is special: all shapes and names stay as they are.
 
     wire_copying(model)                            # after the plain initialisation, before the first step
 
-The residual stream has room for each thing: a constant, which gives position heads something to hold on to; the token; a
-digest of the token before and of the one before that; and the prediction, which the head reads.
+The residual stream has room for each thing: a constant, which gives position heads something to hold on to; the
+token; a digest of the token before and of the one before that; and the prediction, which the head reads.
 """
 
 import math
@@ -62,7 +62,10 @@ def wire_copying(model: ReferenceModel) -> None:
     attention = model.encoder.layers[0].self_attn
     level = math.sqrt((width + CONSTANT**2) / hidden)  # root mean square of an embedding
     side = math.sqrt(SHARPNESS * math.sqrt(size)) * level / CONSTANT
-    queries, keys = attention.q_proj.weight.view(heads, size, hidden), attention.k_proj.weight.view(groups, size, hidden)
+    queries, keys = (
+        attention.q_proj.weight.view(heads, size, hidden),
+        attention.k_proj.weight.view(groups, size, hidden),
+    )
     outputs = attention.o_proj.weight.view(hidden, heads, size)
     keys[:, :FAST, 0] = side
     for index in range(heads):
@@ -72,9 +75,12 @@ def wire_copying(model: ReferenceModel) -> None:
         queries[index, half : half + FAST, 0] = side * angle.sin()
         outputs[before[distance - 1], index, : len(shares[group])] = level * digest[:, shares[group]]
 
-    # Layer 1: find the place after the same token (half of the groups: after the same two tokens), read what stands there.
+    # Layer 1: find the place after the same token (half of the groups: after the same two), read on.
     attention = model.encoder.layers[1].self_attn
-    queries, keys = attention.q_proj.weight.view(heads, size, hidden), attention.k_proj.weight.view(groups, size, hidden)
+    queries, keys = (
+        attention.q_proj.weight.view(heads, size, hidden),
+        attention.k_proj.weight.view(groups, size, hidden),
+    )
     outputs = attention.o_proj.weight.view(hidden, heads, size)
     still = (model.frequencies < STILL).nonzero().flatten()
     rows = torch.cat([still, still + half])[:DIGEST]

@@ -7,29 +7,43 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-NAMES = (
+
+def words(text: str) -> list[str]:
+    """The words of a text."""
+    return text.split()
+
+
+NAMES = words(
     "Alice Anna Arthur Bella Boris Carla Carlos Chloe Clara Daniel David Diana Elena Emma Erik Eva Felix Fiona Frank "
     "George Grace Hanna Hugo Ida Igor Ines Ivan Jack Jana Julia Karl Kate Laura Leo Lily Lucas Luna Maria Mark Martin "
     "Maya Mia Mila Nina Noah Nora Olga Oliver Oscar Paul Peter Petra Rita Robert Rosa Sara Simon Sofia Tara Theo Tom "
     "Vera Victor Wanda Yara Zoe"
-).split()
-CITIES = (
-    "Athens Berlin Bern Boston Cairo Dallas Delhi Denver Dublin Geneva Hanoi Kyoto Lagos Lima Lisbon London Lyon Madrid "
-    "Miami Milan Munich Nairobi Oslo Paris Prague Quito Riga Rome Seoul Tokyo Turin Vienna Warsaw Zurich"
-).split()
-COLORS = "red blue green black white yellow orange purple brown pink gray silver gold".split()
-FRUITS = "apple banana cherry grape lemon mango melon olive peach pear plum carrot potato tomato onion bread butter".split()
-ANIMALS = "bear bird cat cow dog duck fox frog goat horse lion mouse owl rabbit sheep tiger whale wolf".split()
-THINGS = "bag ball book bottle box chair clock cup desk door key lamp map mirror phone ring rope table ticket wheel".split()
-PLACES = "bridge castle farm forest garden harbor house island market museum park river school station tower village".split()
-ADJECTIVES = "big bright calm clever cold dark fast happy heavy loud new old quick quiet sad small strong tall warm young".split()
-VERBS = "finds follows hears helps likes meets needs opens sees takes wants watches".split()
-STATUSES = "active closed draft failed new open paid pending ready sent".split()
-TEAMS = "sales legal design support finance research security data web mobile".split()
-ENTITIES = (
+)
+CITIES = words(
+    "Athens Berlin Bern Boston Cairo Dallas Delhi Denver Dublin Geneva Hanoi Kyoto Lagos Lima Lisbon London Lyon "
+    "Madrid Miami Milan Munich Nairobi Oslo Paris Prague Quito Riga Rome Seoul Tokyo Turin Vienna Warsaw Zurich"
+)
+COLORS = words("red blue green black white yellow orange purple brown pink gray silver gold")
+FRUITS = words(
+    "apple banana cherry grape lemon mango melon olive peach pear plum carrot potato tomato onion bread butter"
+)
+ANIMALS = words("bear bird cat cow dog duck fox frog goat horse lion mouse owl rabbit sheep tiger whale wolf")
+THINGS = words(
+    "bag ball book bottle box chair clock cup desk door key lamp map mirror phone ring rope table ticket wheel"
+)
+PLACES = words(
+    "bridge castle farm forest garden harbor house island market museum park river school station tower village"
+)
+ADJECTIVES = words(
+    "big bright calm clever cold dark fast happy heavy loud new old quick quiet sad small strong tall warm young"
+)
+VERBS = words("finds follows hears helps likes meets needs opens sees takes wants watches")
+STATUSES = words("active closed draft failed new open paid pending ready sent")
+TEAMS = words("sales legal design support finance research security data web mobile")
+ENTITIES = words(
     "Account Book Camera Car Client Course Customer Device Employee Event Game Hotel Invoice Movie Order Patient "
     "Player Product Project Report Room Server Student Task Teacher Ticket Trip User Vehicle"
-).split()
+)
 
 
 @dataclass(frozen=True)
