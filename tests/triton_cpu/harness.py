@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
-from vllm_nld.triton_cpu import dispatch, registry
+from vllm_nld.triton_cpu import dispatch, interpreter, registry
 
-CASES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+interpreter.repair()
+
+# Not shrunk: a failing case is a seed and a few small sizes, and the interpreter takes milliseconds a launch.
+CASES = settings(
+    max_examples=200, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+)
 SEEDS = st.integers(0, 2**31 - 1)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from triton.runtime.interpreter import InterpretedFunction
 from vllm.logger import init_logger
 
-from vllm_nld.triton_cpu import registry
+from vllm_nld.triton_cpu import interpreter, registry
 
 logger = init_logger("vllm.plugins.nld.triton_cpu")  # under "vllm", where its log level and format apply
 
@@ -27,7 +27,13 @@ _launched: dict[str, registry.State] = {}
 
 def install() -> None:
     """Route launches of interpreted kernels through the twins, in this process. Idempotent."""
+    interpreter.repair()
     InterpretedFunction.__getitem__ = _route
+
+
+def uninstall() -> None:
+    """Interpret every kernel again, for a comparison."""
+    InterpretedFunction.__getitem__ = _interpret
 
 
 def launched() -> dict[str, registry.State]:
