@@ -23,9 +23,10 @@ from vllm_nld.nano.prompts import draw_heldout
 from vllm_nld.nano.wiring import wire_copying
 from vllm_nld.reference.model import ReferenceModel
 
-MUON_RATE, ADAM_RATE, EMBEDDING_RATE, ADAPTER_RATE = 4e-3, 3e-3, 6e-3, 3e-3
+MUON_RATE, ADAM_RATE, EMBEDDING_RATE, ADAPTER_RATE = 4e-3, 3e-3, 6e-3, 2e-3
 COPY_SHARES = (0.3, 0.05)  # of the samples, in the AR stage and in the joint stage
-ADAPTER_RANK, ADAPTER_ALPHA = 64, 128
+AR_WEIGHT = 1.0  # in the joint stage; denoising counts 1
+ADAPTER_RANK, ADAPTER_ALPHA = 128, 512
 DRAFT_MIX = NoiseMix(draft=1.0, full=0.0, lengths=(32,))
 SAVE_EVERY = 100
 
@@ -85,7 +86,7 @@ class Trainer:
             denoise = step >= args.ar_steps
             with torch.autocast("cpu", torch.bfloat16):
                 ar, diffusion = losses(self.model, batch, denoise)
-            loss = 0.5 * ar + diffusion if denoise else ar
+            loss = AR_WEIGHT * ar + diffusion if denoise else ar
             self.update(loss, optimizers, rate(step, steps, args.decay_steps))
             self.note(step, ar=ar.item(), diffusion=diffusion.item() if denoise else None)
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
