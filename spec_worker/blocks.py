@@ -1,9 +1,8 @@
-"""Where each request's next block lies: ids, positions, KV slots and lengths of one draft pass, for all requests at once.
+"""Where each request's next block lies: anchors, positions, KV slots and lengths of a draft pass, for all at once.
 
 A block is [anchor, mask x (B - 1)], right after the tokens that the target forward has kept. Its KV goes into lookahead
-slots: past the computed tokens, in blocks that the request owns, never anywhere else.
-
-    block = place(step, ...)        # pure tensor arithmetic, no look at the device
+slots: past the computed tokens, in blocks that the request owns, never anywhere else. All of it is tensor arithmetic
+that does not look at the device.
 """
 
 from dataclasses import dataclass

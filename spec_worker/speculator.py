@@ -2,10 +2,11 @@
 
 `SelfSpeculator` is called after every target forward. It lays [anchor, mask x (B - 1)] after each request's accepted
 tokens, runs the target's own modules over all blocks at once, with every row seeing its whole block and the prefix, and
-proposes the argmax of each masked row. vLLM then verifies the proposal with its rejection sampler.
+proposes a token for each masked row. vLLM then verifies the proposal with its rejection sampler.
 
 Contract: KV is written to lookahead slots only, and the next target forward overwrites every slot that it keeps;
-nothing outlives a call but the proposal; no step waits for the device.
+nothing outlives a call but the proposal; no step waits for the device, unless a draft threshold asks for passes until
+every position is sure enough.
 """
 
 from typing import Any
@@ -17,9 +18,15 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
+from attention_backend.masks import Block, kernel_causal
+from spec_worker.adapter_check import check_adapter
 from spec_worker.blocks import NO_SLOT, Step, lengths, lookahead_slots, places
+from spec_worker.commit import commit
+from vllm_nld.settings import FIELD, Settings
+from vllm_nld.speculation import draft_adapter
 
 
 class SelfSpeculator(DraftModelSpeculator):
@@ -32,6 +39,12 @@ class SelfSpeculator(DraftModelSpeculator):
         self.block_length = self.num_speculative_steps + 1
         self.num_query_per_req = self.block_length
         self.mask_token_id: int = vllm_config.model_config.hf_config.mask_token_id
+        self.threshold = Settings.of(vllm_config).draft_threshold
+        if self.threshold and self.draft_logits is not None:
+            raise ValueError(
+                f"{FIELD}.draft_threshold keeps the surer of the sampled drafts, which no longer follow their logits: "
+                "leave draft_sample_method of --speculative-config at greedy, or the threshold at 0"
+            )
         self.requests_per_pass = min(self.max_num_tokens // self.block_length, self.max_num_reqs)
         if not self.requests_per_pass:
             raise ValueError(
@@ -41,10 +54,14 @@ class SelfSpeculator(DraftModelSpeculator):
         rows = self.requests_per_pass * self.block_length
         self.query_start_loc_cpu = torch.arange(0, rows + 1, self.block_length, dtype=torch.int32)
         self.query_start_loc = self.query_start_loc_cpu.to(device)
+        self.steps = torch.arange(1, self.block_length, device=device)  # [K], each draft's distance from its anchor
 
     # Set-up: the draft model is the target model, its layers and KV cache included.
 
     def load_draft_model(self, target_model: nn.Module, target_attn_layer_names: set[str]) -> nn.Module:
+        adapter = draft_adapter(self.vllm_config)
+        if adapter is not None:
+            target_model.attach(adapter, self.dtype)
         return target_model
 
     def set_attn(self, model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups):  # type: ignore[no-untyped-def]  # vLLM's own signature
@@ -56,10 +73,15 @@ class SelfSpeculator(DraftModelSpeculator):
         self.target_attn_groups = target_attn_groups
         self.attn_groups, self.attn_cg_support, _ = init_attn_backend(kv_cache_config, self.vllm_config, self.device)
         if len(self.attn_groups) != 1:
-            raise ValueError(f"self-speculation needs one kind of attention layer, not {len(self.attn_groups)} KV groups")
+            raise ValueError(
+                f"self-speculation needs one kind of attention layer, not {len(self.attn_groups)} KV groups"
+            )
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        """The draft pass runs without a CUDA graph of its own."""
+        """The draft pass runs without a CUDA graph. vLLM calls this once the model can run: check the adapter here."""
+        self.input_buffers.input_ids[: self.block_length] = self.mask_token_id
+        self.input_buffers.positions[: self.block_length] = torch.arange(self.block_length, device=self.device)
+        check_adapter(self.model, lambda: self._forward(self.block_length, None, None))
 
     def capture(self) -> None:
         """Nothing to capture."""
@@ -99,14 +121,22 @@ class SelfSpeculator(DraftModelSpeculator):
             next_prompt=next_prefill_tokens[0],
         )
         anchors, starts = step.anchors(), step.starts()
-        for first in range(0, requests, self.requests_per_pass):  # one pass, unless the blocks exceed the token budget
+        if self.draft_logits is not None:
+            self._copy_request_inputs(requests, step.slots, temperature, seeds, dummy_run)
+        for first in range(0, requests, self.requests_per_pass):  # one round, unless the blocks exceed the token budget
             rows = slice(first, min(first + self.requests_per_pass, requests))
-            if skip_attn_for_dummy_run:
-                metadata, mappings = None, None
-            else:
+            metadata, mappings = None, None
+            if not skip_attn_for_dummy_run:
                 metadata, mappings = self._attention(step.slots, starts, rows, write=not dummy_run)
             self._place(anchors[rows], starts[rows])
-            self.draft_tokens[rows] = self._draft(rows.stop - rows.start, metadata, mappings)
+            with self.model.drafting():
+                if self.threshold:
+                    wanted = starts[rows, None] + self.steps < self.max_model_len
+                    wanted &= step.num_sampled[rows, None] > 0
+                    drafts = self._draft_until_sure(wanted, metadata, mappings)
+                else:
+                    drafts = self._draft(starts[rows], rows, metadata, mappings)
+            self.draft_tokens[rows] = drafts
         return self.draft_tokens[:requests]
 
     def _place(self, anchors: torch.Tensor, starts: torch.Tensor) -> None:
@@ -148,20 +178,65 @@ class SelfSpeculator(DraftModelSpeculator):
             block_tables=[table],
             slot_mappings=mappings,
             kv_cache_config=self.kv_cache_config,
-            causal=False,
+            causal=kernel_causal(Block(self.block_length)),
             positions=self.input_buffers.positions[: count * self.block_length],
         )
         return metadata, build_slot_mappings_by_layer(mappings, self.kv_cache_config)
 
     def _draft(
-        self, count: int, metadata: dict[str, Any] | None, mappings: dict[str, torch.Tensor] | None
-    ) -> torch.Tensor:  # [count, K] int64
-        """The argmax of every masked row; the mask token is no candidate."""
-        hidden = self._forward(count * self.block_length, metadata, mappings)
-        masked = hidden.view(count, self.block_length, -1)[:, 1:].flatten(0, 1)  # [count * K, hidden]
-        logits = self.model.compute_logits(masked)
+        self,
+        starts: torch.Tensor,  # [R]
+        rows: slice,
+        metadata: dict[str, Any] | None,
+        mappings: dict[str, torch.Tensor] | None,
+    ) -> torch.Tensor:  # [R, K] int64
+        """One pass: the argmax of every masked row, or a draw where draft logits are kept."""
+        count = len(starts)
+        logits = self._logits(count, metadata, mappings)  # [R * K, V]
         logits[:, self.mask_token_id] = float("-inf")
-        return logits.argmax(dim=-1).view(count, -1)
+        if self.draft_logits is None:
+            return logits.argmax(dim=-1).view(count, -1)
+        drafts = gumbel_sample(
+            logits,
+            self.idx_mapping[rows].repeat_interleave(self.num_speculative_steps),
+            self.temperature,
+            self.seeds,
+            (starts[:, None] + self.steps - 1).flatten(),  # draws are keyed by the position before the token
+            apply_temperature=True,
+            is_drafting=True,
+            logits_cache=self.draft_logits,
+            logits_cache_col=(self.steps - 1).to(torch.int32).repeat(count),
+            use_fp64=self.use_fp64_gumbel,
+        )
+        return drafts.view(count, -1)
+
+    def _draft_until_sure(
+        self,
+        masked: torch.Tensor,  # [R, K] bool, positions that will be verified; changed
+        metadata: dict[str, Any] | None,
+        mappings: dict[str, torch.Tensor] | None,
+    ) -> torch.Tensor:  # [R, K] int64
+        """Passes until no position is masked, K at most; what a pass is sure of, the next one sees."""
+        count = len(masked)
+        block = self.input_buffers.input_ids[: count * self.block_length].view(count, -1)[:, 1:]
+        for _ in range(self.num_speculative_steps):
+            logits = self._logits(count, metadata, mappings).view(count, self.num_speculative_steps, -1)
+            total = logits.float().logsumexp(dim=-1)  # the mask token keeps its share of the softmax
+            logits[..., self.mask_token_id] = float("-inf")
+            best, candidates = logits.max(dim=-1)
+            decided = commit((best.float() - total).exp(), masked, self.threshold)
+            block.copy_(torch.where(decided, candidates.int(), block))
+            masked &= ~decided
+            if not masked.any():  # the one look at the device a pass
+                break
+        return block.long()
+
+    def _logits(
+        self, count: int, metadata: dict[str, Any] | None, mappings: dict[str, torch.Tensor] | None
+    ) -> torch.Tensor:  # [R * K, V]
+        """Logits of the masked rows: unshifted, row i predicts token i."""
+        hidden = self._forward(count * self.block_length, metadata, mappings)
+        return self.model.compute_logits(hidden.view(count, self.block_length, -1)[:, 1:].flatten(0, 1))
 
     def _forward(
         self, tokens: int, metadata: dict[str, Any] | None, mappings: dict[str, torch.Tensor] | None

@@ -31,20 +31,6 @@ def test_untested_vllm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compat.applied() == ()
 
 
-def test_profile_sampler_patch_is_still_needed() -> None:
-    """vLLM's profile run still skips attention and samples from what comes out."""
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-
-    source = inspect.getsource(GPUModelRunner.profile_run)
-    assert "skip_attn=True" in source and "_dummy_sampler_run" in source
-
-
-def test_profile_sampler_patch_reaches_the_cpu_runner() -> None:
-    from vllm.v1.worker.cpu.model_runner import CPUModelRunner
-
-    assert CPUModelRunner._dummy_sampler_run is compat._dummy_sampler_run
-
-
 def test_amx_patch_is_still_needed() -> None:
     """vLLM still does not ask for tiles anywhere in its Python code."""
     from vllm.v1.worker import cpu_worker

@@ -52,32 +52,6 @@ def applied() -> tuple[str, ...]:
     return tuple(sorted(name for name, in_force in _outcome.items() if in_force))
 
 
-def profile_sampler_on_finite_logits() -> bool:
-    """Give the CPU warm-up's dummy sampling finite logits.
-
-    Symptom: `vllm serve` on the CPU with Model Runner V2 dies at start-up with "All-NaN slice encountered".
-    Cause: the profile run skips attention, whose output buffer then holds whatever memory held; NaN logits are harmless
-    on a GPU, but Triton's interpreter takes numpy's nanargmax, which raises on them.
-    Delete when: `GPUModelRunner.profile_run` samples from finite hidden states, or the interpreter's argmax accepts
-    NaN.
-    """
-    from vllm.triton_utils import HAS_TRITON
-
-    from vllm_nld.triton_cpu import is_cpu_build
-
-    if not (is_cpu_build() and HAS_TRITON):
-        return False
-    _patch_on_import(
-        "vllm.v1.worker.cpu.model_runner",
-        lambda module: setattr(module.CPUModelRunner, "_dummy_sampler_run", _dummy_sampler_run),
-    )
-    return True
-
-
-def _dummy_sampler_run(self: Any, hidden_states: Any) -> None:
-    super(type(self), self)._dummy_sampler_run(hidden_states.zero_())
-
-
 def permit_amx_tiles() -> bool:
     """Ask the operating system to let this process use AMX tiles.
 
@@ -114,16 +88,6 @@ def run_kernels_natively() -> bool:
     return True
 
 
-def drafts_for_itself(vllm_config: Any) -> bool:
-    """Whether an NLD model is its own draft model: method `draft_model` with the served checkpoint as `model`."""
-    from vllm_nld.configs import SUPPORTED_ARCHITECTURES
-
-    speculative, model = vllm_config.speculative_config, vllm_config.model_config
-    if speculative is None or model is None or not speculative.uses_draft_model():
-        return False
-    return model.architecture in SUPPORTED_ARCHITECTURES and speculative.model == model.model
-
-
 def build_self_speculator() -> bool:
     """Let Model Runner V2 build our speculator where an NLD model drafts for itself.
 
@@ -138,6 +102,8 @@ def build_self_speculator() -> bool:
 
 
 def _replace_init_speculator(module: Any) -> None:
+    from vllm_nld.speculation import drafts_for_itself
+
     inherited = module.init_speculator
 
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
@@ -157,6 +123,8 @@ def reserve_slots_for_a_block() -> bool:
     Delete when: `num_lookahead_tokens` can be set by the speculator.
     """
     from vllm.config import VllmConfig
+
+    from vllm_nld.speculation import drafts_for_itself
 
     inherited = VllmConfig.num_lookahead_tokens.fget
     assert inherited is not None
@@ -203,7 +171,6 @@ def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
 
 
 PATCHES: tuple[Callable[[], bool], ...] = (
-    profile_sampler_on_finite_logits,
     permit_amx_tiles,
     run_kernels_natively,
     build_self_speculator,
