@@ -74,7 +74,7 @@ class BlockMaskBackend(AttentionBackend):
     @classmethod
     def over(cls, kernel: type[AttentionBackend]) -> type[AttentionBackend]:
         """This backend on top of a platform's backend. Raises ValueError for one without a bidirectional pass."""
-        return _over(kernel)
+        return _over(kernel)  # type: ignore[arg-type]  # a class is hashable
 
 
 @cache

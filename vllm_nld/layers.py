@@ -37,6 +37,9 @@ class OutputProjection(nn.Module):
 class NldAttention(MistralAttention):
     """Attention of the AR and the diffusion pathway alike."""
 
+    attn: Any
+    o_proj: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         chosen = self.attn
