@@ -25,6 +25,7 @@ from attention_backend.masks import Block, kernel_causal
 from spec_worker.adapter_check import check_adapter
 from spec_worker.blocks import NO_SLOT, Step, lengths, lookahead_slots, places
 from spec_worker.commit import commit
+from spec_worker.user_lora import NO_LORA, map_blocks, user_loras
 from vllm_nld.settings import FIELD, Settings
 from vllm_nld.speculation import draft_adapter
 
@@ -81,6 +82,8 @@ class SelfSpeculator(DraftModelSpeculator):
         """The draft pass runs without a CUDA graph. vLLM calls this once the model can run: check the adapter here."""
         self.input_buffers.input_ids[: self.block_length] = self.mask_token_id
         self.input_buffers.positions[: self.block_length] = torch.arange(self.block_length, device=self.device)
+        if user_loras(self.model) is not None:
+            map_blocks(self.model, [NO_LORA], self.block_length)
         check_adapter(self.model, lambda: self._forward(self.block_length, None, None))
 
     def capture(self) -> None:
@@ -123,12 +126,15 @@ class SelfSpeculator(DraftModelSpeculator):
         anchors, starts = step.anchors(), step.starts()
         if self.draft_logits is not None:
             self._copy_request_inputs(requests, step.slots, temperature, seeds, dummy_run)
+        loras = user_loras(self.model)
         for first in range(0, requests, self.requests_per_pass):  # one round, unless the blocks exceed the token budget
             rows = slice(first, min(first + self.requests_per_pass, requests))
             metadata, mappings = None, None
             if not skip_attn_for_dummy_run:
                 metadata, mappings = self._attention(step.slots, starts, rows, write=not dummy_run)
             self._place(anchors[rows], starts[rows])
+            if loras:
+                map_blocks(self.model, loras[rows], self.block_length)
             with self.model.drafting():
                 if self.threshold:
                     wanted = starts[rows, None] + self.steps < self.max_model_len

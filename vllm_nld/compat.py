@@ -136,6 +136,12 @@ def reserve_slots_for_a_block() -> bool:
     return True
 
 
+def loras_in_force(manager: Any) -> tuple[int, ...]:
+    """The adapter id of each request, as a LoRAModelManager was last told; it has no reader of its own for that."""
+    mapping = manager._last_mapping
+    return () if mapping is None else mapping.prompt_mapping
+
+
 def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
     """Run `patch(module)` now if the module is loaded, else right after its first import.
 

@@ -25,8 +25,9 @@ class OutputProjection(nn.Module):
         super().__init__()
         self.base = base
         self.lora = lora
-        self.reduce = base.tp_size > 1 and base.reduce_results
-        base.reduce_results = False  # the adapter's share joins the partial sum first
+        linear = getattr(base, "base_layer", base)  # inside user LoRA's wrapper
+        self.reduce = linear.tp_size > 1 and linear.reduce_results
+        linear.reduce_results = False  # the adapter's share joins the partial sum first
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # [T, in / TP] -> [T, hidden]
         out, _ = self.base(x)

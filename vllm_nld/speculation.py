@@ -94,8 +94,6 @@ def check_possible(vllm_config: "VllmConfig") -> None:
         )
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise ValueError(f"linear self-speculation does not run with context parallelism: switch it off, or {AR}")
-    if vllm_config.lora_config is not None:
-        raise ValueError(f"--enable-lora does not run with linear self-speculation yet: {AR}, or remove it")
     if not vllm_config.use_v2_model_runner:
         raise ValueError(f"linear self-speculation needs Model Runner V2: unset VLLM_USE_V2_MODEL_RUNNER, or {AR}")
 

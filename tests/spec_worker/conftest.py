@@ -74,6 +74,4 @@ def expected(reference: ReferenceModel, prompts: list[list[int]]) -> list[list[i
 
 
 def ar_tokens(model: ReferenceModel, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    return [
-        generate(model, prompt, mode="ar", max_new_tokens=max_tokens, ignore_eos=True).tokens for prompt in prompts
-    ]
+    return [generate(model, prompt, mode="ar", max_new_tokens=max_tokens, ignore_eos=True).tokens for prompt in prompts]

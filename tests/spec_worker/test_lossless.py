@@ -57,9 +57,7 @@ def test_chunked_prefill_and_preemption(
 
 
 @pytest.mark.parametrize("chunk", [1, 33])
-def test_prefill_remainder_of_one_token(
-    chunk: int, agreeable_checkpoint: Path, reference: ReferenceModel
-) -> None:
+def test_prefill_remainder_of_one_token(chunk: int, agreeable_checkpoint: Path, reference: ReferenceModel) -> None:
     """Prompts one token longer than a chunk: the remainder has a decode's shape but is none."""
     budget = 32 + chunk - 1
     prompts = [random_prompts(1, VOCAB, longest=1)[0] * (budget * turns + 1) for turns in (1, 2, 3)]
