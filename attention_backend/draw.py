@@ -1,6 +1,7 @@
 """`vllm-nld masks`: every mask kind as a picture, query by key, labelled."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups
@@ -48,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw; returns the exit status."""
-    draw(args.out)
+    try:
+        draw(args.out)
+    except ModuleNotFoundError as error:
+        print(f"{error}: pip install 'vllm-nld[bench]'", file=sys.stderr)
+        return 1
     print(f"Written to {args.out}.")
     return 0

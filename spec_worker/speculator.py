@@ -131,7 +131,8 @@ class SelfSpeculator(DraftModelSpeculator):
             rows = slice(first, min(first + self.requests_per_pass, requests))
             metadata, mappings = None, None
             if not skip_attn_for_dummy_run:
-                metadata, mappings = self._attention(step.slots, starts, rows, write=not dummy_run)
+                bound = input_batch.seq_lens_cpu_upper_bound[rows] + self.block_length
+                metadata, mappings = self._attention(step.slots, starts, rows, bound, write=not dummy_run)
             self._place(anchors[rows], starts[rows])
             if loras:
                 map_blocks(self.model, loras[rows], self.block_length)
@@ -159,6 +160,7 @@ class SelfSpeculator(DraftModelSpeculator):
         slots: torch.Tensor,  # [R]
         starts: torch.Tensor,  # [R]
         rows: slice,
+        bound: torch.Tensor,  # [R] int32 on the CPU, no sequence of the pass is longer
         write: bool,
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Metadata of a bidirectional pass over these requests' blocks, and its KV slots by layer."""
@@ -180,12 +182,14 @@ class SelfSpeculator(DraftModelSpeculator):
             query_start_loc_cpu=self.query_start_loc_cpu[: count + 1],
             max_query_len=self.block_length,
             seq_lens=self.input_buffers.seq_lens[:count],
-            max_seq_len=self.max_model_len,
+            max_seq_len=min(int(bound.max()), self.max_model_len),
+            seq_lens_cpu_upper_bound=bound.clamp(max=self.max_model_len),
             block_tables=[table],
             slot_mappings=mappings,
             kv_cache_config=self.kv_cache_config,
             causal=kernel_causal(Block(self.block_length)),
             positions=self.input_buffers.positions[: count * self.block_length],
+            is_prefilling=self.draft_is_prefilling[:count],
         )
         return metadata, build_slot_mappings_by_layer(mappings, self.kv_cache_config)
 

@@ -62,6 +62,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"--max-num-batched-tokens 16 has no room for a block of 32",
     ),
     "no room in the context": (nld(block_length=32) | {"max_model_len": 16}, r"--max-model-len 16 has no room"),
+    "a drafter's own kernel": (
+        {"speculative_config": drafter("MODEL")["speculative_config"] | {"attention_backend": "TRITON_ATTN"}},
+        r"--speculative-config attention_backend .* has no effect",
+    ),
     "unknown field": (nld(block=3), r"nld\.block is unknown"),
     "absent adapter": (nld(draft_lora="/no/such/folder"), r"/no/such/folder/adapter_config\.json is no readable"),
 }

@@ -64,6 +64,7 @@ def configure(vllm_config: "VllmConfig") -> None:
             f"{speculative.num_speculative_tokens} of --speculative-config: a block is the last token and its drafts, "
             f"so remove one or make them differ by 1"
         )
+    check_shared(vllm_config)
     check_room(vllm_config)
 
 
@@ -96,6 +97,16 @@ def check_possible(vllm_config: "VllmConfig") -> None:
         raise ValueError(f"linear self-speculation does not run with context parallelism: switch it off, or {AR}")
     if not vllm_config.use_v2_model_runner:
         raise ValueError(f"linear self-speculation needs Model Runner V2: unset VLLM_USE_V2_MODEL_RUNNER, or {AR}")
+
+
+def check_shared(vllm_config: "VllmConfig") -> None:
+    """Raise ValueError for a field of --speculative-config that a drafter of its own would obey, and this one cannot."""
+    for name in ("attention_backend", "kv_cache_dtype", "enable_adaptive_verification"):
+        if value := getattr(vllm_config.speculative_config, name):
+            raise ValueError(
+                f"--speculative-config {name} ({value}) has no effect in linear self-speculation, which drafts with "
+                "the served model itself: remove it"
+            )
 
 
 def check_room(vllm_config: "VllmConfig") -> None:
