@@ -100,7 +100,7 @@ def check_possible(vllm_config: "VllmConfig") -> None:
 
 
 def check_shared(vllm_config: "VllmConfig") -> None:
-    """Raise ValueError for a field of --speculative-config that a drafter of its own would obey, and this one cannot."""
+    """Raise ValueError for a field of --speculative-config that another drafter would obey, and this one cannot."""
     for name in ("attention_backend", "kv_cache_dtype", "enable_adaptive_verification"):
         if value := getattr(vllm_config.speculative_config, name):
             raise ValueError(
