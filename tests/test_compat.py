@@ -21,7 +21,7 @@ def test_apply_twice_applies_once() -> None:
     first = compat.applied()
     compat.apply()
     assert compat.applied() == first
-    assert "run_kernels_natively" in first
+    assert {"run_kernels_natively", "build_self_speculator", "reserve_slots_for_a_block"} <= set(first)
 
 
 def test_untested_vllm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,18 +31,31 @@ def test_untested_vllm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compat.applied() == ()
 
 
-def test_profile_sampler_patch_is_still_needed() -> None:
-    """vLLM's profile run still skips attention and samples from what comes out."""
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+def test_speculator_patch_is_still_needed() -> None:
+    """vLLM still builds speculators in a closed chain, and refuses asynchronous scheduling for `custom_class`."""
+    from vllm.config import VllmConfig
+    from vllm.v1.worker.gpu import spec_decode
 
-    source = inspect.getsource(GPUModelRunner.profile_run)
-    assert "skip_attn=True" in source and "_dummy_sampler_run" in source
+    source = inspect.getsource(spec_decode.init_speculator)
+    assert source.count("elif") > 3 and "custom_class" not in source and "register" not in source
+    assert '!= "draft_model"' in inspect.getsource(VllmConfig)
 
 
-def test_profile_sampler_patch_reaches_the_cpu_runner() -> None:
-    from vllm.v1.worker.cpu.model_runner import CPUModelRunner
+def test_speculator_patch_reaches_the_runner() -> None:
+    from vllm.v1.worker.gpu import model_runner, spec_decode
 
-    assert CPUModelRunner._dummy_sampler_run is compat._dummy_sampler_run
+    assert model_runner.init_speculator is not spec_decode.init_speculator
+
+
+def test_lookahead_patch_is_still_needed() -> None:
+    """vLLM still reserves no slot for a draft model's last token, and knows better for block drafters."""
+    from vllm.config import VllmConfig
+
+    patched = VllmConfig.num_lookahead_tokens.fget
+    assert patched is not None
+    inherited = dict(zip(patched.__code__.co_freevars, patched.__closure__ or (), strict=True))["inherited"]
+    source = inspect.getsource(inherited.cell_contents)
+    assert "uses_draft_model():" in source and "use_dflash() or" in source
 
 
 def test_amx_patch_is_still_needed() -> None:

@@ -37,5 +37,9 @@ def test_demo_answers_correctly_and_writes_json(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "demo.json").read_text())
     assert all(row.keys() == KEYS for row in rows)
     assert sum(row["correct"] for row in rows) >= len(rows) - 2
-    assert all(row["nfe"] == row["tokens"] and row["tpf"] == 1 and row["acceptance_length"] is None for row in rows)
     assert all(row["answer"] in result.stdout for row in rows)
+    ar, linear = ([row for row in rows if row["mode"] == mode] for mode in ("ar", "linear"))
+    assert all(row["nfe"] == row["tokens"] and row["tpf"] == 1 and row["acceptance_length"] is None for row in ar)
+    assert [row["prompt"] for row in ar] == [row["prompt"] for row in linear]
+    assert sum(row["answer"] == other["answer"] for row, other in zip(ar, linear, strict=True)) >= len(ar) - 1
+    assert sum(row["tokens"] for row in linear) > 1.5 * sum(row["nfe"] for row in linear)

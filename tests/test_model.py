@@ -14,7 +14,8 @@ from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.reference.model import KVCache
 
 VOCAB = CONFIG["vocab_size"]
-LOGITS = {"logprobs_mode": "raw_logits", "max_logprobs": -1}
+AR: dict[str, Any] = {"additional_config": {"nld": {"mode": "ar"}}}
+LOGITS = {"logprobs_mode": "raw_logits", "max_logprobs": -1} | AR
 TOKENS = 16
 
 
@@ -65,7 +66,7 @@ def test_converted_research_layout_loads(tmp_path: Path) -> None:
     """`language_model.*` names, the older architecture, and a YaRN factor below one as the Base models have it."""
     path = write_tiny_checkpoint(tmp_path, prefix="language_model.", **CONVERTED)
     prompts = random_prompts(8, VOCAB, longest=200)
-    with engine(path) as llm:
+    with engine(path, **AR) as llm:
         outputs = greedy(llm, prompts, TOKENS)
     assert [list(output.token_ids) for output in outputs] == reference_tokens(
         ReferenceModel.from_pretrained(path), prompts, TOKENS
@@ -76,7 +77,7 @@ def test_converted_research_layout_loads(tmp_path: Path) -> None:
 def test_tensor_parallel_gives_the_same_tokens(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     prompts = random_prompts(16, VOCAB, longest=200)
-    with engine(tiny_checkpoint, tensor_parallel_size=2) as llm:
+    with engine(tiny_checkpoint, tensor_parallel_size=2, **AR) as llm:
         outputs = greedy(llm, prompts, TOKENS)
     assert [list(output.token_ids) for output in outputs] == reference_tokens(
         ReferenceModel.from_pretrained(tiny_checkpoint), prompts, TOKENS
@@ -175,7 +176,7 @@ def test_user_lora_is_applied(tiny_checkpoint: Path, tmp_path: Path) -> None:
     change = write_user_lora(tmp_path / "user", model)
     prompts = random_prompts(8, VOCAB, longest=100, seed=3)
     params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
-    with engine(tiny_checkpoint, enable_lora=True, max_lora_rank=8) as llm:
+    with engine(tiny_checkpoint, enable_lora=True, max_lora_rank=8, **AR) as llm:
         request = LoRARequest("user", 1, str(tmp_path / "user"))
         outputs = llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts], params, lora_request=request, use_tqdm=False

@@ -20,7 +20,8 @@ from vllm_nld.server import Server
 pytestmark = pytest.mark.server
 
 MAX_MODEL_LEN = 1024
-EXACT = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
+AR = ["--additional-config", json.dumps({"nld": {"mode": "ar"}})]
+EXACT = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", *AR]
 SMALL_STEPS = [
     "--max-model-len",
     str(MAX_MODEL_LEN),

@@ -11,6 +11,7 @@ from vllm_nld import __version__
 COMMANDS = {
     "doctor": ("vllm_nld.doctor", "check that this machine, and a checkpoint, can serve"),
     "demo": ("vllm_nld.demo", "serve the nano checkpoint and ask it held-out prompts"),
+    "masks": ("attention_backend.draw", "draw every attention mask, query by key"),
     "nano path": ("vllm_nld.nano.path", "print where the shipped checkpoint is"),
     "nano train": ("vllm_nld.nano.train", "train the checkpoint again from its recipe"),
     "nano eval": ("vllm_nld.nano.evaluate", "measure the checkpoint on held-out prompts"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 TESTED_VLLM = ("0.32.0",)
+SPECULATOR_MODULE = "spec_worker.speculator"
 
 _outcome: dict[str, bool] = {}  # patch name: whether it found something to patch here
 
@@ -51,32 +52,6 @@ def applied() -> tuple[str, ...]:
     return tuple(sorted(name for name, in_force in _outcome.items() if in_force))
 
 
-def profile_sampler_on_finite_logits() -> bool:
-    """Give the CPU warm-up's dummy sampling finite logits.
-
-    Symptom: `vllm serve` on the CPU with Model Runner V2 dies at start-up with "All-NaN slice encountered".
-    Cause: the profile run skips attention, whose output buffer then holds whatever memory held; NaN logits are harmless
-    on a GPU, but Triton's interpreter takes numpy's nanargmax, which raises on them.
-    Delete when: `GPUModelRunner.profile_run` samples from finite hidden states, or the interpreter's argmax accepts
-    NaN.
-    """
-    from vllm.triton_utils import HAS_TRITON
-
-    from vllm_nld.triton_cpu import is_cpu_build
-
-    if not (is_cpu_build() and HAS_TRITON):
-        return False
-    _patch_on_import(
-        "vllm.v1.worker.cpu.model_runner",
-        lambda module: setattr(module.CPUModelRunner, "_dummy_sampler_run", _dummy_sampler_run),
-    )
-    return True
-
-
-def _dummy_sampler_run(self: Any, hidden_states: Any) -> None:
-    super(type(self), self)._dummy_sampler_run(hidden_states.zero_())
-
-
 def permit_amx_tiles() -> bool:
     """Ask the operating system to let this process use AMX tiles.
 
@@ -113,6 +88,60 @@ def run_kernels_natively() -> bool:
     return True
 
 
+def build_self_speculator() -> bool:
+    """Let Model Runner V2 build our speculator where an NLD model drafts for itself.
+
+    Symptom: `{"method": "draft_model", "model": <the served checkpoint>}` loads the weights twice and drafts one token
+    at a time, causally.
+    Cause: `init_speculator` is a closed chain of methods, imported by name into the model runner's module. The method
+    `custom_class` would take a class path, but switches asynchronous scheduling off.
+    Delete when: a speculator can be registered, or `custom_class` keeps asynchronous scheduling on.
+    """
+    _patch_on_import("vllm.v1.worker.gpu.model_runner", _replace_init_speculator)
+    return True
+
+
+def _replace_init_speculator(module: Any) -> None:
+    from vllm_nld.speculation import drafts_for_itself
+
+    inherited = module.init_speculator
+
+    def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
+        if not drafts_for_itself(vllm_config):
+            return inherited(vllm_config, device, req_states)
+        return importlib.import_module(SPECULATOR_MODULE).SelfSpeculator(vllm_config, device)
+
+    module.init_speculator = init_speculator
+
+
+def reserve_slots_for_a_block() -> bool:
+    """Reserve KV slots for the whole draft block: the anchor and every draft.
+
+    Symptom: the last row of a draft block has no KV slot where it starts a new KV block, and drafts get worse.
+    Cause: for the method `draft_model` vLLM reserves one slot a draft token, as an autoregressive drafter needs no slot
+    for its last token; a block drafter writes that row too, as vLLM knows for `dflash`.
+    Delete when: `num_lookahead_tokens` can be set by the speculator.
+    """
+    from vllm.config import VllmConfig
+
+    from vllm_nld.speculation import drafts_for_itself
+
+    inherited = VllmConfig.num_lookahead_tokens.fget
+    assert inherited is not None
+
+    def num_lookahead_tokens(self: Any) -> int:
+        return self.num_speculative_tokens + 1 if drafts_for_itself(self) else inherited(self)
+
+    VllmConfig.num_lookahead_tokens = property(num_lookahead_tokens)  # type: ignore[method-assign, assignment]
+    return True
+
+
+def loras_in_force(manager: Any) -> tuple[int, ...]:
+    """The adapter id of each request, as a LoRAModelManager was last told; it has no reader of its own for that."""
+    mapping = manager._last_mapping
+    return () if mapping is None else mapping.prompt_mapping
+
+
 def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
     """Run `patch(module)` now if the module is loaded, else right after its first import.
 
@@ -147,4 +176,9 @@ def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
     sys.meta_path.insert(0, Finder())
 
 
-PATCHES: tuple[Callable[[], bool], ...] = (profile_sampler_on_finite_logits, permit_amx_tiles, run_kernels_natively)
+PATCHES: tuple[Callable[[], bool], ...] = (
+    permit_amx_tiles,
+    run_kernels_natively,
+    build_self_speculator,
+    reserve_slots_for_a_block,
+)

@@ -1,6 +1,7 @@
 """`vllm-nld demo`: the whole path once, on real input: `vllm serve` on nano, asked through an OpenAI client.
 
-Prints each held-out prompt and its streamed answer, then a table of the modes; writes the same as JSON.
+Prints each held-out prompt and its streamed answer, in one mode after the other, then a table of the modes; writes the
+same as JSON. What a mode cost in forwards comes from the server's own metrics.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from vllm_nld.nano import Prompt, checkpoint_path, heldout
 from vllm_nld.server import Server, ServerError
 
 MAX_TOKENS = 256
+MODES = ("ar", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,18 @@ def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
     return list(chosen.values())[:count]
 
 
-def ask(client, prompt: Prompt) -> Answer:  # type: ignore[no-untyped-def]  # openai is imported late: it takes a second
+def counters(url: str) -> tuple[int, int]:
+    """Verify steps and accepted drafts so far, from the server's /metrics; zeros where it does not speculate."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    names = ("vllm:spec_decode_num_drafts_total{", "vllm:spec_decode_num_accepted_tokens_total{")
+    values = [sum(float(line.split()[-1]) for line in lines if line.startswith(name)) for name in names]
+    return int(values[0]), int(values[1])
+
+
+def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[no-untyped-def]  # openai is imported late: it takes a second
     """Stream one answer to the terminal."""
+    rounds_before, accepted_before = counters(url)
     print(f"\n> {prompt.messages[-1]['content']}\n", flush=True)
     begin = time.perf_counter()
     stream = client.chat.completions.create(
@@ -63,31 +76,37 @@ def ask(client, prompt: Prompt) -> Answer:  # type: ignore[no-untyped-def]  # op
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
     seconds = time.perf_counter() - begin
+    rounds, accepted = (now - then for now, then in zip(counters(url), (rounds_before, accepted_before), strict=True))
+    nfe = 1 + 2 * rounds if mode == "linear" else tokens  # the prefill, then a draft and a verify forward a round
     correct = text.strip() == prompt.expected.strip()
     print(f"\n\n  [{'correct' if correct else 'WRONG'}, {tokens} tokens, {tokens / seconds:.0f} tokens/s]", flush=True)
     return Answer(
-        mode="ar",
+        mode=mode,
         prompt=prompt.messages[-1]["content"],
         answer=text,
         expected=prompt.expected,
         correct=correct,
         tokens=tokens,
-        nfe=tokens,  # one forward a token
-        tpf=1.0,
-        acceptance_length=None,
+        nfe=nfe,
+        tpf=tokens / nfe,
+        acceptance_length=1 + accepted / rounds if rounds else None,
         tokens_per_s=tokens / seconds,
     )
 
 
 def table(answers: list[Answer]) -> str:
     """The answers as lines, one a mode."""
-    lines = [f"{'mode':<8}{'correct':>9}{'tokens':>8}{'forwards':>10}{'TPF':>7}{'tokens/s':>10}"]
+    lines = [f"{'mode':<8}{'correct':>9}{'tokens':>8}{'forwards':>10}{'TPF':>7}{'AL':>7}{'tokens/s':>10}"]
     for mode in dict.fromkeys(answer.mode for answer in answers):
         rows = [answer for answer in answers if answer.mode == mode]
         tokens, nfe = sum(row.tokens for row in rows), sum(row.nfe for row in rows)
         seconds = sum(row.tokens / row.tokens_per_s for row in rows)
         correct = f"{sum(row.correct for row in rows)}/{len(rows)}"
-        lines.append(f"{mode:<8}{correct:>9}{tokens:>8}{nfe:>10}{tokens / nfe:>7.2f}{tokens / seconds:>10.0f}")
+        lengths = [(row.acceptance_length, (row.nfe - 1) / 2) for row in rows if row.acceptance_length is not None]
+        length = f"{sum(al * n for al, n in lengths) / sum(n for _, n in lengths):.2f}" if lengths else "-"
+        lines.append(
+            f"{mode:<8}{correct:>9}{tokens:>8}{nfe:>10}{tokens / nfe:>7.2f}{length:>7}{tokens / seconds:>10.0f}"
+        )
     return "\n".join(lines)
 
 
@@ -97,24 +116,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=6, help="how many held-out prompts to ask (default: 6)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Serve, ask, report; status 1 when the server did not start or no answer was right."""
+def serve_and_ask(mode: str, prompts: list[Prompt], log: Path) -> list[Answer]:
+    """All answers of one mode, from a server of its own."""
     import openai
 
     def progress(seconds: float) -> None:
-        print(f"\rStarting vllm serve on the nano checkpoint ... {seconds:.0f} s ", end="", flush=True)
+        print(f"\rStarting vllm serve on the nano checkpoint, mode {mode} ... {seconds:.0f} s ", end="", flush=True)
 
+    arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
+    arguments += ["--additional-config", json.dumps({"nld": {"mode": mode}})]
+    with Server(checkpoint_path(), arguments, log=log, progress=progress) as server:
+        print()
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        return [ask(client, server.url, mode, prompt) for prompt in prompts]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve, ask, report; status 1 when the server did not start or no answer was right."""
+    prompts = choose(heldout(), args.prompts)
+    answers: list[Answer] = []
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
         try:
-            with Server(checkpoint_path(), arguments, log=Path(folder) / "server.log", progress=progress) as server:
-                print()
-                client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-                answers = [ask(client, prompt) for prompt in choose(heldout(), args.prompts)]
+            for mode in MODES:
+                answers += serve_and_ask(mode, prompts, Path(folder) / f"{mode}.log")
         except ServerError as error:
             print(f"\n{error}\n\nvllm-nld doctor may say why.", file=sys.stderr)
             return 1
     print("\n" + table(answers))
+    same = sum(a.answer == b.answer for a, b in zip(answers, answers[len(prompts) :], strict=False))
+    print(f"\n{same} of {len(prompts)} answers are the same text in both modes.")
     if args.json:
         args.json.write_text(json.dumps([asdict(answer) for answer in answers], indent=2) + "\n", encoding="utf-8")
         print(f"\nWritten to {args.json}.")

@@ -5,8 +5,10 @@ quantisation, torch.compile and user LoRA come with vLLM's layers. This module a
 tensor of the checkpoint was asked for, present and of the right shape.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm.config import VllmConfig
@@ -14,7 +16,10 @@ from vllm.model_executor.models.llama import LlamaModel
 from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 
+from vllm_nld.adapter import Adapter
 from vllm_nld.checkpoint import TensorCheck, canonical_name
+from vllm_nld.draft_lora import DraftAdapter
+from vllm_nld.layers import NldDecoderLayer
 
 
 class NemotronLabsDiffusionModel(MistralForCausalLM):
@@ -24,10 +29,24 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
         orig_to_new_prefix={"language_model.": "", "encoder.": "model.", "diffusion_head.": "lm_head."}
     )
 
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+    def __init__(
+        self, *, vllm_config: VllmConfig, prefix: str = "", layer_type: type[NldDecoderLayer] = NldDecoderLayer
+    ) -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
         self.checkpoint = Path(vllm_config.model_config.model)
         self.quantized = vllm_config.model_config.quantization is not None
+        self.draft_adapter: DraftAdapter | None = None
+
+    def attach(self, adapter: Adapter, dtype: torch.dtype) -> None:
+        """Put a draft adapter beside every o_proj, switched off."""
+        layers: Any = self.model.layers
+        self.draft_adapter = DraftAdapter(adapter, next(self.parameters()).device, dtype)
+        for index, layer in enumerate(layers):
+            layer.self_attn.add_draft_lora(self.draft_adapter.layer(index))
+
+    def drafting(self) -> contextlib.AbstractContextManager[None]:
+        """Around a draft pass: the diffusion pathway, with the draft adapter if there is one."""
+        return contextlib.nullcontext() if self.draft_adapter is None else self.draft_adapter.on()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load every tensor; raises CheckpointError for a missing, unknown or misshapen one."""

@@ -7,6 +7,7 @@ from vllm_nld import compat
 from vllm_nld.configs import SUPPORTED_ARCHITECTURES, register_configs
 
 MODEL_CLASS = "vllm_nld.model:NemotronLabsDiffusionModel"
+ATTENTION_BACKEND = "attention_backend.backend.BlockMaskBackend"
 
 # Architectures that people will try and that need a sentence rather than a stack trace. vLLM has to know them to ask
 # us.
@@ -26,10 +27,12 @@ def register() -> None:
     """Register configs, architectures, start-up checks and patches with vLLM. Idempotent."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     from vllm_nld.startup import ServedModel, refuse
 
     register_configs()
+    register_backend(AttentionBackendEnum.CUSTOM, ATTENTION_BACKEND)
     for architecture in SUPPORTED_ARCHITECTURES:
         _register_model(ModelRegistry, architecture)
         MODELS_CONFIG_MAP[architecture] = ServedModel

@@ -14,6 +14,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_nld import compat
 from vllm_nld.checkpoint import CheckpointError, check_tensors, read_config, read_shapes
+from vllm_nld.speculation import configure, draft_adapter, drafts_for_itself
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -58,6 +59,9 @@ class ServedModel(VerifyAndUpdateConfig):
             load_config.load_format = "safetensors"  # auto would fall back to pickle files where there are no others
         size_cpu_cache(vllm_config)
         run_eagerly_without_compiler(vllm_config)
+        configure(vllm_config)
+        if drafts_for_itself(vllm_config) and (adapter := draft_adapter(vllm_config)):
+            adapter.check(vllm_config.model_config.hf_config)
 
 
 def check_local(path: Path, model_config: "ModelConfig") -> None:

@@ -1,0 +1,58 @@
+"""`vllm-nld masks`: every mask kind as a picture, query by key, labelled."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups
+
+CACHED = 3
+EXAMPLES: tuple[tuple[str, Mask], ...] = (
+    ("causal: prefill, verify, commit", Causal(8)),
+    ("block: draft, denoise", Block(8)),
+    ("block-causal: blocks in a row", BlockCausal(8, 4)),
+    ("quadratic groups: one for each accepted length", QuadraticGroups(3)),
+)
+
+
+def draw(out: Path) -> None:
+    """Write one panel a mask to `out`; dark where the query (row) may look at the key (column)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import FixedLocator
+
+    figure, panels = pyplot.subplots(2, 2, figsize=(12, 12), layout="constrained")
+    for panel, (title, mask) in zip(panels.flat, EXAMPLES, strict=True):
+        rows = [mask.label(token) for token in range(mask.length)]
+        columns = [f"c{index}" for index in range(CACHED)] + rows
+        panel.imshow(mask.dense(CACHED), cmap="Blues", vmin=0, vmax=1.3, aspect="equal")
+        panel.set_title(f"{title}\n{mask}")
+        panel.set_xticks(range(len(columns)), columns, rotation=90)
+        panel.set_yticks(range(len(rows)), rows)
+        panel.set_xlabel(f"key (c: the {CACHED} cached tokens)")
+        panel.set_ylabel("query")
+        panel.axvline(CACHED - 0.5, color="black")
+        panel.xaxis.set_minor_locator(FixedLocator([index - 0.5 for index in range(len(columns))]))
+        panel.yaxis.set_minor_locator(FixedLocator([index - 0.5 for index in range(len(rows))]))
+        panel.grid(which="minor", color="lightgrey", linewidth=0.5)
+        panel.tick_params(which="minor", length=0)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `vllm-nld masks`."""
+    parser.add_argument("--out", type=Path, default=Path("masks.png"), help="the image to write (default: masks.png)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw; returns the exit status."""
+    try:
+        draw(args.out)
+    except ModuleNotFoundError as error:
+        print(f"{error}: pip install 'vllm-nld[bench]'", file=sys.stderr)
+        return 1
+    print(f"Written to {args.out}.")
+    return 0

@@ -1,0 +1,32 @@
+"""Attention over a paged KV cache, dense and in fp32: what every kernel is compared with.
+
+Letters in shapes: T new tokens, S cached + new tokens, H query heads, G key/value heads, D head size, N KV blocks of
+P tokens.
+"""
+
+import torch
+
+
+def gather(
+    cache: torch.Tensor,  # [N, G, P, D]
+    block_table: torch.Tensor,  # [W] int, the request's KV blocks in order
+    length: int,
+) -> torch.Tensor:  # [length, G, D]
+    """A request's keys or values, in the order of their positions."""
+    blocks = cache[block_table.long()].permute(0, 2, 1, 3)  # [W, P, G, D]
+    return blocks.flatten(0, 1)[:length]
+
+
+def attend(
+    query: torch.Tensor,  # [T, H, D]
+    keys: torch.Tensor,  # [S, G, D]
+    values: torch.Tensor,  # [S, G, D]
+    mask: torch.Tensor,  # [T, S] bool, True where a row may look
+    scale: float,
+) -> torch.Tensor:  # [T, H, D] float32
+    """softmax(scale * q k, over what the mask allows) v, with grouped heads."""
+    group = query.shape[1] // keys.shape[1]
+    keys, values = (x.float().repeat_interleave(group, dim=1) for x in (keys, values))
+    scores = torch.einsum("thd,shd->hts", query.float(), keys) * scale
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hts,shd->thd", weights, values)

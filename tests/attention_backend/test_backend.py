@@ -1,0 +1,119 @@
+"""The backend on the CPU: vLLM's kernel over a paged cache gives the dense reference's output, or a clear refusal."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from attention_backend.backend import BlockMaskBackend
+from attention_backend.masks import Block, Causal, Mask, kernel_causal
+from attention_backend.reference import attend, gather
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the CPU kernel")
+
+H, G, D, P = 4, 2, 32, 32  # heads, key/value heads, head size, tokens a KV block
+
+
+@pytest.fixture(scope="module")
+def backend() -> Any:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    return BlockMaskBackend.over(CPUAttentionBackend)
+
+
+@pytest.fixture(scope="module")
+def impl(backend: Any) -> Any:
+    config = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vllm.v1.attention.backends.cpu_attn.get_current_vllm_config", lambda: config)
+        return backend.get_impl_cls()(H, D, D**-0.5, G, None, None, "auto")
+
+
+@pytest.mark.parametrize("cached", [0, 5, 31, 32, 100])
+@pytest.mark.parametrize("mask", [Causal(8), Block(8), Block(32), Causal(1)], ids=str)
+def test_output_is_the_references(mask: Mask, cached: int, impl: Any) -> None:
+    """Two requests of different lengths, their KV blocks out of order."""
+    from vllm import _custom_ops as ops
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata, _get_attn_isa
+
+    generator = torch.Generator().manual_seed(cached)
+    prefixes = [cached, cached + 3]
+    tokens, total = mask.length, [prefix + mask.length for prefix in prefixes]
+    table = torch.tensor([[5, 1, 7, 2, 9], [4, 8, 3, 6, 10]], dtype=torch.int32)
+    cache = torch.zeros(11, G, P, 2 * D)
+    isa = _get_attn_isa(torch.float32, P, D, "auto")
+    layer = SimpleNamespace(isa=isa, _k_scale_float=1.0, _v_scale_float=1.0)
+    keys = [torch.randn(length, G, D, generator=generator) for length in total]
+    values = [torch.randn(length, G, D, generator=generator) for length in total]
+    query = torch.randn(2 * tokens, H, D, generator=generator)
+    for request, length in enumerate(total):
+        position = torch.arange(length)
+        slots = table[request, position // P].long() * P + position % P
+        impl.do_kv_cache_update(layer, keys[request], values[request], cache, slots)
+    starts = torch.tensor([0, tokens, 2 * tokens], dtype=torch.int32)
+    lengths = torch.tensor(total, dtype=torch.int32)
+    causal = kernel_causal(mask)
+    schedule = ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=2,
+        num_heads=H,
+        num_kv_heads=G,
+        head_dim=D,
+        seq_lens=lengths,
+        dtype=torch.float32,
+        query_start_loc=starts,
+        causal=causal,
+        sliding_window_size=-1,
+        isa=isa,
+        enable_kv_split=False,
+    )
+    metadata = CPUAttentionMetadata(
+        2 * tokens, tokens, starts, max(total), lengths, table, torch.zeros(0), schedule, causal
+    )
+    output = torch.full((2 * tokens, H, D), float("nan"))
+    new = [torch.cat([x[-tokens:] for x in xs]) for xs in (keys, values)]
+    impl.forward(layer, query, new[0], new[1], cache, metadata, output)
+    for request in range(2):
+        rows = slice(request * tokens, (request + 1) * tokens)
+        expected = attend(query[rows], keys[request], values[request], mask.dense(prefixes[request]), D**-0.5)
+        torch.testing.assert_close(output[rows], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gather_follows_the_block_table() -> None:
+    cache = torch.arange(4 * 3).view(4, 1, 3, 1).float()
+    assert gather(cache, torch.tensor([2, 0]), 5).flatten().tolist() == [6, 7, 8, 0, 1]
+
+
+def test_without_metadata_each_token_sees_itself(impl: Any) -> None:
+    value = torch.randn(6, G, D)
+    output = impl.forward(None, torch.randn(6, H, D), value, value, None, None, torch.full((6, H, D), float("nan")))
+    torch.testing.assert_close(output, attend(output, value, value, torch.eye(6, dtype=torch.bool), 1.0))
+
+
+def test_it_is_the_registered_custom_backend() -> None:
+    from vllm.plugins import load_general_plugins
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    load_general_plugins()
+    assert AttentionBackendEnum.CUSTOM.get_class() is BlockMaskBackend
+    with pytest.raises(NotImplementedError, match="needs a kernel"):
+        BlockMaskBackend.get_impl_cls()
+
+
+def test_a_kernel_without_bidirectional_pass_is_refused(backend: Any) -> None:
+    class Other(backend):  # type: ignore[misc]
+        @staticmethod
+        def get_name() -> str:
+            return "ROCM_ATTN"
+
+    with pytest.raises(ValueError, match="ROCM_ATTN cannot run the bidirectional.*TRITON_ATTN"):
+        BlockMaskBackend.over(Other)
+
+
+def test_a_mixed_batch_is_refused_where_the_kernel_has_no_argument_for_it(backend: Any) -> None:
+    builder_class = backend.get_builder_cls()
+    builder = builder_class.__new__(builder_class)
+    builder.per_request_causal = False
+    common = SimpleNamespace(causal=torch.tensor([True, False]))
+    with pytest.raises(ValueError, match="either causally or bidirectionally"):
+        builder.build(0, common)

@@ -1,0 +1,100 @@
+"""The mask algebra: properties for every size, and agreement with the masks that the reference decodes with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups, kernel_causal
+from vllm_nld.reference import masks as reference
+
+sizes = st.integers(1, 7)
+everything = st.one_of(
+    st.builds(Causal, st.integers(1, 40)),
+    st.builds(Block, st.integers(1, 40)),
+    st.builds(BlockCausal, st.integers(1, 40), st.integers(1, 12)),
+    st.builds(QuadraticGroups, st.integers(1, 6)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(everything, st.integers(0, 9))
+def test_every_token_sees_the_cache_and_itself(mask: Mask, cached: int) -> None:
+    dense = mask.dense(cached)
+    assert dense.shape == (mask.length, cached + mask.length)
+    assert dense[:, :cached].all()
+    assert dense[:, cached:].diagonal().all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(everything)
+def test_seeing_is_transitive(mask: Mask) -> None:
+    """What a token sees was itself computed from nothing that the token may not see: no information leaks."""
+    dense = mask.dense().int()
+    reachable = (dense @ dense) > 0
+    assert not (reachable & (dense == 0)).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(everything)
+def test_no_token_sees_a_later_position_outside_its_group(mask: Mask) -> None:
+    """Only tokens that see each other may look ahead."""
+    dense, position = mask.dense(), mask.positions()
+    ahead = dense & (position[None, :] > position[:, None])
+    assert (ahead <= dense.T).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 9))
+def test_causal_and_block_are_the_references(tokens: int, cached: int) -> None:
+    assert torch.equal(Causal(tokens).dense(cached), reference.causal(tokens, cached))
+    assert torch.equal(Block(tokens).dense(cached), reference.block(tokens, cached))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(0, 9))
+def test_quadratic_groups_are_the_references(block_length: int, cached: int) -> None:
+    assert torch.equal(QuadraticGroups(block_length).dense(cached), reference.quadratic_groups(block_length, cached))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_block_causal_lies_between_causal_and_block(tokens: int, block_length: int) -> None:
+    dense = BlockCausal(tokens, block_length).dense()
+    assert (Causal(tokens).dense() <= dense).all()
+    if block_length == 1:
+        assert torch.equal(dense, Causal(tokens).dense())
+    if block_length >= tokens:
+        assert torch.equal(dense, Block(tokens).dense())
+
+
+@pytest.mark.parametrize("mask", [Causal(3), Block(3), BlockCausal(5, 2), QuadraticGroups(2)], ids=str)
+def test_labels_are_unique(mask: Mask) -> None:
+    assert len({mask.label(token) for token in range(mask.length)}) == mask.length
+
+
+def test_quadratic_positions_overlap() -> None:
+    assert QuadraticGroups(2).positions().tolist() == [0, 1, 2, 1, 2, 3]
+
+
+def test_kernels_are_asked_for_what_they_can_do() -> None:
+    assert kernel_causal(Causal(3)) is True
+    assert kernel_causal(Block(3)) is False
+    for mask in (BlockCausal(4, 2), QuadraticGroups(2)):
+        with pytest.raises(ValueError, match=f"{type(mask).__name__}.*no attention backend"):
+            kernel_causal(mask)
+
+
+@pytest.mark.parametrize("make", [lambda: Causal(0), lambda: Block(-1), lambda: BlockCausal(3, 0)])
+def test_empty_masks_are_refused(make) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="must be at least 1"):
+        make()
+
+
+def test_masks_are_drawn(tmp_path: Path) -> None:
+    from vllm_nld.cli import main
+
+    assert main(["masks", "--out", str(tmp_path / "masks.png")]) == 0
+    assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,63 @@
+"""The draft adapter in the model: B·A·x on o_proj, in draft passes only.
+
+A switch, one number on the device, multiplies what the adapter adds: its scale in draft passes, 0 in all others. The
+graph is the same in both, so torch.compile and CUDA graphs cannot bake either state in. It stays apart from the base
+weight, which may be quantised, and from user LoRA.
+
+Tensor parallelism: o_proj is row-parallel, so A is sharded on its input like the weight, and B·A·x joins the partial
+sum before the all-reduce.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+
+from vllm_nld.adapter import Adapter
+from vllm_nld.checkpoint import CheckpointError
+
+
+class DraftLora(nn.Module):
+    """One layer's adapter; its tensors are buffers, so that a loader of model weights leaves them alone."""
+
+    down: torch.Tensor  # [r, in / TP], A
+    up: torch.Tensor  # [hidden, r], B
+    switch: torch.Tensor  # [1], shared by all layers
+
+    def __init__(self, down: torch.Tensor, up: torch.Tensor, switch: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("up", up, persistent=False)
+        self.register_buffer("switch", switch, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, in / TP] -> [T, hidden]
+        return F.linear(F.linear(x, self.down), self.up) * self.switch
+
+
+class DraftAdapter:
+    """All layers' adapters and their switch. `with adapter.on(): ...` makes a draft pass."""
+
+    def __init__(self, adapter: Adapter, device: torch.device, dtype: torch.dtype) -> None:
+        self.adapter = adapter
+        self.switch = torch.zeros(1, device=device, dtype=dtype)
+
+    def layer(self, index: int) -> DraftLora:
+        """Read one layer's adapter and keep this rank's share."""
+        down, up = self.adapter.read(index)
+        ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        if down.shape[1] % ranks:
+            raise CheckpointError(f"{self.adapter.path} cannot be split over {ranks} ranks", "change the TP size")
+        share = down.chunk(ranks, dim=1)[rank].contiguous()
+        return DraftLora(share.to(self.switch), up.to(self.switch), self.switch)
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Adapter on inside, off again after; both are writes in the device's order, without waiting for it."""
+        self.switch.fill_(self.adapter.scale)
+        try:
+            yield
+        finally:
+            self.switch.zero_()
