@@ -5,6 +5,7 @@ import itertools
 import pytest
 from transformers import AutoTokenizer
 
+from vllm_nld.configs import register_configs
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.nano.batches import encode
 from vllm_nld.nano.prompts import Prompt, stream
@@ -13,6 +14,7 @@ from vllm_nld.nano.tool_task import tool
 
 @pytest.fixture(scope="module")
 def tokenizer():
+    register_configs()
     return AutoTokenizer.from_pretrained(checkpoint_path())
 
 

@@ -2,17 +2,19 @@
 
 import itertools
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from vllm_nld.configs import register_configs
 from vllm_nld.nano import checkpoint_path
-from vllm_nld.nano.speed import attend, fast_training
 from vllm_nld.nano.batches import IGNORED, NoiseMix, batches, collate
 from vllm_nld.nano.copying import copies
 from vllm_nld.nano.export import nano_config
 from vllm_nld.nano.objective import clean_pass, draft_loss, losses, noisy_mask, noisy_pass
+from vllm_nld.nano.speed import attend, fast_training
 from vllm_nld.nano.tokenizer import EOS, MASK
 from vllm_nld.nano.trainer import ADAPTER_ALPHA, ADAPTER_RANK, base_optimizers, initialise, rate
 from vllm_nld.nano.wiring import wire_copying
@@ -26,6 +28,12 @@ def tiny_model():
     model = ReferenceModel(config)
     initialise(model)
     return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    register_configs()
+    return AutoTokenizer.from_pretrained(checkpoint_path())
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +106,30 @@ def test_fast_attention_computes_the_same():
     torch.testing.assert_close(attend(q, k, v, attn_mask=mask).float(), expected, rtol=0.05, atol=0.03)
 
 
-def test_a_few_steps_lower_the_loss():
+def test_fast_training_gives_the_same_losses_and_gradients(batch):
+    def gradients(context):
+        model.zero_grad()
+        with context, torch.autocast("cpu", torch.bfloat16):
+            ar, diffusion = losses(model, batch)
+            (ar + diffusion).backward()
+        return ar.item(), diffusion.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
     model = tiny_model()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
+    *plain, expected = gradients(nullcontext())
+    *fast, actual = gradients(fast_training())
+    assert fast == pytest.approx(plain, rel=0.01)
+    assert torch.cosine_similarity(actual, expected, dim=0) > 0.99
+
+
+def test_a_few_steps_lower_the_loss(tokenizer, monkeypatch):
+    monkeypatch.setattr("vllm_nld.nano.batches.POOL", 16)
+    model = tiny_model()
     data = list(itertools.islice(batches(tokenizer, seed=0, rows=768), 2))
     optimizers, totals = base_optimizers(model), []
     with fast_training():
         for step in range(8):
-            ar, diffusion = losses(model, data[step % 2])
+            with torch.autocast("cpu", torch.bfloat16):
+                ar, diffusion = losses(model, data[step % 2])
             (ar + diffusion).backward()
             for optimizer in optimizers:
                 optimizer.step()
@@ -130,8 +154,7 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert factors[-1] == pytest.approx(0.02)
 
 
-def test_wired_weights_copy_before_any_training():
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
+def test_wired_weights_copy_before_any_training(tokenizer):
     source = copies(tokenizer, random.Random(0))
     batch = collate(random.Random(1), [next(source) for _ in range(8)], NoiseMix())
     torch.manual_seed(0)

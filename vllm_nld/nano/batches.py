@@ -96,11 +96,11 @@ def collate(
         row = []
         for first in range(start, len(ids), block_length):
             for i, masked in enumerate(mask_block(rng, block_length, mix)):
-                index = first + i
-                inside = index < len(ids)
-                token = ids[index] if inside else EOS
+                place = first + i
+                inside = place < len(ids)
+                token = ids[place] if inside else EOS
                 label = token if masked else IGNORED
-                row.append((MASK if masked else token, label, 1.0 if inside else AFTER_END_WEIGHT, index, first))
+                row.append((MASK if masked else token, label, 1.0 if inside else AFTER_END_WEIGHT, place, first))
         rows.append(row)
         offsets.append(0 if rng.random() < 0.5 else rng.randint(0, MAX_OFFSET))
     noisy, labels, weights, index, starts = ([[entry[column] for entry in row] for row in rows] for column in range(5))

@@ -50,9 +50,9 @@ functions count forwards. Linear and quadratic decoding are lossless, so their e
 """
 
 
-def write_card(folder: Path, steps: dict[str, int], seed: int, minutes: float | None = None) -> None:
-    """Write README.md without figures."""
+def write_card(folder: Path, steps: dict[str, int], seed: int, minutes: float) -> None:
+    """Write README.md without figures; minutes: wall time of the run."""
     counted = ", ".join(f"{count} {name} steps" for name, count in steps.items())
-    spent = "under an hour" if minutes is None else f"{minutes:.0f} minutes of wall time beside other work"
+    spent = f"{minutes:.0f} minutes of wall time"
     text = TEXT.format(seed=seed, steps=counted, minutes=spent, begin=BEGIN, end=END)
     (folder / "README.md").write_text(text, encoding="utf-8")

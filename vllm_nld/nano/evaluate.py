@@ -60,8 +60,10 @@ def card_table(card: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and write or compare what was asked for. Returns the exit status."""
+    import torch
     from transformers import AutoTokenizer
 
+    from vllm_nld.configs import register_configs
     from vllm_nld.nano.measure import measure
     from vllm_nld.reference import ReferenceModel
 
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if (args.card or args.check) and len(prompts) < len(heldout()):
         print("--card and --check need all held-out prompts: leave out --quick and --limit")
         return 2
+    register_configs()  # AutoTokenizer reads config.json too
+    torch.set_num_threads(1)  # a model this small is slower on several
     model = ReferenceModel.from_pretrained(args.checkpoint)
     figures = measure(model, AutoTokenizer.from_pretrained(args.checkpoint), prompts)
     text = table(figures, len(prompts))

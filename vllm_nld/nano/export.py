@@ -138,11 +138,10 @@ def plot(history: list[dict[str, float]], file: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6, 3.2), dpi=80)
     for name in ("ar", "diffusion", "draft"):
-        rows = [(row["step"], row[name]) for row in history if row.get(name) is not None]
-        smooth, points = None, []
+        rows = [(row["step"], row[name]) for row in history if name in row]
+        points: list[float] = []
         for _, value in rows:
-            smooth = value if smooth is None else 0.95 * smooth + 0.05 * value
-            points.append(smooth)
+            points.append(0.95 * points[-1] + 0.05 * value if points else value)
         axes.plot([step for step, _ in rows], points, label=name)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()

@@ -1,8 +1,8 @@
 """The reference model's three costly operations, computed the same but faster for training on a CPU.
 
-Attention: PyTorch's fused CPU kernel is made for inference; its backward does not use the matrix units. Two batched bf16
-products and a softmax take half the time. Normalisation and rotation: one hand-written backward each, and bf16 results, so
-that the projections after them need not convert.
+Attention: PyTorch's fused CPU kernel is made for inference; its backward does not use the matrix units. Two batched
+bf16 products and a softmax take half the time. Normalisation and rotation: one hand-written backward each, and bf16
+results, so that the projections after them need not convert. Made for use under bf16 autocast.
 
     with fast_training():
         ...                                        # the reference model computes through these

@@ -26,7 +26,7 @@ NAMED = {
     MASK: "<|mask|>",
 }
 SPLIT = r"[A-Za-z]+|[0-9]|\n+ *| +|[^\sA-Za-z0-9]+|\s"
-TEMPLATE = Path(__file__).parent / "chat_template.jinja"
+TEMPLATE = Path(__file__).parent / "checkpoint" / "chat_template.jinja"
 
 
 def special_tokens() -> list[AddedToken]:

@@ -88,7 +88,7 @@ class Trainer:
                 ar, diffusion = losses(self.model, batch, denoise)
             loss = AR_WEIGHT * ar + diffusion if denoise else ar
             self.update(loss, optimizers, rate(step, steps, args.decay_steps))
-            self.note(step, ar=ar.item(), diffusion=diffusion.item() if denoise else None)
+            self.note(step, ar=ar.item(), **({"diffusion": diffusion.item()} if denoise else {}))
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
                 self.report(step + 1)
                 self.save(step + 1, optimizers)
@@ -139,11 +139,11 @@ class Trainer:
         for step in bar:
             yield step, next(stream)
             if self.history and self.rank == 0:
-                bar.set_postfix({k: f"{v:.3f}" for k, v in self.history[-1].items() if k != "step" and v is not None})
+                bar.set_postfix({k: f"{v:.3f}" for k, v in self.history[-1].items() if k != "step"})
 
-    def note(self, step: int, **values: float | None) -> None:
+    def note(self, step: int, **values: float) -> None:
         """Keep a step's losses for the plot."""
-        self.history.append({"step": step, **values})
+        self.history.append({"step": step} | values)
 
     def report(self, step: int, lora: bool = False) -> None:
         """Print the teacher-forced figures on held-out prompts."""
@@ -152,7 +152,7 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             right, length = probe(self.model, self.probe_batch, lora)
         recent = self.history[-SAVE_EVERY:]
-        names = [name for name in recent[-1] if name != "step" and all(row.get(name) is not None for row in recent)]
+        names = [name for name in recent[-1] if name != "step" and all(name in row for row in recent)]
         text = " ".join(f"{name} {sum(row[name] for row in recent) / len(recent):.4f}" for name in names)
         tqdm.write(f"step {step}: exact {right.float().mean().item():.2f} draft length {length:.2f} {text}")
 

@@ -31,7 +31,7 @@ QUIET = 0.3  # what stays of the random rest of the two layers
 @torch.no_grad()
 def wire_copying(model: ReferenceModel) -> None:
     """Set layers 0 and 1, the embeddings and the head. Needs two layers and two query heads a group."""
-    config, size = model.config, model.config.head_dim
+    config, size = model.config, model.encoder.layers[0].self_attn.head_dim
     heads, groups, hidden = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
     half, width = size // 2, 7 * hidden // 16
     token = slice(1, 1 + width)
