@@ -40,6 +40,7 @@ class Native:
         self.arg_names = tuple(arg_names)
         self.defaults = defaults
         self._compiled: dict[tuple[Any, ...], Callable[..., None]] = {}
+        self._owners: list[Any] = []
 
     def launch(self, grid: Grid, *args: Any, **options: Any) -> None:
         """Run the twin with a kernel's launch arguments. Launch options such as num_warps are not for it.
@@ -103,7 +104,10 @@ class Native:
                 prototype.append(ctypes.c_void_p)
             else:
                 raise TypeError(f"{self.function.__name__} of {kind}")
-        compiled = cfunc(types.void(*arguments), cache=True, error_model="numpy")(self.function)
-        call = ctypes.CFUNCTYPE(None, *prototype)(compiled.address)
-        call.owner = compiled  # the machine code lives as long as this object
-        return call
+        signature = types.void(*arguments)
+        try:
+            compiled = cfunc(signature, cache=True, error_model="numpy")(self.function)
+        except RuntimeError:  # there is no folder that Numba may write its cache to
+            compiled = cfunc(signature, error_model="numpy")(self.function)
+        self._owners.append(compiled)  # the machine code lives as long as this object
+        return ctypes.CFUNCTYPE(None, *prototype)(compiled.address)

@@ -51,7 +51,9 @@ def launched_kernels(package: str) -> Iterator[tuple[str, str]]:
     """(module, name) of every Triton function under `package` that the module defining it launches as
     `name[grid](…)`."""
     root = _path(package)
-    for path in sorted(root.rglob("*.py")) if root else ():
+    if root is None:
+        return
+    for path in sorted(root.rglob("*.py")):
         if "triton.jit" not in path.read_text(encoding="utf-8"):
             continue
         module = ".".join((package, *path.relative_to(root).with_suffix("").parts))

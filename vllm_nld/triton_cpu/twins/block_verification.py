@@ -126,5 +126,5 @@ def residual_mass(
             for token in range(block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, vocab_size)):
                 p = np.float32(math.exp(load(target_logits, row + token) - target_lse))
                 q = np.float32(math.exp(load(draft_logits, draft_row + token) / temperature - draft_lse))
-                total += max(ratio * p - q, np.float32(0.0))
+                total += float(max(ratio * p - q, np.float32(0.0)))
             local_residual_mass[n * local_residual_mass_stride + block] = total

@@ -50,7 +50,8 @@ def ranks(
         own = load(logits, row + token_ids[n])
         count = 0
         for token in range(vocab_size):
-            count += np.int64(load(logits, row + token) >= own)
+            if load(logits, row + token) >= own:
+                count += 1
         output[n] = count
 
 

@@ -178,7 +178,7 @@ def reject(
                                 blocks,
                             )
                             logit = load(target_logits, (n + 1) * target_logits_stride + following)
-                            mass = joint * (np.float32(1.0) - np.float32(math.exp(logit - lse)))
+                            mass = float(joint * (np.float32(1.0) - np.float32(math.exp(logit - lse))))
                         rest = np.float32(np.float32(mass) + np.float32(1.0) - joint)
                         enough = np.float32(mass) / rest if rest > 0 else np.float32(1.0)
                     if u <= enough:

@@ -109,7 +109,7 @@ def resample(
             resampled_local_max[row * resampled_local_max_stride + block] = best
 
 
-resample.absent = ("contexts_ptr",)  # watermarks are drawn by the interpreter
+vars(resample)["absent"] = ("contexts_ptr",)  # watermarks are drawn by the interpreter
 
 
 def insert_resampled(

@@ -154,7 +154,7 @@ def top_k_then_p(logits, at, vocab, scratch, outliers, tile, k, p, top, pivot, t
             survives = survives and kept <= keep
         weight = np.float32(math.exp(source[i] - top))
         if survives:
-            total += weight
+            total += float(weight)
         if survives or outliers > 0:
             scratch[number] = weight
             number += 1
@@ -183,7 +183,7 @@ def top_p_alone(logits, at, vocab, scratch, tile, small_tile, p, high, low, sigm
         if prob > likely:
             scratch[number] = prob
             number += 1
-            mass += prob
+            mass += float(prob)
     most = np.float32(math.exp(high - top)) / norm
     if np.float32(mass) > p:
         return cut_p(scratch, number, small_tile, p, norm, top, likely, most)

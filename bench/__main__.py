@@ -1,0 +1,33 @@
+"""The benchmarks' command line: `python -m bench NAME [--quick] [--json FILE]`.
+
+A benchmark is a module of this package with a docstring, `add_arguments(parser)`, and `run(options)`, which returns its
+result as plain data after printing it.
+"""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = {
+    "runners": "AR tokens/s of vLLM's model runners on the CPU, and the host time of a decode step",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="name", required=True)
+    for name, summary in BENCHMARKS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("--quick", action="store_true", help="fewer rounds and tokens: a check, not a result")
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write every sample to FILE")
+        importlib.import_module(f"bench.{name}").add_arguments(command)
+    options = parser.parse_args()
+    result: dict[str, Any] = importlib.import_module(f"bench.{options.name}").run(options)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
