@@ -46,9 +46,10 @@ def test_tensor_parallel_drafts_alike(
 
 def test_user_lora_verifies_and_drafts(agreeable_checkpoint: Path, tmp_path: Path) -> None:
     """Requests with and without a user's LoRA in one batch: each is exact, and drafts with its own weights."""
-    from tests.test_model import write_user_lora
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
+
+    from tests.test_model import write_user_lora
 
     plain = ReferenceModel.from_pretrained(agreeable_checkpoint)
     merged = ReferenceModel.from_pretrained(agreeable_checkpoint)
