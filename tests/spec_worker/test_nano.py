@@ -24,7 +24,6 @@ def token_prompts(count: int) -> list[list[int]]:
 def test_rounds_equal_the_reference(adapter: str, record_property: Any) -> None:
     from vllm import SamplingParams
 
-    torch.set_grad_enabled(False)
     model = ReferenceModel.from_pretrained(checkpoint_path(), adapter=adapter == "auto")
     params = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[EOS], detokenize=False)
     tokens = rounds = 0
