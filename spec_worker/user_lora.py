@@ -23,4 +23,4 @@ def user_loras(model: nn.Module) -> Sequence[int] | None:
 def map_blocks(model: nn.Module, loras: Sequence[int], block_length: int) -> None:
     """Give every row of each request's block that request's adapter."""
     rows = tuple(lora for lora in loras for _ in range(block_length))
-    model.lora_manager.set_adapter_mapping(LoRAMapping(rows, tuple(loras)))  # type: ignore[operator, union-attr]
+    model.lora_manager.set_adapter_mapping(LoRAMapping(rows, tuple(loras), is_prefill=True))  # type: ignore[operator, union-attr]

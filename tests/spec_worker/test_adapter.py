@@ -1,5 +1,6 @@
 """The draft adapter: seen by draft passes only, on every rank, beside user LoRA, and never silently without effect."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +45,34 @@ def test_tensor_parallel_drafts_alike(
     assert drafts == rounds(reference)
 
 
+def merge(path: Path, change: dict[str, torch.Tensor]) -> ReferenceModel:
+    model = ReferenceModel.from_pretrained(path)
+    model.load_state_dict({name: weight + change.get(name, 0) for name, weight in model.state_dict().items()})
+    return model
+
+
 def test_user_lora_verifies_and_drafts(agreeable_checkpoint: Path, tmp_path: Path) -> None:
-    """Requests with and without a user's LoRA in one batch: each is exact, and drafts with its own weights."""
-    from tests.test_model import write_user_lora
+    """Two users' LoRAs in one batch: each request is exact, and drafts with its own weights.
+
+    No request without one beside them: vLLM's CPU kernel gives such a row the last adapter, with or without drafts.
+    """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
-    plain = ReferenceModel.from_pretrained(agreeable_checkpoint)
-    merged = ReferenceModel.from_pretrained(agreeable_checkpoint)
-    change = write_user_lora(tmp_path / "user", ReferenceModel.from_pretrained(agreeable_checkpoint, adapter=False))
-    merged.load_state_dict({name: weight + change.get(name, 0) for name, weight in merged.state_dict().items()})
+    from tests.test_model import write_user_lora
+
+    plain = ReferenceModel.from_pretrained(agreeable_checkpoint, adapter=False)
+    change = write_user_lora(tmp_path / "one", plain)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    file = tmp_path / "two" / "adapter_model.safetensors"
+    save_file({name: -tensor if "lora_B" in name else tensor for name, tensor in load_file(file).items()}, file)
+    models = [merge(agreeable_checkpoint, change), merge(agreeable_checkpoint, {k: -v for k, v in change.items()})]
+    requests = [LoRARequest(name, index, str(tmp_path / name)) for index, name in enumerate(("one", "two"), 1)]
     params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
-    request = LoRARequest("user", 1, str(tmp_path / "user"))
-    inputs: list[Any] = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
-    with engine(agreeable_checkpoint, **linear(8), enable_lora=True, max_lora_rank=8) as llm:
-        outputs = llm.generate(
-            inputs * 2, params, lora_request=[None] * len(inputs) + [request] * len(inputs), use_tqdm=False
-        )
+    inputs: list[Any] = [{"prompt_token_ids": prompt} for prompt in PROMPTS for _ in requests]
+    with engine(agreeable_checkpoint, **linear(8), enable_lora=True, max_loras=2, max_lora_rank=8) as llm:
+        outputs = llm.generate(inputs, params, lora_request=requests * len(PROMPTS), use_tqdm=False)
         drafts = metric(llm, "spec_decode_num_drafts")
-    expected = ar_tokens(plain, PROMPTS, TOKENS) + ar_tokens(merged, PROMPTS, TOKENS)
-    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
-    assert drafts == rounds(plain) + rounds(merged)
+    answers = [list(output.outputs[0].token_ids) for output in outputs]
+    assert [answers[index::2] for index in range(2)] == [ar_tokens(model, PROMPTS, TOKENS) for model in models]
+    assert drafts == sum(rounds(model) for model in models)

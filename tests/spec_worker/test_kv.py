@@ -1,4 +1,4 @@
-"""KV hygiene: after each step the cache holds the causal KV of exactly the accepted tokens, no trace of a draft pass."""
+"""KV hygiene: after each step the cache holds the accepted tokens' causal KV, and no trace of a draft pass."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ def test_the_cache_holds_the_causal_kv_of_the_accepted_tokens(
     with engine(agreeable_checkpoint, **linear(8)) as llm:
         core = llm.llm_engine
         runner = core.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-        names = {core.add_request(name, {"prompt_token_ids": prompt}, params): name for name, prompt in prompts.items()}
+        for name, prompt in prompts.items():
+            core.add_request(name, {"prompt_token_ids": prompt}, params)
         checked, largest = 0, 0
         while core.has_unfinished_requests():
             for output in core.step():
