@@ -5,10 +5,10 @@ else frozen, on exactly what drafting sees. Two single-threaded processes share 
 gradients: on a few cores that is faster than one process with two threads, and gentler to whatever else runs there.
 
 The learning rate is constant and then falls linearly to zero, so a run can be continued (`--resume`) with other step
-counts. The shipped weights came about that way, in pieces: in the joint stage up to step 600 the AR loss counted half, a
-fifth of the blocks were draft blocks and the rate had not begun to fall; after that all settings were today's, and the
-last 400 steps saw other text of the same kind. So a run with the defaults gives a model of the same make, not the same
-bits.
+counts. The shipped weights came about that way, in pieces: in the joint stage up to step 600 the AR loss counted half,
+a fifth of the blocks were draft blocks and the rate had not begun to fall; after that all settings were today's, and
+the last 400 steps saw other text of the same kind. So a run with the defaults gives a model of the same make, not the
+same bits.
 """
 
 import argparse
