@@ -54,8 +54,9 @@ def canonical_name(name: str) -> str:
 def expected_shapes(config: "NemotronLabsDiffusionConfig") -> dict[str, tuple[int, ...]]:
     """Every tensor of an unquantised checkpoint by canonical name, with its shape [out, in]."""
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
+    head_dim = config.head_dim or hidden // config.num_attention_heads
+    queries = config.num_attention_heads * head_dim
+    keys = config.num_key_value_heads * head_dim
     layer: dict[str, tuple[int, ...]] = {
         "input_layernorm": (hidden,),
         "post_attention_layernorm": (hidden,),
