@@ -36,7 +36,7 @@ ALONE = [  # what vLLM refuses together with speculation
     {"logprob_token_ids": [1, 2, 3]},
 ]
 MIXED = ("top_p", "repetition_penalty", "bad_words", "min_tokens", "stop_token_ids", "logprobs", "min_p", "logit_bias")
-JSON = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+GRAMMAR = {"regex": r"(t\d){6}"}  # in words that the tiny tokenizer has
 
 
 def launched(worker: Any) -> dict[str, str]:
@@ -53,7 +53,7 @@ def sweep(llm: Any, features: list[dict[str, Any]]) -> dict[str, str]:
 
     mixed = {key: value for feature in features for key, value in feature.items() if key in MIXED}
     requests = [*features, mixed | {"temperature": 0.9, "top_k": 30}]
-    requests += [{"structured_outputs": StructuredOutputsParams(json=JSON), "temperature": t} for t in (0, 1.0)]
+    requests += [{"structured_outputs": StructuredOutputsParams(**GRAMMAR), "temperature": t} for t in (0, 1.0)]
     requests = [{"ignore_eos": "structured_outputs" not in r, "max_tokens": 24} | r for r in requests]
     prompts = random_prompts(len(requests), CONFIG["vocab_size"], longest=90)
     prompts += prompts[-2:]  # seen before: their prefix is cached
@@ -62,30 +62,36 @@ def sweep(llm: Any, features: list[dict[str, Any]]) -> dict[str, str]:
         [{"prompt_token_ids": prompt} for prompt in prompts], [SamplingParams(**r) for r in requests], use_tqdm=False
     )
     assert all(output.finished for output in outputs)
+    assert all(completion.finish_reason in ("length", "stop") for output in outputs for completion in output.outputs)
     return llm.collective_rpc(launched)[0]
 
 
-CASES = {
-    "plain": {},
+CASES: dict[str, dict[str, Any] | None] = {
+    "no speculation": None,
+    "self-speculation": {},
     "draft model": {"rejection_sample_method": "standard", "draft_sample_method": "probabilistic"},
     "draft model, whole blocks": {"rejection_sample_method": "block", "draft_sample_method": "probabilistic"},
     "n-grams": {"method": "ngram_gpu", "prompt_lookup_max": 3, "prompt_lookup_min": 1},
 }
 
 
+def options_of(case: str, model: Path) -> dict[str, Any]:
+    """Engine options of a case."""
+    speculation = CASES[case]
+    if speculation is None:
+        return SCHEDULE | {"additional_config": {"nld": {"mode": "ar"}}}
+    if not speculation:
+        return SCHEDULE
+    speculation = {"num_speculative_tokens": 4} | speculation
+    if "method" not in speculation:
+        speculation |= {"method": "draft_model", "model": str(model)}
+    return SCHEDULE | {"speculative_config": speculation}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_no_launch_is_interpreted(case: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # to ask the worker's process
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    options = dict(SCHEDULE)
-    features = PLAIN + ALONE
-    if case != "plain":
-        speculation = {"num_speculative_tokens": 4} | CASES[case]
-        if "method" not in speculation:
-            speculation |= {"method": "draft_model", "model": str(tiny_checkpoint)}
-        options["speculative_config"] = speculation
-        features = PLAIN
-    with engine(tiny_checkpoint, **options) as llm:
-        kernels = sweep(llm, features)
+    with engine(tiny_checkpoint, **options_of(case, tiny_checkpoint)) as llm:
+        kernels = sweep(llm, PLAIN + ALONE if CASES[case] is None else PLAIN)
     assert [name for name, state in kernels.items() if state != "native"] == []
     assert len(kernels) > 15
