@@ -36,11 +36,12 @@ test: $(VENV)/.ready ## Run the checks and the tests
 serve: $(VENV)/.ready ## Serve MODEL (default: the shipped checkpoint) on PORT (default: 8000)
 	@$(BIN)/vllm serve "$(MODEL)" --port $(PORT)
 
-lint: $(VENV)/.ready ## Format, lint, type and layering checks
+lint: $(VENV)/.ready ## Format, lint, type, layering and generated-text checks
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m bench.readme --check
 
 bench: $(VENV)/.ready ## Compare the runners (python -m bench --help lists more)
 	@$(BIN)/python -m bench runners

@@ -27,15 +27,17 @@ def modes_table() -> str:
 
 
 def runners_table() -> str:
-    """The kept result of `bench runners`, with what it ran on."""
+    """The kept result of `bench runners`; empty where none is kept."""
+    if not (RESULTS / "runners.json").exists():
+        return ""
     result: dict[str, Any] = json.loads((RESULTS / "runners.json").read_text(encoding="utf-8"))
     said = "vLLM's model runners on the CPU, AR on the shipped checkpoint (`python -m bench runners`; median, range):"
-    return f"{said}\n\n{runners.table(result)}"
+    return f"\n{said}\n\n{runners.table(result)}\n"
 
 
 def render() -> str:
     """README.md's block of figures."""
-    return f"{BEGIN}## Measured\n\n{modes_table()}\n\n{runners_table()}\n{END}"
+    return f"{BEGIN}## Measured\n\n{modes_table()}\n{runners_table()}{END}"
 
 
 def main() -> None:
