@@ -51,7 +51,7 @@ def table(result: dict[str, Any]) -> str:
     """The result as a Markdown table: medians, and in brackets the least and the most of all rounds."""
     lines = [
         "| runner | " + " | ".join(f"tokens/s at {c}" for c in CONCURRENCIES) + " | host ms a step at 1 |",
-        "| --- | " + "--- | " * (len(CONCURRENCIES) + 1),
+        "|" + " --- |" * (len(CONCURRENCIES) + 2),
     ]
     for name in RUNNERS:
         speeds = [spread(result["tokens_per_s"][name][str(c)], 0) for c in CONCURRENCIES]
@@ -113,8 +113,8 @@ def serve(name: str, model: Path, eager: bool, pipe: Connection) -> None:
     )
     if name == "V2 interpreted":
         dispatch.uninstall()
-    decode(llm, max(CONCURRENCIES), 8)
-    decode(llm, 1, 8)
+    for concurrency in CONCURRENCIES * 2:
+        decode(llm, concurrency, 16)
     pipe.send("ready")
     while True:
         question, concurrency, tokens = pipe.recv()

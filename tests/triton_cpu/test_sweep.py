@@ -54,10 +54,10 @@ def sweep(llm: Any, features: list[dict[str, Any]]) -> dict[str, str]:
     mixed = {key: value for feature in features for key, value in feature.items() if key in MIXED}
     requests = [*features, mixed | {"temperature": 0.9, "top_k": 30}]
     requests += [{"structured_outputs": StructuredOutputsParams(**GRAMMAR), "temperature": t} for t in (0, 1.0)]
-    requests = [{"ignore_eos": "structured_outputs" not in r, "max_tokens": 24} | r for r in requests]
+    requests = [{"ignore_eos": "structured_outputs" not in r, "max_tokens": 16} | r for r in requests]
     prompts = random_prompts(len(requests), CONFIG["vocab_size"], longest=90)
     prompts += prompts[-2:]  # seen before: their prefix is cached
-    requests += [{"temperature": 0, "max_tokens": 24, "ignore_eos": True}] * 2
+    requests += [{"temperature": 0, "max_tokens": 16, "ignore_eos": True}] * 2
     outputs = llm.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts], [SamplingParams(**r) for r in requests], use_tqdm=False
     )
@@ -69,7 +69,6 @@ def sweep(llm: Any, features: list[dict[str, Any]]) -> dict[str, str]:
 CASES: dict[str, dict[str, Any] | None] = {
     "no speculation": None,
     "self-speculation": {},
-    "draft model": {"rejection_sample_method": "standard", "draft_sample_method": "probabilistic"},
     "draft model, whole blocks": {"rejection_sample_method": "block", "draft_sample_method": "probabilistic"},
     "n-grams": {"method": "ngram_gpu", "prompt_lookup_max": 3, "prompt_lookup_min": 1},
 }
