@@ -32,8 +32,8 @@ def runners_table() -> str:
         return ""
     result: dict[str, Any] = json.loads((RESULTS / "runners.json").read_text(encoding="utf-8"))
     said = (
-        "vLLM's model runners on a 2-core CPU, AR on the shipped checkpoint (`python -m bench runners`; median, range).\n"
-        "V1's Triton kernels are interpreted in this comparison; vLLM without this plugin runs them in C++, not measured:"
+        "vLLM's model runners on a 2-core CPU, AR, the shipped checkpoint (`python -m bench runners`; median, range).\n"
+        "V1's Triton kernels are interpreted here; vLLM without this plugin runs them in C++, which is not measured:"
     )
     return f"\n{said}\n\n{runners.table(result)}\n"
 
