@@ -97,9 +97,7 @@ def serve(name: str, model: Path, eager: bool, pipe: Connection) -> None:
     """The child: load the engine, warm it up, answer."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the worker lives here, where its steps can be timed
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0" if name == "V1" else "1"
-    if name == "V1":  # as without us: with no Triton "cpu" backend, vLLM takes its own C++ kernels
-        os.environ["TRITON_BACKENDS_IN_TREE"] = "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     from vllm import LLM
 
     from vllm_nld.triton_cpu import dispatch
