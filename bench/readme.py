@@ -33,7 +33,7 @@ def runners_table() -> str:
     result: dict[str, Any] = json.loads((RESULTS / "runners.json").read_text(encoding="utf-8"))
     said = (
         "vLLM's model runners on a 2-core CPU, AR, the shipped checkpoint (`python -m bench runners`; median, range).\n"
-        "V1's Triton kernels are interpreted here; vLLM without this plugin runs them in C++, which is not measured:"
+        "V1 runs as vLLM has it without this plugin's Triton backend, with its own C++ kernels:"
     )
     return f"\n{said}\n\n{runners.table(result)}\n"
 

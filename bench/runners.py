@@ -28,10 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Samples by runner: tokens/s at each concurrency and milliseconds of a step outside the model."""
     rounds, tokens = (2, 24) if options.quick else (7, 96)
-    engines = {name: Engine(name, options.model, options.eager) for name in RUNNERS}
+    engines: dict[str, Engine] = {}
     try:
-        for engine in engines.values():
-            engine.wait()
+        for name in RUNNERS:  # one after another: engines that start together compete for ports and compile caches
+            engines[name] = Engine(name, options.model, options.eager)
+            engines[name].wait()
         speed: dict[str, dict[str, list[float]]] = {name: {str(c): [] for c in CONCURRENCIES} for name in RUNNERS}
         for turn in range(rounds):
             order = RUNNERS[turn % len(RUNNERS) :] + RUNNERS[: turn % len(RUNNERS)]
@@ -75,14 +76,19 @@ class Engine:
     """A runner in a child process, which answers one question at a time."""
 
     def __init__(self, name: str, model: Path, eager: bool) -> None:
+        self._name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(name, model, eager, theirs), daemon=True)
         self._process.start()
+        theirs.close()  # the child's end is the child's alone, so that its death ends our wait
 
     def wait(self) -> Any:
-        """The next answer; raises EOFError where the child died."""
-        return self._pipe.recv()
+        """The next answer; raises RuntimeError where the child died."""
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"the engine of {self._name} died; its last words are above") from None
 
     def ask(self, *question: Any) -> Any:
         self._pipe.send(question)
@@ -97,7 +103,9 @@ def serve(name: str, model: Path, eager: bool, pipe: Connection) -> None:
     """The child: load the engine, warm it up, answer."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the worker lives here, where its steps can be timed
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0" if name == "V1" else "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if name == "V1":  # as without this plugin: where Triton has no "cpu" backend, vLLM takes its own C++ kernels
+        os.environ["TRITON_BACKENDS_IN_TREE"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
     from vllm_nld.triton_cpu import dispatch
