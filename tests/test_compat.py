@@ -63,3 +63,12 @@ def test_amx_patch_is_still_needed() -> None:
     from vllm.v1.worker import cpu_worker
 
     assert "amx" not in inspect.getsource(cpu_worker).lower()
+
+
+def test_ray_patch_is_still_needed() -> None:
+    """vLLM's CPU platform still names no Ray resource, and its Ray workers ask for Ray's accelerator ids."""
+    from vllm.platforms import cpu
+    from vllm.v1.executor import ray_executor_v2
+
+    assert "ray_device_key" not in inspect.getsource(cpu)
+    assert "get_accelerator_ids()" in inspect.getsource(ray_executor_v2)

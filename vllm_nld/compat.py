@@ -136,6 +136,38 @@ def reserve_slots_for_a_block() -> bool:
     return True
 
 
+def run_on_ray_without_gpu() -> bool:
+    """Let Ray place CPU workers.
+
+    Symptom: `--distributed-executor-backend ray` ends with "current platform cpu does not support ray".
+    Cause: the CPU platform names no Ray resource, and a worker's actor is asked for accelerators that Ray does not
+    count.
+    Delete when: `CpuPlatform.ray_device_key` is set.
+    """
+    from vllm_nld.triton_cpu import is_cpu_build
+
+    if not is_cpu_build():
+        return False
+    _patch_on_import("vllm.v1.executor.ray_executor_v2", _replace_ray_worker)
+    return True
+
+
+def _replace_ray_worker(module: Any) -> None:
+    inherited = module.initialize_ray_cluster
+
+    def initialize_ray_cluster(parallel_config: Any, *args: Any, **options: Any) -> None:
+        from vllm.platforms.cpu import CpuPlatform
+
+        from vllm_nld import ray_cpu
+
+        CpuPlatform.ray_device_key = ray_cpu.RESOURCE
+        module.RayWorkerProc = ray_cpu.RayCpuWorker
+        ray_cpu.check_cluster(parallel_config)
+        inherited(parallel_config, *args, **options)
+
+    module.initialize_ray_cluster = initialize_ray_cluster
+
+
 def loras_in_force(manager: Any) -> tuple[int, ...]:
     """The adapter id of each request, as a LoRAModelManager was last told; it has no reader of its own for that."""
     mapping = manager._last_mapping
@@ -181,4 +213,5 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     run_kernels_natively,
     build_self_speculator,
     reserve_slots_for_a_block,
+    run_on_ray_without_gpu,
 )

@@ -1,0 +1,36 @@
+"""A real Ray cluster of two nodes on this machine, each with a place for one CPU worker."""
+
+import contextlib
+from collections.abc import Iterator
+
+import psutil
+
+STORE = 100 * 2**20  # bytes of a node's object store; Ray's default is a third of the memory
+
+
+@contextlib.contextmanager
+def two_nodes(dashboard_port: int | None = None) -> Iterator[str]:
+    """Yields the cluster's address (RAY_ADDRESS) and ends the cluster's processes. Without a port, no dashboard."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 4, "resources": {"vllm_cpu": 1}, "object_store_memory": STORE}
+    dashboard = {"include_dashboard": dashboard_port is not None, "dashboard_port": dashboard_port}
+    cluster = Cluster(initialize_head=True, head_node_args=node | dashboard)
+    try:
+        cluster.add_node(**node)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def actors(name: str) -> list[psutil.Process]:
+    """Processes of the actors of this name, in clusters that this process has started."""
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if name in "".join(command(process)[:1])]
+
+
+def command(process: psutil.Process) -> list[str]:
+    """Its command line; empty where it has just ended."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return process.cmdline()
+    return []
