@@ -1,4 +1,4 @@
-"""The `vllm-nld` command: doctor, demo and the nano checkpoint. Serving itself is `vllm serve`."""
+"""The `vllm-nld` command: doctor, demo, probe and the nano checkpoint. Serving itself is `vllm serve`."""
 
 import argparse
 import importlib
@@ -11,6 +11,7 @@ from vllm_nld import __version__
 COMMANDS = {
     "doctor": ("vllm_nld.doctor", "check that this machine, and a checkpoint, can serve"),
     "demo": ("vllm_nld.demo", "serve the nano checkpoint and ask it held-out prompts"),
+    "probe": ("vllm_nld.probe", "ask a running server for one token"),
     "masks": ("attention_backend.draw", "draw every attention mask, query by key"),
     "nano path": ("vllm_nld.nano.path", "print where the shipped checkpoint is"),
     "nano train": ("vllm_nld.nano.train", "train the checkpoint again from its recipe"),

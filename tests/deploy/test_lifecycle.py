@@ -1,0 +1,120 @@
+"""A server's life under an orchestrator: the start-up probe, and SIGTERM under load."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import openai
+import pytest
+
+from vllm_nld.nano import checkpoint_path
+from vllm_nld.server import Server, free_port
+
+pytestmark = pytest.mark.server
+
+KEY = "a-key-of-the-tests"
+GRACE = 60  # seconds; what --shutdown-timeout gives running requests
+ARGUMENTS = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
+LENGTH = 900  # tokens of each request: seconds of work
+
+
+class Outcome(NamedTuple):
+    tokens: int
+    reason: str  # finish reason, or the error that the client saw
+    end: float
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    arguments = [*ARGUMENTS, "--max-model-len", "1024", "--shutdown-timeout", str(GRACE)]
+    log = tmp_path_factory.mktemp("lifecycle") / "log"
+    with Server(checkpoint_path(), arguments, log=log, environment={"VLLM_API_KEY": KEY}) as server:
+        yield server
+
+
+def probe(url: str, key: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vllm_nld.cli", "probe", url]
+    return subprocess.run(command, env=os.environ | {"VLLM_API_KEY": key}, capture_output=True, text=True)
+
+
+def test_probe_asks_for_a_token(server: Server) -> None:
+    passed = probe(server.url, KEY)
+    assert (passed.returncode, passed.stdout) == (0, f"{server.url} decodes\n")
+
+
+def test_probe_fails_with_a_reason(server: Server) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    for url, key, reason in (server.url, "wrong", "401"), (nobody, KEY, "refused"):
+        failed = probe(url, key)
+        assert failed.returncode == 1 and reason in failed.stderr and "does not decode" in failed.stderr
+
+
+def stream(server: Server, outcomes: list[Outcome], started: threading.Event) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=GRACE * 2)
+    tokens, reason = 0, ""
+    try:
+        chunks = client.completions.create(
+            model="nano",
+            prompt="1, 2, 3,",
+            max_tokens=LENGTH,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        for chunk in chunks:
+            started.set()
+            tokens += 1
+            reason = chunk.choices[0].finish_reason or ""
+    except openai.OpenAIError as error:
+        reason = type(error).__name__
+    outcomes.append(Outcome(tokens, reason, time.monotonic()))
+
+
+def start(server: Server, outcomes: list[Outcome]) -> list[threading.Thread]:
+    """Sixteen clients, whose requests have begun to run or wait."""
+    started = threading.Event()
+    threads = [threading.Thread(target=stream, args=(server, outcomes, started)) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    assert started.wait(GRACE)
+    time.sleep(0.3)  # for the last of the requests to arrive
+    return threads
+
+
+def test_sigterm_under_load_finishes_what_runs(server: Server) -> None:
+    """Eight running requests and eight queued ones end as if nothing had happened; then the server is gone."""
+    assert server.process is not None
+    outcomes: list[Outcome] = []
+    threads = start(server, outcomes)
+    begin = time.monotonic()
+    assert not outcomes, "the signal must come while they run"
+    server.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join()
+    assert [outcome.reason for outcome in outcomes] == ["length"] * 16
+    server.process.wait(GRACE)
+    print(f"\ndrained in {time.monotonic() - begin:.1f} s, status {server.process.returncode}")
+    assert time.monotonic() - begin < GRACE
+    assert server.process.returncode == 0
+
+
+def test_requests_that_outlive_the_grace_time_end(tmp_path: Path) -> None:
+    """Each client gets the end of its stream, no later than the grace time and what stopping takes."""
+    arguments = [*ARGUMENTS, "--max-model-len", "1024", "--max-num-seqs", "1", "--shutdown-timeout", "1"]
+    with Server(checkpoint_path(), arguments, log=tmp_path / "log", environment={"VLLM_API_KEY": KEY}) as server:
+        assert server.process is not None
+        outcomes: list[Outcome] = []
+        threads = start(server, outcomes)
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(GRACE)
+        server.process.wait(GRACE)
+        print(f"\nended in {time.monotonic() - begin:.1f} s: {outcomes}")
+        assert len(outcomes) == 16 and time.monotonic() - begin < 30
