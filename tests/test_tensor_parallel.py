@@ -67,11 +67,11 @@ def ray_address() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def ranks(checkpoint: Path, mode: str, executor: str | None = None) -> Iterator[Any]:
+def ranks(checkpoint: Path, mode: str, executor: str | None = None, split: str = "tensor") -> Iterator[Any]:
     """An engine with two ranks, or with one where no executor is named."""
     options: dict[str, Any] = {"additional_config": {"nld": MODES[mode]}, "disable_log_stats": False, "block_size": 32}
     if executor:
-        options |= {"tensor_parallel_size": 2, "distributed_executor_backend": executor}
+        options |= {f"{split}_parallel_size": 2, "distributed_executor_backend": executor}
     try:
         with engine(checkpoint, **options) as llm:
             yield llm
@@ -119,6 +119,23 @@ def test_two_ranks_decide_as_one(
             assert_killed_worker_is_an_error(llm, prompts)
 
 
+@SKIP_QUICK
+def test_two_pipeline_stages_decide_as_one(
+    checkpoint: Path, prompts: list[list[int]], alone: Callable[[str], tuple[list[list[int]], int]]
+) -> None:
+    """In mode ar, which does not draft."""
+    with ranks(checkpoint, "ar", "mp", split="pipeline") as llm:
+        assert (token_ids(greedy(llm, prompts, TOKENS)), 0) == alone("ar")
+
+
+def test_drafts_over_pipeline_stages_are_refused(checkpoint: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="one pipeline stage: use --tensor-parallel-size"),
+        ranks(checkpoint, "linear", "mp", split="pipeline"),
+    ):
+        pass
+
+
 def assert_killed_worker_is_an_error(llm: Any, prompts: list[list[int]]) -> None:
     """The second rank's process is killed in the middle of a batch: no hang, and the executor says that it has failed.
 
@@ -141,5 +158,5 @@ def test_cluster_with_too_few_places_is_refused(ray_address: str) -> None:
     from vllm_nld.ray_cpu import check_cluster
 
     check_cluster(SimpleNamespace(world_size=2, ray_runtime_env=None))
-    with pytest.raises(ValueError, match=r"offers 2 of the 3 vllm_cpu .* ray start"):
+    with pytest.raises(ValueError, match=r"offers 2 of the 3 vllm_cpu .*`ray start"):
         check_cluster(SimpleNamespace(world_size=3, ray_runtime_env=None))
