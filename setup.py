@@ -45,6 +45,7 @@ setup(
         "console_scripts": ["vllm-nld = vllm_nld.cli:main"],
         "triton.backends": ["cpu = vllm_nld.triton_cpu"],
         "vllm.general_plugins": ["nld = vllm_nld:register"],
+        "vllm.stat_logger_plugins": ["nld = vllm_nld.metrics.exporter:NldStatLogger"],
     },
     classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3.11"],
 )

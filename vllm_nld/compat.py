@@ -168,6 +168,132 @@ def _replace_ray_worker(module: Any) -> None:
     module.initialize_ray_cluster = initialize_ray_cluster
 
 
+def give_scheduler_stats_a_slot() -> bool:
+    """Let a step's SchedulerStats carry `nld`, see `vllm_nld.metrics.rounds`.
+
+    Symptom: what the engine core counts by request mode does not arrive in the API server.
+    Cause: SchedulerStats has fixed fields, and whatever is not a field is left out when it is sent.
+    Delete when: SchedulerStats has a field for a plugin's numbers.
+    """
+    import dataclasses
+
+    from vllm.v1.metrics.stats import SchedulerStats
+
+    for field in dataclasses.fields(SchedulerStats):
+        if field.default_factory is not dataclasses.MISSING:
+            setattr(SchedulerStats, field.name, dataclasses.field(default_factory=field.default_factory))
+    SchedulerStats.__annotations__["nld"] = dict[str, Any] | None
+    SchedulerStats.nld = None  # type: ignore[attr-defined]
+    del SchedulerStats.__init__
+    dataclasses.dataclass(SchedulerStats)
+    return True
+
+
+def note_rounds() -> bool:
+    """Have the scheduler note each verified block in a RoundLog, and leave diffusion blocks out of its own figures.
+
+    Symptom: `vllm:spec_decode_*` adds the modes up, and takes a denoised block for one with every draft accepted.
+    Cause: its figures of a step are sums over requests.
+    Delete when: the scheduler calls a hook for each verified block.
+    """
+    _patch_on_import("vllm.v1.core.sched.scheduler", _note_rounds)
+    return True
+
+
+def _note_rounds(module: Any) -> None:
+    from vllm_nld.metrics.rounds import RoundLog
+    from vllm_nld.speculation import drafts_for_itself
+
+    scheduler = module.Scheduler
+    init, update = scheduler.__init__, scheduler.update_from_output
+    observe, make_stats = scheduler.make_spec_decoding_stats, scheduler.make_stats
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.nld = RoundLog(self.vllm_config) if self.log_stats and drafts_for_itself(self.vllm_config) else None
+
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        if self.nld is not None:
+            self.nld.begin(model_runner_output)
+        return update(self, scheduler_output, model_runner_output)
+
+    def make_spec_decoding_stats(
+        self: Any,
+        spec_decoding_stats: Any,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> Any:
+        if self.nld is not None:
+            valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
+            if not self.nld.note(self.requests[request_id], valid, num_accepted_tokens):
+                return spec_decoding_stats
+        return observe(
+            self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+        )
+
+    def stats_with_rounds(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stats = make_stats(self, *args, **kwargs)
+        if stats is not None and self.nld is not None:
+            stats.nld = self.nld.take()
+        return stats
+
+    scheduler.__init__, scheduler.update_from_output = __init__, update_from_output
+    scheduler.make_spec_decoding_stats, scheduler.make_stats = make_spec_decoding_stats, stats_with_rounds
+
+
+def count_requests() -> bool:
+    """Tell the API server's RequestTally of every request and of every token that a client gets.
+
+    Symptom: statistics of requests have no mode, count tokens past a stop string, and miss requests given up.
+    Cause: IterationStats sums them up before tokens are cut; a request that its client aborts has no statistics.
+    Delete when: a stat logger is told of each request with its sampling parameters, cut tokens and aborts included.
+    """
+    _patch_on_import("vllm.v1.engine.output_processor", _count_requests)
+    return True
+
+
+def _count_requests(module: Any) -> None:
+    from vllm_nld.metrics.requests import serving
+
+    processor = module.OutputProcessor
+    add, process, abort = processor.add_request, processor.process_outputs, processor.abort_requests
+
+    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+        add(self, request, *args, **kwargs)
+        if (tally := serving()) is not None:
+            tally.add(request, self.request_states.get(request.request_id))
+
+    def process_outputs(self: Any, outputs: Any, timestamp: Any = None, stats: Any = None, **kwargs: Any) -> Any:
+        processed = process(self, outputs, timestamp, stats, **kwargs)
+        if stats is not None and (tally := serving()) is not None:
+            stats.nld = [*getattr(stats, "nld", ()), *tally.step(outputs, self.request_states)]
+        return processed
+
+    def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
+        aborted = abort(self, *args, **kwargs)
+        if (tally := serving()) is not None:
+            tally.end(aborted, "abort")
+        return aborted
+
+    processor.add_request, processor.process_outputs = add_request, process_outputs
+    processor.abort_requests = abort_requests
+
+
+def ray_metric_classes() -> tuple[Any, Any, Any] | None:
+    """Counter, gauge and histogram that report to Ray, inside a Ray Serve replica; None elsewhere."""
+    import sys
+
+    if "ray.serve" not in sys.modules:
+        return None
+    from vllm.v1.metrics import ray_wrappers
+
+    if ray_wrappers._get_replica_id() is None:
+        return None
+    return ray_wrappers.RayCounterWrapper, ray_wrappers.RayGaugeWrapper, ray_wrappers.RayHistogramWrapper
+
+
 def loras_in_force(manager: Any) -> tuple[int, ...]:
     """The adapter id of each request, as a LoRAModelManager was last told; it has no reader of its own for that."""
     mapping = manager._last_mapping
@@ -214,4 +340,7 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     build_self_speculator,
     reserve_slots_for_a_block,
     run_on_ray_without_gpu,
+    give_scheduler_stats_a_slot,
+    note_rounds,
+    count_requests,
 )

@@ -1,0 +1,119 @@
+"""The stat logger that puts our counts into the registry behind `/metrics`; vLLM loads it by an entry point.
+
+It counts nothing itself: see `requests` and `rounds` for where the numbers come from, `definitions` for their meaning.
+For a model that is not of the NLD family it does nothing.
+"""
+
+from collections import Counter
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.metrics.loggers import AggregateStatLoggerBase
+
+from vllm_nld import __version__, compat
+from vllm_nld.configs import SUPPORTED_ARCHITECTURES
+from vllm_nld.metrics import definitions as m
+from vllm_nld.metrics.labels import UNVERIFIED, default_mode
+from vllm_nld.metrics.registry import REGISTRY
+from vllm_nld.metrics.requests import Given, RequestTally, Seen, log_end, serve
+from vllm_nld.metrics.rounds import LORA, ROUNDS, Round
+from vllm_nld.settings import Settings
+from vllm_nld.speculation import drafts_for_itself
+
+logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
+
+
+class NldStatLogger(AggregateStatLoggerBase):
+    """Counts for all engines of one API server."""
+
+    def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+        self.engines = engine_indexes or [0]
+        self.active = vllm_config.model_config.architecture in SUPPORTED_ARCHITECTURES
+        if not self.active:
+            return
+        self.default = default_mode(vllm_config)
+        REGISTRY.model_name = vllm_config.model_config.served_model_name
+        for engine in self.engines:
+            self.describe(vllm_config, engine)
+        serve(RequestTally(self.default, self.ended))
+
+    def describe(self, vllm_config: Any, engine: int) -> None:
+        """Set what does not change while the server runs, and begin counters at 0, so that rates have a beginning."""
+        import torch
+
+        drafts = drafts_for_itself(vllm_config)
+        block_length = vllm_config.speculative_config.num_speculative_tokens + 1 if drafts else 1
+        versions = (__version__, compat.vllm_version(), torch.__version__)
+        checkpoint = str(vllm_config.model_config.model)
+        REGISTRY.child(m.BUILD_INFO, engine, *versions, checkpoint, self.default, str(block_length)).set(1)
+        REGISTRY.child(m.LORA_WANTED, engine).set(drafts and Settings.of(vllm_config).draft_lora != "off")
+        for metric in m.METRICS:
+            if metric.labels == ("mode",) and (drafts or metric in m.WITHOUT_DRAFTS):
+                REGISTRY.child(metric, engine, self.default)
+        for reason in m.REASONS:
+            REGISTRY.child(m.REQUESTS, engine, self.default, reason)
+        for kind in ("target", "draft") if drafts else ("target",):
+            REGISTRY.child(m.FORWARDS, engine, self.default, kind)
+
+    def record(
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+    ) -> None:
+        """Count what one step's statistics carry."""
+        if not self.active:
+            return
+        if (carried := getattr(scheduler_stats, "nld", None)) is not None:
+            self.verified([Round(*fields) for fields in carried[ROUNDS]], engine_idx)
+            if carried[LORA] is not None:
+                REGISTRY.child(m.LORA_ACTIVE, engine_idx).set(carried[LORA])
+        for given in getattr(iteration_stats, "nld", ()):
+            self.gave(given, engine_idx)
+
+    def verified(self, rounds: list[Round], engine: int) -> None:
+        """Count the blocks that a step's target forward took."""
+        for mode in {one.mode for one in rounds}:
+            own = [one for one in rounds if one.mode == mode]
+            taken = mode in UNVERIFIED
+            drafted, accepted = sum(one.drafted for one in own), sum(one.accepted for one in own)
+            passes = sum(one.passes for one in own)
+            REGISTRY.child(m.FORWARDS, engine, mode, "denoise" if taken else "draft").inc(passes)
+            REGISTRY.child(m.DRAFT_TOKENS, engine, mode).inc(drafted)
+            REGISTRY.child(m.ACCEPTED_TOKENS, engine, mode).inc(accepted)
+            REGISTRY.child(m.REJECTED_TOKENS, engine, mode).inc(drafted - accepted)
+            REGISTRY.child(m.BLOCKS_COMMITTED, engine, mode).inc(len(own))
+            REGISTRY.child(m.BLOCKS_AT_CAP, engine, mode).inc(sum(one.passes >= one.drafted > 1 for one in own))
+            for length, count in Counter(one.drafted + 1 for one in own).items():
+                REGISTRY.child(m.DRAFTS, engine, mode, str(length)).inc(count)
+            histogram = REGISTRY.child(m.DENOISING_PASSES if taken else m.ACCEPTANCE_LENGTH, engine, mode)
+            for one in own:
+                histogram.observe(one.passes if taken else one.accepted + 1)
+
+    def gave(self, given: Given, engine: int) -> None:
+        """Count what one step gave one request."""
+        seen = given.seen
+        begins = seen.engine is None and given.tokens > 0
+        seen.engine = engine
+        if given.tokens:
+            REGISTRY.child(m.OUTPUT_TOKENS, engine, seen.mode).inc(given.tokens)
+            if not (begins and seen.mode in UNVERIFIED):  # the NFE of diffusion does not count the prefill
+                REGISTRY.child(m.FORWARDS, engine, seen.mode, "target").inc()
+        if begins:
+            REGISTRY.child(m.FIRST_TOKEN, engine, seen.mode).observe(seen.first)
+        if given.reason is not None:
+            REGISTRY.child(m.REQUESTS, engine, seen.mode, given.reason).inc()
+            REGISTRY.child(m.LATENCY, engine, seen.mode).observe(seen.age())
+            log_end(seen, given.reason)
+
+    def ended(self, seen: Seen, reason: str) -> None:
+        """Count a request that ends without a last output, by the engine it ran on as far as that is known."""
+        engine = self.engines[0] if seen.engine is None else seen.engine
+        REGISTRY.child(m.REQUESTS, engine, seen.mode, reason).inc()
+        log_end(seen, reason)
+
+    def record_admission_rejection(self, reason: str) -> None:
+        """vLLM's queue limits refused a request."""
+        if self.active:
+            REGISTRY.refused(reason)
+
+    def log_engine_initialized(self) -> None:
+        if self.active:
+            logger.info("Metrics nld:* on /metrics; default mode %s.", self.default)

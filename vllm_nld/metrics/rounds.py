@@ -1,0 +1,58 @@
+"""What the engine core knows of a step: each verified block's mode, drafts, accepted drafts and passes.
+
+The scheduler notes one `Round` a block; `take` hands them to the step's SchedulerStats as plain lists, since that is
+what vLLM sends from process to process.
+
+    rounds = RoundLog(vllm_config)
+    rounds.begin(model_runner_output)                          # what the worker reports with the step's tokens
+    rounds.note(request, drafted=31, accepted=7)               # True if the block was verified by a rejection sampler
+    scheduler_stats.nld = rounds.take()
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vllm_nld.metrics.labels import UNVERIFIED, default_mode, mode_of
+
+LORA, ROUNDS = "lora", "rounds"  # keys of what `take` returns
+
+
+class Round(NamedTuple):
+    """One block that a target forward took."""
+
+    mode: str
+    drafted: int  # draft tokens, those that a grammar forbade left out
+    accepted: int
+    passes: int  # draft or denoising forwards that made the block
+
+
+class RoundLog:
+    """The rounds of one engine step."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.default = default_mode(vllm_config)
+        self.rounds: list[Round] = []
+        self.passes: Mapping[str, int] = {}  # request id: passes; one where the worker names none
+        self.lora: bool | None = None
+
+    def begin(self, model_runner_output: Any) -> None:
+        """Read what the worker sent along with a step's tokens, see `spec_worker.recorder`."""
+        report = getattr(model_runner_output, "nld", None)
+        if report is None:
+            self.passes = {}
+            return
+        self.lora, passes = report
+        self.passes = {} if passes is None else dict(zip(model_runner_output.req_ids, passes, strict=True))
+
+    def note(self, request: Any, drafted: int, accepted: int) -> bool:
+        """Count one block; returns whether it was verified, which blocks of diffusion mode are not."""
+        mode = mode_of(request.sampling_params, self.default)
+        self.rounds.append(Round(mode, drafted, accepted, self.passes.get(request.request_id, 1)))
+        return mode not in UNVERIFIED
+
+    def take(self) -> dict[str, Any] | None:
+        """The rounds since the last call, and None where there is nothing to say."""
+        if not self.rounds:
+            return None
+        rounds, self.rounds = self.rounds, []
+        return {ROUNDS: rounds, LORA: self.lora}
