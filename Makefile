@@ -15,7 +15,7 @@ TESTS ?= tests
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
 
-$(VENV)/.ready: setup.py deploy/cpu/install.py deploy/cpu/vllm/setup.py
+$(VENV)/.ready: setup.py deploy/cpu/install.py deploy/cpu/vllm/setup.py deploy/prometheus/install.py
 	@echo "Setting up $(VENV) for $(RUNTIME) (once, 3 to 5 minutes) ..."
 	@$(PYTHON) -c 'import sys; sys.exit("vllm-nld needs Python 3.11 or newer: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,7 @@ ifeq ($(RUNTIME),gpu)
 else
 	@$(BIN)/python deploy/cpu/install.py --extras dev
 endif
+	@$(BIN)/python deploy/prometheus/install.py $(VENV) || true  # says so where it cannot; the tests then skip with that
 	@touch $@
 
 demo: $(VENV)/.ready ## Serve the shipped checkpoint and ask it a few held-out prompts
@@ -42,6 +43,7 @@ lint: $(VENV)/.ready ## Format, lint, type, layering and generated-text checks
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m bench.readme --check
+	@$(BIN)/python deploy/grafana/dashboard.py --check
 
 bench: $(VENV)/.ready ## Compare the runners (python -m bench --help lists more)
 	@$(BIN)/python -m bench runners

@@ -72,3 +72,43 @@ def test_ray_patch_is_still_needed() -> None:
 
     assert "ray_device_key" not in inspect.getsource(cpu)
     assert "get_accelerator_ids()" in inspect.getsource(ray_executor_v2)
+
+
+def test_scheduler_stats_patch_is_still_needed() -> None:
+    """vLLM's own SchedulerStats has no field for other people's numbers; ours arrives as a plain dictionary."""
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    source = inspect.getsource(SchedulerStats)
+    assert not any(word in source for word in ("plugin", "custom", "extra"))
+    stats = SchedulerStats(num_running_reqs=3)
+    stats.nld = {"rounds": [("linear", 7, 2, 1)], "lora": True}
+    sent = MsgpackEncoder().encode(EngineCoreOutputs(scheduler_stats=stats))
+    arrived = MsgpackDecoder(EngineCoreOutputs).decode(sent).scheduler_stats
+    assert (arrived.num_running_reqs, arrived.nld) == (3, {"rounds": [["linear", 7, 2, 1]], "lora": True})
+    assert SchedulerStats().nld is None and SchedulerStats().prefix_cache_stats is not None
+
+
+def test_round_patch_is_still_needed() -> None:
+    """vLLM's scheduler still adds up verified blocks over all requests and calls nobody."""
+    from vllm.v1.core.sched import scheduler
+    from vllm.v1.spec_decode.metrics import SpecDecodingStats
+
+    assert scheduler.Scheduler.make_spec_decoding_stats.__module__ == "vllm_nld.compat"
+    assert list(inspect.signature(SpecDecodingStats.observe_draft).parameters)[1:] == [
+        "num_draft_tokens",
+        "num_accepted_tokens",
+    ]
+
+
+def test_request_patch_is_still_needed() -> None:
+    """vLLM still takes a request's statistics before it cuts tokens at a stop string, and none where one is aborted."""
+    from vllm.v1.engine import output_processor
+
+    source = inspect.getsource(output_processor)
+    body = source[source.index("def process_outputs") :]
+    assert body.index("_update_stats_from_output") < body.index("_trim_surplus_tokens")
+    abort = source[source.index("def abort_requests") : source.index("def add_request")]
+    assert "iteration_stats" not in abort
+    assert output_processor.OutputProcessor.process_outputs.__module__ == "vllm_nld.compat"

@@ -57,6 +57,7 @@ def test_entry_points_are_installed() -> None:
         ("console_scripts", "vllm-nld"): "vllm_nld.cli:main",
         ("triton.backends", "cpu"): "vllm_nld.triton_cpu",
         ("vllm.general_plugins", "nld"): "vllm_nld:register",
+        ("vllm.stat_logger_plugins", "nld"): "vllm_nld.metrics.exporter:NldStatLogger",
     }
 
 

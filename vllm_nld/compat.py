@@ -265,10 +265,13 @@ def _count_requests(module: Any) -> None:
         if (tally := serving()) is not None:
             tally.add(request, self.request_states.get(request.request_id))
 
-    def process_outputs(self: Any, outputs: Any, timestamp: Any = None, stats: Any = None, **kwargs: Any) -> Any:
-        processed = process(self, outputs, timestamp, stats, **kwargs)
-        if stats is not None and (tally := serving()) is not None:
-            stats.nld = [*getattr(stats, "nld", ()), *tally.step(outputs, self.request_states)]
+    def process_outputs(
+        self: Any, engine_core_outputs: Any, engine_core_timestamp: Any = None, iteration_stats: Any = None, **more: Any
+    ) -> Any:
+        processed = process(self, engine_core_outputs, engine_core_timestamp, iteration_stats, **more)
+        if iteration_stats is not None and (tally := serving()) is not None:
+            given = tally.step(engine_core_outputs, self.request_states)
+            iteration_stats.nld = [*getattr(iteration_stats, "nld", ()), *given]
         return processed
 
     def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,297 @@
+"""Writes the Grafana dashboard: `python deploy/grafana/dashboard.py`, compared with `--check`.
+
+The panels below are the source; dashboards/vllm-nld.json is generated. A panel's description ends with the metrics that
+its queries read. Denominators are guarded, so an idle server draws gaps and not NaN.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OUTPUT = Path(__file__).with_name("dashboards") / "vllm-nld.json"
+SERVER = 'job=~"$job", instance=~"$instance", model_name=~"$model", engine=~"$engine"'
+MODE = f'{SERVER}, mode=~"$mode"'
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH, HEIGHT = 8, 8  # of a panel, in Grafana's grid of 24 columns
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One panel; `queries` are (legend, PromQL)."""
+
+    title: str
+    description: str
+    queries: Sequence[tuple[str, str]]
+    unit: str = "short"
+    kind: str = "timeseries"
+
+
+def rate(metric: str, labels: str = MODE) -> str:
+    return f"rate({metric}{{{labels}}}[$__rate_interval])"
+
+
+def total(metric: str, by: str = "mode", labels: str = MODE) -> str:
+    return f"sum by ({by}) ({rate(metric, labels)})"
+
+
+def ratio(over: str, under: str, by: str = "mode") -> str:
+    return f"{total(over, by)} / ({total(under, by)} > 0)"
+
+
+def quantile(share: float, histogram: str) -> str:
+    """A quantile by mode, where there was anything to measure."""
+    buckets = total(f"{histogram}_bucket", "le, mode")
+    return f"histogram_quantile({share}, {buckets}) and on (mode) {total(histogram + '_count')} > 0"
+
+
+def quantiles(histogram: str) -> list[tuple[str, str]]:
+    return [(f"P{share * 100:.0f} {{{{mode}}}}", quantile(share, histogram)) for share in (0.5, 0.95)]
+
+
+DECODING = (
+    Panel(
+        "Output tokens/s by mode",
+        "Tokens given to clients.",
+        [("{{mode}}", total("nld:output_tokens_total"))],
+    ),
+    Panel(
+        "Tokens per forward (TPF)",
+        "Output tokens over model forwards of every kind. AR is 1; self-speculation gains while this is well above 1.",
+        [("{{mode}}", ratio("nld:output_tokens_total", "nld:forwards_total"))],
+    ),
+    Panel(
+        "Acceptance length",
+        "Tokens a verify step yields, bonus token included, and the length under which AR would be faster at this load "
+        "(a model, see deploy/prometheus/recording.yml).",
+        [
+            ("{{mode}}", ratio("nld:acceptance_length_sum", "nld:acceptance_length_count")),
+            ("break-even", f"max(mode:nld_break_even_acceptance_length:now{{{MODE}}})"),
+        ],
+    ),
+    Panel(
+        "Acceptance by position",
+        "Share of drafts whose token at a position was accepted; position 0 is the first. A drop at 0 is a broken "
+        "drafter, a fast decay says that blocks are too long.",
+        [
+            (
+                "{{position}}",
+                f"{total('vllm:spec_decode_num_accepted_tokens_per_pos_total', 'position', SERVER)} "
+                f"/ on () group_left () (sum({rate('vllm:spec_decode_num_drafts_total', SERVER)}) > 0)",
+            )
+        ],
+        "percentunit",
+        "heatmap",
+    ),
+    Panel(
+        "Acceptance length a round",
+        "How many verify steps yielded how many tokens.",
+        [("{{le}}", total("nld:acceptance_length_bucket", "le"))],
+        kind="heatmap",
+    ),
+    Panel(
+        "Passes a block",
+        "Draft or denoising forwards that a block took, on average. 1 in linear mode without a draft threshold; at the "
+        "block length minus 1, denoising gains nothing.",
+        [
+            (
+                "{{mode}}",
+                f"{total('nld:forwards_total', labels=MODE + ', kind=~' + chr(34) + 'draft|denoise' + chr(34))} "
+                f"/ ({total('nld:blocks_committed_total')} > 0)",
+            )
+        ],
+    ),
+    Panel(
+        "Commit and rollback",
+        "Draft tokens that were kept and that were dropped.",
+        [
+            ("accepted {{mode}}", total("nld:accepted_draft_tokens_total")),
+            ("rejected {{mode}}", total("nld:rejected_draft_tokens_total")),
+        ],
+    ),
+    Panel(
+        "Forwards/s by kind",
+        "Model forwards that requests took part in (NFE).",
+        [("{{mode}} {{kind}}", total("nld:forwards_total", "mode, kind"))],
+    ),
+    Panel(
+        "Drafts/s by block length",
+        "Draft blocks, by the tokens in them with the anchor.",
+        [("{{mode}} {{block_length}}", total("nld:drafts_total", "mode, block_length"))],
+    ),
+)
+
+SERVICE = (
+    Panel(
+        "Requests/s by how they ended",
+        "stop: an EOS or a stop string; length: the limit; abort: the client left; error: the server failed.",
+        [("{{mode}} {{reason}}", total("nld:requests_total", "mode, reason"))],
+    ),
+    Panel("Request latency by mode", "Arrival to last token.", quantiles("nld:request_latency_seconds"), "s"),
+    Panel("Time to first token by mode", "Arrival to first token.", quantiles("nld:time_to_first_token_seconds"), "s"),
+    Panel(
+        "Running and waiting",
+        "Requests in the batch and in the queue.",
+        [
+            ("running", f"sum(vllm:num_requests_running{{{SERVER}}})"),
+            ("waiting", f"sum(vllm:num_requests_waiting{{{SERVER}}})"),
+        ],
+    ),
+    Panel(
+        "KV cache",
+        "Share of the KV blocks in use.",
+        [("{{instance}} {{engine}}", f"vllm:kv_cache_usage_perc{{{SERVER}}}")],
+        "percentunit",
+    ),
+    Panel(
+        "Preemptions and refusals",
+        "Requests whose KV was dropped and computed again, and requests that were refused before they were scheduled.",
+        [
+            ("preempted", f"sum({rate('vllm:num_preemptions_total', SERVER)})"),
+            (
+                "refused: {{reason}}",
+                total(
+                    "nld:requests_refused_total", "reason", 'job=~"$job", instance=~"$instance", model_name=~"$model"'
+                ),
+            ),
+        ],
+    ),
+    Panel(
+        "Draft LoRA",
+        "1 while draft passes run with the draft adapter; wanted unless draft_lora is off.",
+        [
+            ("active {{instance}}", f"nld:draft_lora_active{{{SERVER}}}"),
+            ("wanted {{instance}}", f"nld:draft_lora_wanted{{{SERVER}}}"),
+        ],
+    ),
+    Panel(
+        "Firing alerts",
+        "Alerts of deploy/prometheus/alerts.yml; deploy/runbook.md says what to do.",
+        [("alerts", 'sum(ALERTS{alertname=~"Nld.*", alertstate="firing"}) or vector(0)')],
+        kind="stat",
+    ),
+    Panel(
+        "Servers",
+        "Versions, checkpoint and default mode.",
+        [
+            (
+                "{{instance}}: {{default_mode}}, blocks of {{block_length}}, {{version}} on vLLM {{vllm_version}}",
+                f"nld:build_info{{{SERVER}}}",
+            )
+        ],
+        kind="stat",
+    ),
+)
+
+
+def metrics_of(panel: Panel) -> list[str]:
+    """The metrics and recording rules that a panel reads."""
+    names = re.findall(
+        r"\b(?:(?:nld|vllm|mode|instance):\w+(?::\w+)?|ALERTS)", " ".join(expr for _, expr in panel.queries)
+    )
+    return list(dict.fromkeys(names))
+
+
+def variable(name: str, label: str, query: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": DATASOURCE,
+        "query": {"query": query, "refId": name},
+        "refresh": 2,
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": "All", "value": "$__all"},
+    }
+
+
+def variables() -> list[dict[str, Any]]:
+    source = {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
+    below = 'job=~"$job", model_name=~"$model"'
+    return [
+        source,
+        variable("job", "Job", "label_values(nld:build_info, job)"),
+        variable("model", "Model", 'label_values(nld:build_info{job=~"$job"}, model_name)'),
+        variable("instance", "Instance", f"label_values(nld:build_info{{{below}}}, instance)"),
+        variable("engine", "Engine", f'label_values(nld:build_info{{{below}, instance=~"$instance"}}, engine)'),
+        variable("mode", "Mode", f"label_values(nld:output_tokens_total{{{below}}}, mode)"),
+    ]
+
+
+def panel_json(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
+    """A panel as Grafana stores it."""
+    targets = [
+        {
+            "refId": chr(ord("A") + index),
+            "datasource": DATASOURCE,
+            "expr": expr,
+            "legendFormat": legend,
+            "format": "heatmap" if panel.kind == "heatmap" else "time_series",
+        }
+        for index, (legend, expr) in enumerate(panel.queries)
+    ]
+    result: dict[str, Any] = {
+        "id": number,
+        "title": panel.title,
+        "description": f"{panel.description}\n\nMetrics: {', '.join(metrics_of(panel))}",
+        "type": panel.kind,
+        "datasource": DATASOURCE,
+        "gridPos": {"x": x, "y": y, "w": WIDTH, "h": HEIGHT},
+        "targets": targets,
+        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+        "options": {},
+    }
+    if panel.kind == "heatmap":
+        result["options"] = {"calculate": False, "color": {"scheme": "Greens", "mode": "scheme"}}
+    if panel.kind == "stat":
+        result["options"] = {"textMode": "value_and_name", "reduceOptions": {"calcs": ["lastNotNull"]}}
+    return result
+
+
+def dashboard() -> dict[str, Any]:
+    """The whole dashboard."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for title, members in (("Decoding", DECODING), ("Service", SERVICE)):
+        row = {"type": "row", "title": title, "collapsed": False, "panels": [], "id": len(panels) + 1}
+        panels.append(row | {"gridPos": {"x": 0, "y": y, "w": 24, "h": 1}})
+        y += 1
+        for index, panel in enumerate(members):
+            across = 24 // WIDTH
+            at = (index % across * WIDTH, y + index // across * HEIGHT)
+            panels.append(panel_json(panel, len(panels) + 1, *at))
+        y += -(-len(members) // (24 // WIDTH)) * HEIGHT
+    return {
+        "uid": "vllm-nld",
+        "title": "vllm-nld",
+        "description": "Nemotron-Labs-Diffusion models in vLLM: does speculation help, and is the server well?",
+        "tags": ["vllm", "nld"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "15s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": variables()},
+        "annotations": {"list": []},
+        "panels": panels,
+    }
+
+
+def main() -> None:
+    """Write the dashboard, or compare it; exit status 1 where it differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 if the written dashboard differs")
+    text = json.dumps(dashboard(), indent=2) + "\n"
+    if not parser.parse_args().check:
+        OUTPUT.write_text(text, encoding="utf-8")
+    elif not OUTPUT.exists() or OUTPUT.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{OUTPUT.name} differs from its source: python deploy/grafana/dashboard.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Engines in this process whose statistics go to our stat logger as in an API server, and a reader of its counters."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import prometheus_client
+import pytest
+
+from tests.engines import engine
+from tests.spec_worker.conftest import agreeable_checkpoint, engines_in_this_process, reference
+
+__all__ = ["agreeable_checkpoint", "engines_in_this_process", "reference"]
+
+
+class Counted:
+    """What was counted since this object was made."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+        self.before = self.samples()
+
+    @staticmethod
+    def samples() -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        families = prometheus_client.REGISTRY.collect()
+        return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+    def __call__(self, name: str, **labels: str) -> float:
+        """The sum of a sample's growth over all series that have these labels."""
+        now, wanted = self.samples(), set(labels.items())
+        return sum(value - self.before.get(key, 0) for key, value in now.items() if key[0] == name and wanted <= key[1])
+
+
+@contextlib.contextmanager
+def counting(model: Path, **options: Any) -> Iterator[Counted]:
+    from vllm_nld.metrics.exporter import NldStatLogger
+
+    with engine(model, disable_log_stats=False, **options) as llm:
+        llm.llm_engine.logger_manager.stat_loggers.append(NldStatLogger(llm.llm_engine.vllm_config, [0]))
+        yield Counted(llm)
+
+
+@pytest.fixture
+def linear_engine(agreeable_checkpoint: Path) -> Iterator[Counted]:
+    with counting(agreeable_checkpoint, block_size=32, additional_config={"nld": {"block_length": 8}}) as counted:
+        yield counted

@@ -1,0 +1,120 @@
+"""Counters equal what the reference loops count, exactly, and survive aborts, preemption and parallel sampling."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engines import greedy, random_prompts
+from tests.metrics.conftest import Counted, counting
+from tests.spec_worker.conftest import VOCAB
+from tests.tiny import write_tiny_checkpoint
+from vllm_nld.reference import ReferenceModel, generate
+
+TOKENS, BLOCK = 20, 8
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Short enough that no block is cut at the context's end."""
+    return random_prompts(12, VOCAB, longest=120)
+
+
+def test_linear_counts_equal_the_reference(
+    linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]]
+) -> None:
+    """The reference's longer run says what the last step accepted beyond the tokens that were asked for."""
+    options: dict[str, Any] = {"mode": "linear", "block_length": BLOCK, "ignore_eos": True}
+    expected = [generate(reference, prompt, max_new_tokens=TOKENS, **options) for prompt in prompts]
+    longer = [generate(reference, prompt, max_new_tokens=TOKENS + BLOCK, **options) for prompt in prompts]
+    rounds = [run for one, more in zip(expected, longer, strict=True) for run in more.rounds[: len(one.rounds)]]
+    greedy(linear_engine.llm, prompts, TOKENS)
+
+    assert linear_engine("nld:requests_total", mode="linear", reason="length") == len(prompts)
+    assert linear_engine("nld:output_tokens_total", mode="linear") == len(prompts) * TOKENS
+    assert linear_engine("nld:forwards_total", mode="linear") == sum(one.nfe for one in expected)
+    assert linear_engine("nld:forwards_total", kind="draft") == linear_engine("nld:blocks_committed_total")
+    assert linear_engine("nld:acceptance_length_count") == len(rounds)
+    assert linear_engine("nld:acceptance_length_sum") == sum(rounds)
+    assert max(rounds) > 1, "some draft must be accepted, or this test shows little"
+    assert linear_engine("nld:drafts_total", block_length=str(BLOCK)) == len(rounds)
+    assert linear_engine("nld:draft_tokens_total") == len(rounds) * (BLOCK - 1)
+    accepted = linear_engine("nld:accepted_draft_tokens_total")
+    assert accepted == sum(rounds) - len(rounds)
+    assert accepted + linear_engine("nld:rejected_draft_tokens_total") == len(rounds) * (BLOCK - 1)
+    assert linear_engine("vllm:spec_decode_num_drafts_total") == len(rounds)
+    assert linear_engine("vllm:spec_decode_num_accepted_tokens_total") == accepted
+
+
+def test_ar_counts_a_forward_a_token(agreeable_checkpoint: Path, prompts: list[list[int]]) -> None:
+    with counting(agreeable_checkpoint, additional_config={"nld": {"mode": "ar"}}) as counted:
+        greedy(counted.llm, prompts, TOKENS)
+        assert counted("nld:output_tokens_total", mode="ar") == len(prompts) * TOKENS
+        assert counted("nld:forwards_total", mode="ar", kind="target") == len(prompts) * TOKENS
+        assert counted("nld:forwards_total", kind="draft") == 0
+        assert counted("nld:draft_tokens_total", mode="ar") == 0
+
+
+def test_aborted_requests_count_what_they_were_given(linear_engine: Counted, prompts: list[list[int]]) -> None:
+    from vllm import SamplingParams
+
+    core = linear_engine.llm.llm_engine
+    given: dict[str, int] = {}
+    for number, prompt in enumerate(prompts[:4]):
+        params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, detokenize=False)
+        core.add_request(f"gone-{number}", {"prompt_token_ids": prompt}, params)
+    for _ in range(6):
+        for output in core.step():
+            given[output.request_id] = len(output.outputs[0].token_ids)
+    core.abort_request(["gone-0", "gone-1", "gone-2"])
+    while core.has_unfinished_requests():
+        for output in core.step():
+            given[output.request_id] = len(output.outputs[0].token_ids)
+    assert linear_engine("nld:requests_total", reason="abort") == 3
+    assert linear_engine("nld:requests_total", reason="length") == 1
+    assert linear_engine("nld:output_tokens_total") == sum(given.values())
+    assert linear_engine("nld:acceptance_length_count") == linear_engine("vllm:spec_decode_num_drafts_total") > 0
+
+
+def test_preempted_requests_count_once(agreeable_checkpoint: Path) -> None:
+    """Eleven KV blocks for eight requests that want three each."""
+    prompts = random_prompts(8, VOCAB, longest=40)
+    options: dict[str, Any] = {"block_size": 32, "num_gpu_blocks_override": 11, "enable_prefix_caching": False}
+    with counting(agreeable_checkpoint, additional_config={"nld": {"block_length": BLOCK}}, **options) as counted:
+        greedy(counted.llm, prompts, 60)
+        assert counted("vllm:num_preemptions_total") > 0
+        assert counted("nld:requests_total", reason="length") == len(prompts)
+        assert counted("nld:output_tokens_total") == len(prompts) * 60
+        assert counted("nld:acceptance_length_count") == counted("vllm:spec_decode_num_drafts_total")
+        assert counted("nld:accepted_draft_tokens_total") == counted("vllm:spec_decode_num_accepted_tokens_total")
+
+
+def test_tokens_are_the_clients_where_a_stop_string_cuts(tmp_path: Path) -> None:
+    """A block may run past a stop string; the client gets nothing of that, and several choices count as requests."""
+    from vllm import SamplingParams
+
+    model = write_tiny_checkpoint(tmp_path / "model", tokenizer=True)
+    with counting(model, skip_tokenizer_init=False, additional_config={"nld": {"block_length": BLOCK}}) as counted:
+        prompt = {"prompt_token_ids": [5, 20, 40]}
+        free = counted.llm.generate([prompt], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+        words = free[0].outputs[0].text.split()
+        before = counted("nld:output_tokens_total")
+        params = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, stop=[words[12]], n=1)
+        cut = counted.llm.generate([prompt], params)[0].outputs[0]
+        assert cut.finish_reason == "stop"
+        assert counted("nld:output_tokens_total") - before == len(cut.token_ids)
+        assert counted("nld:requests_total", reason="stop") == 1
+        several = SamplingParams(temperature=1.0, seed=3, max_tokens=7, ignore_eos=True, n=3)
+        counted.llm.generate([prompt], several)
+        assert counted("nld:requests_total", reason="length") == 1 + 3
+
+
+def test_diffusion_blocks_stay_out_of_vllms_speculation_figures(linear_engine: Counted) -> None:
+    """A block that is taken as it is has no acceptance: neither vLLM's figures nor our acceptance length know it."""
+    greedy(linear_engine.llm, [[5, 6, 7]], TOKENS, extra_args={"nld_mode": "diffusion"})
+    greedy(linear_engine.llm, [[5, 6, 8]], TOKENS)
+    assert linear_engine("nld:output_tokens_total", mode="diffusion") == TOKENS
+    assert linear_engine("nld:denoising_passes_count", mode="diffusion") > 0
+    assert linear_engine("nld:acceptance_length_count", mode="diffusion") == 0
+    linear_rounds = linear_engine("nld:acceptance_length_count", mode="linear")
+    assert linear_engine("vllm:spec_decode_num_drafts_total") == linear_rounds > 0

@@ -1,0 +1,72 @@
+"""What deploy/ ships for Prometheus and Grafana: promtool takes it, every alert is tested both ways and explained."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.metrics.prom import promtool
+from vllm_nld.metrics.definitions import METRICS
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PROMETHEUS, GRAFANA = DEPLOY / "prometheus", DEPLOY / "grafana"
+ALERTS = [
+    rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]
+]
+
+
+def test_promtool_takes_rules_and_configuration() -> None:
+    promtool("check", "rules", "recording.yml", "alerts.yml", cwd=PROMETHEUS)
+    promtool("check", "config", "prometheus.yml", cwd=PROMETHEUS)
+
+
+def test_rules_pass_their_unit_tests() -> None:
+    promtool("test", "rules", "alerts.yml", cwd=PROMETHEUS / "tests")
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_alert_is_tested_both_ways_and_explained(rule: dict) -> None:
+    tests = yaml.safe_load((PROMETHEUS / "tests" / "alerts.yml").read_text())["tests"]
+    expected = {
+        sample["value"]
+        for test in tests
+        for query in test["promql_expr_test"]
+        if f'"{rule["alert"]}"' in query["expr"]
+        for sample in query["exp_samples"]
+    }
+    assert expected == {0, 1}, "a firing and a silent case"
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert rule["annotations"]["summary"]
+    page, anchor = rule["annotations"]["runbook_url"].split("#")
+    assert page.endswith("deploy/runbook.md") and anchor == rule["alert"].lower()
+    section = (DEPLOY / "runbook.md").read_text().split(f"## {rule['alert']}\n")[1].split("\n## ")[0]
+    for part in ("Symptom", "Likely causes", "First command", "Remedy"):
+        assert f"**{part}.**" in section
+    assert "oll back to AR" in section or "in AR:" in section
+
+
+def test_dashboard_is_what_its_source_says() -> None:
+    subprocess.run([sys.executable, GRAFANA / "dashboard.py", "--check"], check=True)
+
+
+def test_every_panel_is_described_with_its_metrics() -> None:
+    panels = json.loads((GRAFANA / "dashboards" / "vllm-nld.json").read_text())["panels"]
+    panels = [panel for panel in panels if panel["type"] != "row"]
+    assert len(panels) > 12
+    for panel in panels:
+        assert re.search(r"\w.*\n\nMetrics: \w", panel["description"]), panel["title"]
+        for target in panel["targets"]:
+            assert "[5m]" not in target["expr"] and "$__interval" not in target["expr"], "use $__rate_interval"
+
+
+def test_queries_read_metrics_that_exist() -> None:
+    exported = {name for metric in METRICS for name in metric.sample_names}
+    texts = [(PROMETHEUS / name).read_text() for name in ("recording.yml", "alerts.yml")]
+    texts.append((GRAFANA / "dashboards" / "vllm-nld.json").read_text())
+    read = {name for text in texts for name in re.findall(r"(?<![\w:])nld:\w+", text)}
+    assert read - {"nld:"} <= exported | {metric.name for metric in METRICS}
+    assert len(read) > 12
