@@ -112,3 +112,24 @@ def test_request_patch_is_still_needed() -> None:
     abort = source[source.index("def abort_requests") : source.index("def add_request")]
     assert "iteration_stats" not in abort
     assert output_processor.OutputProcessor.process_outputs.__module__ == "vllm_nld.compat"
+
+
+def test_refusal_patch_is_still_needed() -> None:
+    """vLLM still counts only what its queue limits refuse."""
+    from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.metrics import loggers
+
+    assert loggers.ADMISSION_REASONS == ("max_num_queued_reqs", "max_num_queued_tokens")
+    assert InputProcessor.process_inputs.__module__ == "vllm_nld.compat"
+
+
+def test_report_patch_is_still_needed() -> None:
+    """vLLM's step output still has no field for a speculator's figures."""
+    import dataclasses
+
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.worker.gpu import model_runner
+
+    names = {field.name for field in dataclasses.fields(ModelRunnerOutput)}
+    assert not [name for name in names if "spec" in name or "draft" in name]
+    assert model_runner.GPUModelRunner.sample_tokens.__module__ == "vllm_nld.compat"

@@ -10,6 +10,7 @@ from typing import Any
 
 TESTED_VLLM = ("0.32.0",)
 SPECULATOR_MODULE = "spec_worker.speculator"
+REPORT_MODULE = "spec_worker.report"
 
 _outcome: dict[str, bool] = {}  # patch name: whether it found something to patch here
 
@@ -243,6 +244,33 @@ def _note_rounds(module: Any) -> None:
     scheduler.make_spec_decoding_stats, scheduler.make_stats = make_spec_decoding_stats, stats_with_rounds
 
 
+def report_passes() -> bool:
+    """Send what a self-drafting worker knows along with each step's tokens, see `spec_worker.report`.
+
+    Symptom: forwards are counted wrong where a block takes several passes, and nobody sees a missing draft adapter.
+    Cause: ModelRunnerOutput has no field for a speculator's figures; it is pickled, so an attribute travels with it.
+    Delete when: it has one.
+    """
+    _patch_on_import("vllm.v1.worker.gpu.model_runner", _report_passes)
+    return True
+
+
+def _report_passes(module: Any) -> None:
+    inherited = module.GPUModelRunner.sample_tokens
+
+    def sample_tokens(self: Any, grammar_output: Any) -> Any:
+        state = self.execute_model_state
+        told = None
+        if state is not None and type(self.speculator).__module__ == SPECULATOR_MODULE:
+            told = importlib.import_module(REPORT_MODULE).report(self, state.input_batch)
+        output = inherited(self, grammar_output)
+        if output is not None and told is not None:
+            getattr(output, "model_runner_output", output).nld = told
+        return output
+
+    module.GPUModelRunner.sample_tokens = sample_tokens
+
+
 def count_requests() -> bool:
     """Tell the API server's RequestTally of every request and of every token that a client gets.
 
@@ -282,6 +310,32 @@ def _count_requests(module: Any) -> None:
 
     processor.add_request, processor.process_outputs = add_request, process_outputs
     processor.abort_requests = abort_requests
+
+
+def count_refusals() -> bool:
+    """Count requests that are refused for their parameters, which no engine and no stat logger hears of.
+
+    Symptom: a client that sends what the mode cannot do shows in nothing but the HTTP status.
+    Cause: parameters are checked where a request is prepared, before any statistics begin.
+    Delete when: vLLM counts refused requests by reason.
+    """
+    _patch_on_import("vllm.v1.engine.input_processor", _count_refusals)
+    return True
+
+
+def _count_refusals(module: Any) -> None:
+    from vllm_nld.metrics.registry import REGISTRY
+
+    inherited = module.InputProcessor.process_inputs
+
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return inherited(self, *args, **kwargs)
+        except ValueError as error:
+            REGISTRY.refused(getattr(error, "refusal", "parameters"))
+            raise
+
+    module.InputProcessor.process_inputs = process_inputs
 
 
 def ray_metric_classes() -> tuple[Any, Any, Any] | None:
@@ -345,5 +399,7 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     run_on_ray_without_gpu,
     give_scheduler_stats_a_slot,
     note_rounds,
+    report_passes,
     count_requests,
+    count_refusals,
 )

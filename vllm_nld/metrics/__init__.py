@@ -3,7 +3,7 @@
 Only the API server is scraped, so every number travels with what vLLM sends there anyway; there is no channel of our
 own, nothing is polled and nothing is written to disk:
 
-    worker        `spec_worker.recorder`: passes a draft took            --> the step's ModelRunnerOutput
+    worker        `spec_worker.report`: adapter, passes a block took      --> the step's ModelRunnerOutput
     engine core   `rounds.RoundLog`: drafts, accepted tokens by mode     --> the step's SchedulerStats
     API server    `requests.RequestTally`: requests and tokens by mode   --> the step's IterationStats
                   `exporter.NldStatLogger`: counts all of it in the registry that vLLM's own metrics are in

@@ -35,6 +35,8 @@ class NldStatLogger(AggregateStatLoggerBase):
         REGISTRY.model_name = vllm_config.model_config.served_model_name
         for engine in self.engines:
             self.describe(vllm_config, engine)
+        for reason in m.REFUSALS:
+            REGISTRY.metric(m.REFUSED).labels(REGISTRY.model_name, reason)
         serve(RequestTally(self.default, self.ended))
 
     def describe(self, vllm_config: Any, engine: int) -> None:

@@ -36,7 +36,7 @@ class RoundLog:
         self.lora: bool | None = None
 
     def begin(self, model_runner_output: Any) -> None:
-        """Read what the worker sent along with a step's tokens, see `spec_worker.recorder`."""
+        """Read what the worker sent along with a step's tokens, see `spec_worker.report`."""
         report = getattr(model_runner_output, "nld", None)
         if report is None:
             self.passes = {}

@@ -1,0 +1,289 @@
+"""A real server, watched by a real Prometheus with the shipped rules: what PromQL says is what the client counted.
+
+Time runs 60 times as fast in the rules, so an hour takes a minute. The tests of this module build on each other's
+traffic and run in order: one server, then the same address with a broken checkpoint.
+"""
+
+import contextlib
+import json
+import math
+import re
+import shutil
+import threading
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+import yaml
+
+from tests.metrics.prom import RULES, Prometheus, prometheus, wait_for
+from tests.test_server import ask, connect, plain
+from vllm_nld.nano import checkpoint_path
+from vllm_nld.reference import ReferenceModel, generate
+from vllm_nld.server import Server, free_port
+
+pytestmark = pytest.mark.server
+
+BLOCK, ALONE = 16, 4  # drafts stop where more than ALONE requests run
+TOKENS = 48
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "dashboards" / "vllm-nld.json"
+
+
+def arguments(model: Path, **speculative: Any) -> list[str]:
+    config = {"method": "draft_model", "model": str(model), "num_speculative_tokens": BLOCK - 1} | speculative
+    common = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
+    return [*common, "--speculative-config", json.dumps(config)]
+
+
+@contextlib.contextmanager
+def serving(model: Path, port: int, log: Path, options: list[str]) -> Iterator[Server]:
+    server = Server(model, [*options, "--port", str(port)], log=log)
+    server.port, server.url = port, f"http://127.0.0.1:{port}"
+    with server:
+        yield server
+
+
+@dataclass
+class Watched:
+    folder: Path
+    port: int
+    prometheus: Prometheus
+
+    def scraped(self, query: str, value: float) -> None:
+        """Wait until a query has this value, which the next scrape brings."""
+        found: list[Any] = []
+
+        def holds() -> bool:
+            found[:] = self.prometheus.query(query)
+            return [one for _, one in found] == [value]
+
+        wait_for(f"{query} is {value}", holds, 20, lambda: found)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    folder, port = tmp_path_factory.mktemp("watched"), free_port()
+    with prometheus(folder, f"127.0.0.1:{port}") as server:
+        yield Watched(folder, port, server)
+
+
+@pytest.fixture(scope="module")
+def good(watched: Watched) -> Iterator[Server]:
+    """Drafts up to four requests, and none where more run: speculation goes off under load."""
+    schedule = [[1, ALONE, BLOCK - 1], [ALONE + 1, 64, 0]]
+    options = arguments(checkpoint_path(), num_speculative_tokens_per_batch_size=schedule)
+    with serving(checkpoint_path(), watched.port, watched.folder / "good.log", options) as server:
+        yield server
+
+
+def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: False) -> int:
+    """Keep `at_once` requests under way for some seconds, or until something holds; returns the tokens they got."""
+    client, stop, prompts = connect(server), threading.Event(), plain(24)
+    timer = threading.Timer(seconds, stop.set)
+    timer.start()
+
+    def one(number: int) -> int:
+        tokens = 0
+        while not stop.is_set():
+            prompt = prompts[number % len(prompts)]
+            answer = ask(client, prompt, max_tokens=200, extra_body={"ignore_eos": True})
+            tokens += answer.usage.completion_tokens
+            number += 5
+        return tokens
+
+    with ThreadPoolExecutor(at_once) as pool:
+        work = [pool.submit(one, number) for number in range(at_once)]
+        while not stop.wait(0.5):
+            if until():
+                stop.set()
+        timer.cancel()
+        return sum(one.result() for one in work)
+
+
+def test_promql_says_what_the_client_counted(watched: Watched, good: Server) -> None:
+    client, model = connect(good), ReferenceModel.from_pretrained(checkpoint_path())
+    with ThreadPoolExecutor(ALONE) as pool:
+        answers = list(pool.map(lambda prompt: ask(client, prompt, max_tokens=TOKENS), plain(12)))
+    options: dict[str, Any] = {"mode": "linear", "block_length": BLOCK}
+    expected = [generate(model, one.prompt_token_ids, max_new_tokens=TOKENS, **options) for one in answers]
+    assert [one.choices[0].token_ids for one in answers] == [one.tokens for one in expected]
+
+    tokens, rounds = sum(len(one.tokens) for one in expected), sum(len(one.rounds) for one in expected)
+    watched.scraped('sum(nld:output_tokens_total{mode="linear"})', tokens)
+    value = watched.prometheus.value
+    assert value("sum(nld:requests_total)") == len(answers)
+    for reason in ("stop", "length"):
+        ended = sum(one.choices[0].finish_reason == reason for one in answers)
+        assert value(f'sum(nld:requests_total{{reason="{reason}"}})') == ended
+    assert value("sum(nld:forwards_total)") == sum(one.nfe for one in expected)
+    assert value('sum(nld:forwards_total{kind="draft"})') == rounds
+    tpf = sum(len(one.tokens) for one in expected) / sum(one.nfe for one in expected)
+    assert value("sum(nld:output_tokens_total) / sum(nld:forwards_total)") == pytest.approx(tpf, rel=1e-12)
+    al = sum(sum(one.rounds) for one in expected) / rounds  # cut where the output ends
+    query = "(sum(nld:output_tokens_total) - sum(nld:requests_total)) / sum(nld:acceptance_length_count)"
+    assert value(query) == pytest.approx(al, rel=1e-12)
+    assert value("sum(nld:acceptance_length_sum) / sum(nld:acceptance_length_count)") >= al
+    own = value("sum(nld:accepted_draft_tokens_total)")
+    assert own == value("sum(vllm:spec_decode_num_accepted_tokens_total)") > 0
+    assert own + value("sum(nld:rejected_draft_tokens_total)") == value("sum(nld:draft_tokens_total)")
+    assert value("nld:draft_lora_active") == value("nld:draft_lora_wanted") == 1
+    assert value('nld:build_info{default_mode="linear"}') == 1
+
+
+def test_stop_strings_choices_aborts_and_refusals_are_counted(watched: Watched, good: Server) -> None:
+    client, value = connect(good), watched.prometheus.value
+    tokens, requests = value("sum(nld:output_tokens_total)"), value("sum(nld:requests_total)")
+    whole = ask(client, plain(12)[3], max_tokens=TOKENS)
+    text = whole.choices[0].message.content
+    cut = ask(client, plain(12)[3], max_tokens=TOKENS, stop=[text[len(text) // 2 :][:3]])
+    several = ask(client, plain(12)[5], max_tokens=9, n=3, temperature=1.0, seed=1)
+    tokens += sum(one.usage.completion_tokens for one in (whole, cut, several))
+    watched.scraped("sum(nld:output_tokens_total)", tokens)
+    assert value("sum(nld:requests_total)") == requests + 1 + 1 + 3
+
+    for field in ({"min_p": 0.1}, {"logit_bias": {"5": 1.0}}):
+        body = {"model": "nano", "messages": [{"role": "user", "content": "Hello"}], **field}
+        assert httpx.post(f"{good.url}/v1/chat/completions", json=body, timeout=60).status_code == 400
+    watched.scraped('sum(nld:requests_refused_total{reason="parameters"})', 2)
+
+    stream = client.chat.completions.create(
+        model="nano",
+        messages=list(plain(12)[5].messages),
+        max_tokens=3000,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    for _ in range(5):
+        next(stream)
+    stream.close()
+    watched.scraped('sum(nld:requests_total{reason="abort"})', 1)
+    assert value("sum(nld:requests_total)") == requests + 5 + 1
+    assert value("sum(nld:output_tokens_total)") > tokens, "the tokens that it had been given count"
+    log = (watched.folder / "good.log").read_text()
+    lines = [json.loads(line) for line in re.findall(r"request (\{.*\})", log)]
+    assert len(lines) == value("sum(nld:requests_total)")
+    assert sum(line["output_tokens"] for line in lines) == value("sum(nld:output_tokens_total)")
+    assert text not in log and plain(12)[3].messages[-1]["content"] not in log
+
+
+def queries() -> list[str]:
+    """All of the dashboard's queries and the recording rules, and the selectors that alerts compare."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    found = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    found = [re.sub(r"\$\w+\b", lambda name: "5s" if "rate" in name[0] else ".*", query) for query in found]
+    for name in ("recording.yml", "alerts.yml"):
+        for group in yaml.safe_load((RULES / name).read_text())["groups"]:
+            for rule in group["rules"]:
+                expr = re.sub(r"\[(5m|1h)\]", "[5s]", rule["expr"])
+                selectors = re.findall(r"[a-z]+:\w+(?::\w+)?(?:\{[^}]*\})?(?:\[\w+\])?", expr)
+                ranges = [f"last_over_time({one})" if one.endswith("]") else one for one in selectors]
+                found += [expr] if "record" in rule else ranges
+    return list(dict.fromkeys(found))
+
+
+EMPTY = ("denoising", 'reason="error"')  # nothing was denoised here, and nothing failed
+
+
+def test_every_query_returns_data_and_an_idle_server_no_nan(watched: Watched, good: Server) -> None:
+    seen: set[str] = set()
+
+    def missing() -> list[str]:
+        seen.update(query for query in queries() if query not in seen and watched.prometheus.query(query))
+        return [query for query in queries() if query not in seen and not any(word in query for word in EMPTY)]
+
+    pump(good, 25, ALONE, until=lambda: not missing())
+    assert not missing()
+    wait_for("rates are over", lambda: watched.prometheus.value("sum(mode:nld_output_tokens:rate5m)") == 0)
+    for query in queries():
+        values = [value for _, value in watched.prometheus.query(query)]
+        assert not any(math.isnan(value) or math.isinf(value) for value in values), query
+
+
+def test_no_alert_fires_while_all_is_well(watched: Watched, good: Server) -> None:
+    pump(good, 12, 2)
+    quiet = {"NldPositionDecay", "NldServerDown"}  # nano's drafts may decay; the server was down before it was up
+    assert not watched.prometheus.firing() - quiet
+
+
+def test_overload_and_speculation_that_is_off_raise_their_alerts(watched: Watched, good: Server) -> None:
+    """24 clients for eight places; above four running requests this server's schedule drafts nothing."""
+    wanted = {"NldQueueing", "NldSpeculationOff"}
+    fired: set[str] = set()
+
+    def until() -> bool:
+        fired.update(watched.prometheus.firing())
+        return wanted <= fired
+
+    pump(good, 60, 24, until)
+    assert wanted <= fired
+    assert not {"NldDraftLoraInactive", "NldAcceptanceLengthCollapsed"} & fired
+
+
+def test_a_broken_drafter_raises_its_alerts_after_a_restart(watched: Watched, good: Server) -> None:
+    """The same address, with a checkpoint that lost its adapter and whose config names a wrong mask token: its drafts
+    are noise. Counters begin anew and stay right."""
+    broken = watched.folder / "broken"
+    shutil.copytree(checkpoint_path(), broken, ignore=shutil.ignore_patterns("linear_spec_lora", "loss.png"))
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"mask_token_id": 7}))
+    pump(good, 8, ALONE)
+    good.stop()
+    wanted = {"NldDraftLoraInactive", "NldAcceptanceLengthCollapsed", "NldSlowerThanAr"}
+    fired: set[str] = set()
+
+    def until() -> bool:
+        fired.update(watched.prometheus.firing())
+        return wanted <= fired
+
+    wait_for("the server is missed", lambda: "NldServerDown" in watched.prometheus.firing())
+    with serving(broken, watched.port, watched.folder / "broken.log", arguments(broken)) as server:
+        tokens = pump(server, 60, ALONE, until)
+        watched.scraped("sum(nld:output_tokens_total)", tokens)
+        assert watched.prometheus.value("max(resets(nld:output_tokens_total[5m]))") == 1
+    assert wanted <= fired
+    assert "NldSpeculationOff" not in watched.prometheus.firing()
+
+
+def metrics_of(server: Server) -> dict[str, float]:
+    """Samples of /metrics, summed over their labels."""
+    with urllib.request.urlopen(f"{server.url}/metrics") as response:
+        lines = response.read().decode().splitlines()
+    found: dict[str, float] = {}
+    for line in lines:
+        if not line.startswith("#"):
+            name, value = line.split("{")[0].split(" ")[0], float(line.split()[-1])
+            found[name] = found.get(name, 0) + value
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers to cores; on GPUs it would need two of them")
+def test_two_api_servers_and_two_ranks_add_up(tmp_path: Path) -> None:
+    """Each answer's connection is new, so both API servers get some; a rank's numbers are counted once."""
+    options = [*arguments(checkpoint_path()), "--api-server-count", "2", "--tensor-parallel-size", "2"]
+    cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    with Server(checkpoint_path(), options, log=tmp_path / "log", environment=cores) as server:
+
+        def one(prompt: Any) -> Any:
+            with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+                return ask(client, prompt, max_tokens=24)
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(one, plain(16)))
+        tokens = sum(answer.usage.completion_tokens for answer in answers)
+        wait_for("all are counted", lambda: metrics_of(server).get("nld:output_tokens_total") == tokens, 20)
+        found = metrics_of(server)
+    model = ReferenceModel.from_pretrained(checkpoint_path())
+    options_: dict[str, Any] = {"mode": "linear", "block_length": BLOCK, "max_new_tokens": 24}
+    nfe = sum(generate(model, one.prompt_token_ids, **options_).nfe for one in answers)
+    assert found["nld:requests_total"] == len(answers)
+    assert found["nld:forwards_total"] == pytest.approx(nfe, rel=0.05), "ranks round sums differently"
+    assert found["nld:acceptance_length_count"] == found["vllm:spec_decode_num_drafts_total"]
+    servers = set(re.findall(r"ApiServer_(\d)", (tmp_path / "log").read_text()))
+    assert servers == {"0", "1"}
