@@ -9,13 +9,17 @@ anyway.
     native.launch((groups, requests), *tensors, BLOCK_SIZE=1024)
 """
 
+import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numba import cfunc, types
+from numba import cfunc, config, types
 
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
 
@@ -106,8 +110,32 @@ class Native:
                 raise TypeError(f"{self.function.__name__} of {kind}")
         signature = types.void(*arguments)
         try:
-            compiled = cfunc(signature, cache=True, error_model="numpy")(self.function)
+            with own_cache():
+                compiled = cfunc(signature, cache=True, error_model="numpy")(self.function)
         except RuntimeError:  # there is no folder that Numba may write its cache to
             compiled = cfunc(signature, error_model="numpy")(self.function)
         self._owners.append(compiled)  # the machine code lives as long as this object
         return ctypes.CFUNCTYPE(None, *prototype)(compiled.address)
+
+
+@contextlib.contextmanager
+def own_cache() -> Iterator[None]:
+    """Let Numba keep what it compiles here in a folder of the twins' present source.
+
+    Its own check looks at the file of the compiled function only, and would go on using code in which a helper of
+    another file is inlined as it was.
+    """
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(cache_folder())
+    try:
+        yield
+    finally:
+        config.CACHE_DIR = before
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Beside the twins, named after a digest of their source; the user's choice of a folder comes first."""
+    twins = Path(__file__).with_name("twins")
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(twins.glob("*.py")))).hexdigest()[:12]
+    return (Path(config.CACHE_DIR) if config.CACHE_DIR else twins / "__pycache__") / digest

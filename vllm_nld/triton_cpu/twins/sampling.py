@@ -6,7 +6,39 @@ import numpy as np
 from numba import njit
 
 from vllm_nld.triton_cpu.twins.noise import DRAFT_SALT, SECOND_HASH, noisy, prefix
-from vllm_nld.triton_cpu.twins.pointers import NEG_INF, forbid, load, store
+from vllm_nld.triton_cpu.twins.pointers import NEG_INF, float_to_bits, forbid, load, store
+
+CHUNK = 256  # tokens that one vectorised loop reduces
+NO_KEY = np.int32(-(2**31))
+NEG_INF_KEY = np.int32(0x807FFFFF - 2**32)  # what `key` makes of -inf
+
+
+@njit(inline="always")
+def key(value):
+    """A float32 as an int32 of the same order; below all others for NaN. Zeros are equal."""
+    bits = np.int32(float_to_bits(value + np.float32(0.0)))
+    ordered = np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return ordered if value == value else NO_KEY
+
+
+@njit
+def greatest(logits, row, begin, end):
+    """(value, token) of the greatest among the tokens begin…end of a row; first of equals; (-inf, begin) for none.
+
+    Compares integers, since a compiler may reorder their maximum, and so vectorise it, but not that of floats.
+    """
+    best, place = NEG_INF_KEY, begin
+    for chunk in range(begin, end, CHUNK):
+        top = NO_KEY
+        for i in range(row + chunk, row + min(chunk + CHUNK, end)):
+            top = max(top, key(load(logits, i)))
+        if top > best:
+            best, place = top, chunk
+    if best == NEG_INF_KEY:
+        return -np.inf, begin
+    while key(load(logits, row + place)) != best:
+        place += 1
+    return np.float64(load(logits, row + place)), place
 
 
 @njit
@@ -16,13 +48,9 @@ def draw_block(logits, row, begin, end, scale, random, use_fp64, seed, position)
     Logits are divided by `scale` in float32 first; `random` adds Gumbel noise. NaN never wins; where nothing does,
     begin.
     """
-    best, winner = -np.inf, begin
     if not random:
-        for token in range(begin, end):
-            value = np.float64(load(logits, row + token))
-            if value > best:
-                best, winner = value, token
-        return best, winner
+        return greatest(logits, row, begin, end)
+    best, winner = -np.inf, begin
     low_row, high_row = prefix(seed, position, 0), prefix(seed, position, SECOND_HASH)
     for token in range(begin, end):
         value = noisy(load(logits, row + token) / scale, token, best, low_row, high_row, use_fp64)
