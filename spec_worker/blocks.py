@@ -7,6 +7,7 @@ that does not look at the device.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 NO_SLOT = -1  # vLLM's slot for "write no KV"
@@ -52,27 +53,54 @@ def places(
 
 def lookahead_slots(
     start: torch.Tensor,  # [R] int64
-    block_length: int,
+    length: torch.Tensor,  # [R] int64, tokens of each block, at most B
+    block_length: int,  # B
     block_table: torch.Tensor,  # [R, W] int32, KV block ids; entries past num_blocks are stale
     num_blocks: torch.Tensor,  # [R] int32, KV blocks that the request owns
     kv_block_size: int,
     max_model_len: int,
-) -> torch.Tensor:  # [R, B] int64, NO_SLOT past the context's end or the owned blocks
+) -> torch.Tensor:  # [R, B] int64, NO_SLOT past the block's end, the context's end or the owned blocks
     """KV slots of every block's tokens."""
-    position = start[:, None] + torch.arange(block_length, device=start.device)
+    offset = torch.arange(block_length, device=start.device)
+    position = start[:, None] + offset
     index = position // kv_block_size
-    owned = (index < num_blocks[:, None]) & (position < max_model_len)
+    owned = (index < num_blocks[:, None]) & (position < max_model_len) & (offset < length[:, None])
     block = block_table.gather(1, index.clamp(max=block_table.shape[1] - 1)).long()
     return torch.where(owned, block * kv_block_size + position % kv_block_size, NO_SLOT)
 
 
-def lengths(
+def visible(
     start: torch.Tensor,  # [R] int64
-    block_length: int,
+    length: torch.Tensor,  # [R] int64, tokens of each block
     num_blocks: torch.Tensor,  # [R] int32
     kv_block_size: int,
     max_model_len: int,
 ) -> torch.Tensor:  # [R] int64
     """Tokens that a block's rows may look at: the prefix and the block, cut where it has no slot."""
     room = (num_blocks * kv_block_size).clamp(max=max_model_len)
-    return torch.minimum(start + block_length, room)
+    return torch.minimum(start + length, room)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Blocks of unequal length one after another, as a forward takes them. All of it is known on the CPU."""
+
+    lengths: np.ndarray  # [R] int64
+    block_length: int  # B, the longest that may be
+
+    def __post_init__(self) -> None:
+        if not len(self.lengths) or self.lengths.min() < 2 or self.lengths.max() > self.block_length:
+            raise ValueError(f"blocks must have 2 to {self.block_length} tokens, not {self.lengths}")
+
+    @property
+    def query_start_loc(self) -> np.ndarray:  # [R + 1] int32
+        return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
+
+    @property
+    def tokens(self) -> np.ndarray:  # [T] int64
+        """Where each token of the forward stands in [R, B], flattened."""
+        return np.flatnonzero(np.arange(self.block_length) < self.lengths[:, None])
+
+    def rows(self, block: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Rows of the forward that hold these blocks' tokens at these places."""
+        return self.query_start_loc[:-1].astype(np.int64)[block] + place

@@ -1,21 +1,28 @@
-"""Linear self-speculation in vLLM's worker: the target model drafts for itself by bidirectional passes over a block.
+"""Drafting in vLLM's worker: the target model fills blocks for itself by bidirectional passes, in every mode.
 
-`SelfSpeculator` is called after every target forward. It lays [anchor, mask x (B - 1)] after each request's accepted
-tokens, runs the target's own modules over all blocks at once, with every row seeing its whole block and the prefix, and
-proposes a token for each masked row. vLLM then verifies the proposal with its rejection sampler.
+`SelfSpeculator` is called after every target forward. It lays [anchor, mask x (b - 1)] after the accepted tokens of
+each request that drafts, runs the target's own modules over all blocks at once, with every row seeing its whole block
+and the prefix, and decides masked rows until none is left: all of them in one pass in linear mode, the sure ones a pass
+in diffusion mode or above a draft threshold. vLLM verifies the proposal with its rejection sampler; `accept.py` says
+how the verdict is read in each mode.
 
 Contract: KV is written to lookahead slots only, and the next target forward overwrites every slot that it keeps;
-nothing outlives a call but the proposal; no step waits for the device, unless a draft threshold asks for passes until
-every position is sure enough.
+nothing outlives a call but the proposal; no step waits for the device, unless a threshold asks for passes until every
+position is sure enough. Blocks that are done leave the passes that follow.
 """
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, set_forward_context
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
@@ -23,39 +30,48 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from attention_backend.masks import Block, kernel_causal
 from spec_worker.adapter_check import check_adapter
-from spec_worker.blocks import NO_SLOT, Step, lengths, lookahead_slots, places
-from spec_worker.commit import commit
+from spec_worker.blocks import NO_SLOT, Layout, Step, lookahead_slots, places, visible
+from spec_worker.commit import commit, probability, stopped
+from spec_worker.state import NldModelState
 from spec_worker.user_lora import NO_LORA, map_blocks, user_loras
 from vllm_nld.settings import FIELD, Settings
 from vllm_nld.speculation import draft_adapter
 
 
+@dataclass(slots=True)
+class Blocks:
+    """Blocks that are being filled together. R requests, B tokens a block at most, K = B - 1."""
+
+    rows: np.ndarray  # [R], the requests' rows in the step's batch
+    slots: np.ndarray  # [R], their state slots
+    lengths: np.ndarray  # [R], their block lengths
+    starts: torch.Tensor  # [R] int64, positions of the anchors
+    ids: torch.Tensor  # [R, B] int64, the mask token where undecided
+    masked: torch.Tensor  # [R, K] bool
+
+
 class SelfSpeculator(DraftModelSpeculator):
-    """Drafts B - 1 tokens a request with the target's weights and KV cache."""
+    """Fills blocks with the target's weights and KV cache."""
 
     supports_mm_inputs = False
+    model_state: NldModelState
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
         self.block_length = self.num_speculative_steps + 1
         self.num_query_per_req = self.block_length
         self.mask_token_id: int = vllm_config.model_config.hf_config.mask_token_id
-        self.threshold = Settings.of(vllm_config).draft_threshold
-        if self.threshold and self.draft_logits is not None:
+        if Settings.of(vllm_config).draft_threshold and self.draft_logits is not None:
             raise ValueError(
                 f"{FIELD}.draft_threshold keeps the surer of the sampled drafts, which no longer follow their logits: "
                 "leave draft_sample_method of --speculative-config at greedy, or the threshold at 0"
             )
-        self.requests_per_pass = min(self.max_num_tokens // self.block_length, self.max_num_reqs)
-        if not self.requests_per_pass:
+        self.blocks_per_pass = self.max_num_tokens // self.block_length
+        if not self.blocks_per_pass:
             raise ValueError(
                 f"--max-num-batched-tokens {self.max_num_tokens} has no room for one block of {self.block_length} "
                 "tokens: raise it, or lower the block length"
             )
-        rows = self.requests_per_pass * self.block_length
-        self.query_start_loc_cpu = torch.arange(0, rows + 1, self.block_length, dtype=torch.int32)
-        self.query_start_loc = self.query_start_loc_cpu.to(device)
-        self.steps = torch.arange(1, self.block_length, device=device)  # [K], each draft's distance from its anchor
 
     # Set-up: the draft model is the target model, its layers and KV cache included.
 
@@ -83,7 +99,7 @@ class SelfSpeculator(DraftModelSpeculator):
         self.input_buffers.input_ids[: self.block_length] = self.mask_token_id
         self.input_buffers.positions[: self.block_length] = torch.arange(self.block_length, device=self.device)
         if user_loras(self.model) is not None:
-            map_blocks(self.model, [NO_LORA], self.block_length)
+            map_blocks(self.model, [NO_LORA], [self.block_length])
         check_adapter(self.model, lambda: self._forward(self.block_length, None, None))
 
     def capture(self) -> None:
@@ -112,7 +128,7 @@ class SelfSpeculator(DraftModelSpeculator):
         is_profile: bool = False,
         num_speculative_tokens: int | None = None,
     ) -> torch.Tensor:  # [R, K] int64
-        """Draft K tokens for each request of the batch."""
+        """Draft for each request of the batch that drafts; the others' rows are not read."""
         requests = input_batch.num_reqs
         step = Step(
             positions=input_batch.positions,
@@ -123,130 +139,208 @@ class SelfSpeculator(DraftModelSpeculator):
             last_sampled=last_sampled[:, 0],
             next_prompt=next_prefill_tokens[0],
         )
-        anchors, starts = step.anchors(), step.starts()
-        if self.draft_logits is not None:
-            self._copy_request_inputs(requests, step.slots, temperature, seeds, dummy_run)
-        loras = user_loras(self.model)
-        for first in range(0, requests, self.requests_per_pass):  # one round, unless the blocks exceed the token budget
-            rows = slice(first, min(first + self.requests_per_pass, requests))
-            metadata, mappings = None, None
-            if not skip_attn_for_dummy_run:
-                bound = input_batch.seq_lens_cpu_upper_bound[rows] + self.block_length
-                metadata, mappings = self._attention(step.slots, starts, rows, bound, write=not dummy_run)
-            self._place(anchors[rows], starts[rows])
-            if loras:
-                map_blocks(self.model, loras[rows], self.block_length)
-            with self.model.drafting():
-                if self.threshold:
-                    wanted = starts[rows, None] + self.steps < self.max_model_len
-                    wanted &= step.num_sampled[rows, None] > 0
-                    drafts = self._draft_until_sure(wanted, metadata, mappings)
-                else:
-                    drafts = self._draft(starts[rows], rows, metadata, mappings)
-            self.draft_tokens[rows] = drafts
+        attend = not skip_attn_for_dummy_run
+        for rows in self._groups(input_batch):
+            blocks = self._lay(step, input_batch.idx_mapping_np, rows)
+            self._fill(blocks, input_batch, attend, write=not dummy_run)
+            self.draft_tokens[async_tensor_h2d(rows, self.device)] = blocks.ids[:, 1:]
         return self.draft_tokens[:requests]
 
-    def _place(self, anchors: torch.Tensor, starts: torch.Tensor) -> None:
-        """Write [anchor, mask ...] and its positions into the input buffers."""
-        count = len(anchors) * self.block_length
-        ids = self.input_buffers.input_ids[:count].view(-1, self.block_length)
-        ids.fill_(self.mask_token_id)
-        ids[:, 0] = anchors
-        positions = places(starts, self.block_length, self.max_model_len)
-        self.input_buffers.positions[:count] = positions.flatten()
+    def _groups(self, input_batch: InputBatch) -> Iterator[np.ndarray]:
+        """Rows of the batch whose requests draft now: those that the adapter is for and those that it is not for, each
+        in one group unless the blocks exceed the token budget."""
+        slots = self.model_state.slots
+        index = input_batch.idx_mapping_np[: input_batch.num_reqs]
+        end = (input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens)[: input_batch.num_reqs]
+        left = input_batch.prefill_len_np[: input_batch.num_reqs] - end
+        slots.anchored[index] = slots.resumed[index] & slots.diffusion[index] & (left == 1)
+        drafting = (slots.block_length[index] > 1) & ((left <= 0) | slots.anchored[index])
+        for diffusion in (False, True):
+            rows = np.flatnonzero(drafting & (slots.diffusion[index] == diffusion))
+            for first in range(0, len(rows), self.blocks_per_pass):
+                yield rows[first : first + self.blocks_per_pass]
+
+    def _lay(self, step: Step, index: np.ndarray, rows: np.ndarray) -> Blocks:
+        """[anchor, mask ...] after the accepted tokens of these rows' requests."""
+        slots, chosen = index[rows], async_tensor_h2d(rows, self.device)
+        lengths = self.model_state.slots.block_length[slots]
+        starts = step.starts()[chosen]
+        ids = torch.full((len(rows), self.block_length), self.mask_token_id, dtype=torch.int64, device=self.device)
+        ids[:, 0] = step.anchors()[chosen]
+        place = torch.arange(1, self.block_length, device=self.device)
+        masked = place < async_tensor_h2d(lengths, self.device)[:, None]
+        masked &= starts[:, None] + place < self.max_model_len
+        if self.model_state.slots.diffusion[slots[0]]:
+            self.model_state.slots.count[async_tensor_h2d(slots, self.device)] = masked.sum(dim=1)
+        return Blocks(rows, slots, lengths, starts, ids, masked)
+
+    def _fill(self, blocks: Blocks, input_batch: InputBatch, attend: bool, write: bool) -> None:
+        """Passes until no position is masked, or a stop token has none before it: `Decoding.passes` at most."""
+        slots = self.model_state.slots
+        most, diffusion = slots.passes[blocks.slots], bool(slots.diffusion[blocks.slots[0]])
+        surely = most == 1  # done after one pass, whatever it finds
+        stop_ids = async_tensor_h2d(slots.stop_ids[blocks.slots], self.device)
+        active = np.arange(len(blocks.rows))
+        open_ = (
+            np.arange(1, self.block_length) < blocks.lengths[:, None]
+        )  # [R, K], as `masked` but for the context's end
+        with contextlib.nullcontext() if diffusion else self.model.drafting():
+            for count in range(1, int(most.max()) + 1):
+                candidates, confidence = self._pass(
+                    blocks, active, open_, input_batch, count, attend, write, sure=bool(surely.all()) and not diffusion
+                )
+                chosen = async_tensor_h2d(active, self.device)
+                masked, ids = blocks.masked[chosen], blocks.ids[chosen]
+                threshold = np.where(most[active] == count, 0.0, slots.threshold[blocks.slots[active]])
+                decided = commit(confidence, masked, async_tensor_h2d(threshold, self.device))
+                ids[:, 1:] = torch.where(decided, candidates, ids[:, 1:])
+                masked &= ~decided
+                masked &= ~stopped(ids[:, 1:], masked, stop_ids[chosen])[:, None]
+                blocks.ids[chosen], blocks.masked[chosen] = ids, masked
+                slots.drafted[blocks.slots[active]] = count
+                if diffusion:
+                    slots.keep(blocks.slots[active], ids[:, 1:], decided, confidence)
+                active = active[most[active] > count]
+                if not len(active):
+                    break
+                open_ = blocks.masked.cpu().numpy()  # the one look at the device a pass
+                active = active[open_[active].any(axis=1)]
+                if not len(active):
+                    break
+
+    def _pass(
+        self,
+        blocks: Blocks,
+        active: np.ndarray,  # [A], blocks that are not done
+        open_: np.ndarray,  # [R, K] bool, their undecided positions
+        input_batch: InputBatch,
+        count: int,
+        attend: bool,
+        write: bool,
+        sure: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [A, K] int64 and float64
+        """One bidirectional forward: a candidate for each undecided position, and how sure the model is of it."""
+        layout = Layout(blocks.lengths[active], self.block_length)
+        block, place = np.nonzero(open_[active])
+        hidden = self._run(blocks, active, layout, input_batch, attend, write)
+        rows = async_tensor_h2d(layout.rows(block, place + 1), self.device)
+        logits = self.model.compute_logits(hidden[rows])  # [M, V], unshifted: a row predicts its own token
+        positions = blocks.starts[async_tensor_h2d(active[block], self.device)] + async_tensor_h2d(place, self.device)
+        found = self._candidates(logits, blocks.slots[active][block], place, positions, count)
+        shape = (len(active), self.block_length - 1)
+        where = async_tensor_h2d(np.ravel_multi_index((block, place), shape), self.device)
+        candidates = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        candidates.view(-1)[where] = found
+        confidence = torch.ones(shape, dtype=torch.float64, device=self.device)
+        if not sure:
+            confidence.view(-1)[where] = probability(logits, found)
+        return candidates, confidence
+
+    def _candidates(
+        self,
+        logits: torch.Tensor,  # [M, V]
+        slots: np.ndarray,  # [M]
+        place: np.ndarray,  # [M], which draft of its block
+        positions: torch.Tensor,  # [M] int64, of the token before: draws are keyed by it
+        count: int,
+    ) -> torch.Tensor:  # [M] int64
+        """The argmax, or a draw: in diffusion mode at a temperature, in linear mode where draft logits are kept."""
+        sampling = self.model_state.sampler.sampling_states
+        diffusion = self.model_state.slots.diffusion[slots[0]]
+        own = logits[:, self.mask_token_id].clone()  # no candidate, but it keeps its share of the softmax
+        logits[:, self.mask_token_id] = float("-inf")
+        drawn = bool((sampling.temperature.np[slots] > 0).any()) if diffusion else self.draft_logits is not None
+        if not drawn:
+            found = logits.argmax(dim=-1)
+        else:
+            state = async_tensor_h2d(slots, self.device)
+            source, cache = (
+                logits,
+                {
+                    "logits_cache": self.draft_logits,
+                    "logits_cache_col": async_tensor_h2d(place.astype(np.int32), self.device),
+                },
+            )
+            if diffusion:
+                source, cache = logits.float(), {}
+                source = source.clone() if source is logits else source
+                sampling.apply_temperature(source, state, slots)
+                source = sampling.apply_top_k_top_p(source, state, slots)
+            found = gumbel_sample(
+                source,
+                state,
+                sampling.temperature.gpu,
+                sampling.seeds.gpu,
+                positions + (count - 1) * self.max_model_len,
+                apply_temperature=not diffusion,
+                is_drafting=True,
+                use_fp64=self.use_fp64_gumbel,
+                **cache,
+            )
+        logits[:, self.mask_token_id] = own
+        return found
+
+    def _run(
+        self, blocks: Blocks, active: np.ndarray, layout: Layout, input_batch: InputBatch, attend: bool, write: bool
+    ) -> torch.Tensor:  # [T, hidden]
+        """The forward over these blocks, one after another."""
+        chosen, tokens = async_tensor_h2d(active, self.device), async_tensor_h2d(layout.tokens, self.device)
+        starts, total = blocks.starts[chosen], len(layout.tokens)
+        self.input_buffers.input_ids[:total] = blocks.ids[chosen].flatten()[tokens]
+        self.input_buffers.positions[:total] = places(starts, self.block_length, self.max_model_len).flatten()[tokens]
+        loras = user_loras(self.model)
+        if loras:
+            map_blocks(self.model, [loras[row] for row in blocks.rows[active]], layout.lengths.tolist())
+        if not attend:
+            return self._forward(total, None, None)
+        bound = input_batch.seq_lens_cpu_upper_bound[torch.from_numpy(blocks.rows[active])]
+        metadata, mappings = self._attention(
+            blocks.rows[active], blocks.slots[active], starts, layout, tokens, bound, write
+        )
+        return self._forward(total, metadata, mappings)
 
     def _attention(
         self,
-        slots: torch.Tensor,  # [R]
+        rows: np.ndarray,  # [R]
+        slots: np.ndarray,  # [R]
         starts: torch.Tensor,  # [R]
-        rows: slice,
-        bound: torch.Tensor,  # [R] int32 on the CPU, no sequence of the pass is longer
+        layout: Layout,
+        tokens: torch.Tensor,  # [T]
+        bound: torch.Tensor,  # [R] int32 on the CPU, no sequence is longer before the block
         write: bool,
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Metadata of a bidirectional pass over these requests' blocks, and its KV slots by layer."""
-        start, count = starts[rows], rows.stop - rows.start
-        table = self.block_tables.input_block_tables[0][rows]
-        owned = self.block_tables.num_blocks.gpu[0][slots[rows]]
+        count, total = len(rows), len(tokens)
+        length = async_tensor_h2d(layout.lengths, self.device)
+        table = self.block_tables.input_block_tables[0][async_tensor_h2d(rows, self.device)]
+        owned = self.block_tables.num_blocks.gpu[0][async_tensor_h2d(slots, self.device)]
         size = self.block_tables.block_sizes[0]
-        mapping = lookahead_slots(start, self.block_length, table, owned, size, self.max_model_len)
+        mapping = lookahead_slots(starts, length, self.block_length, table, owned, size, self.max_model_len)
+        mapping = mapping.flatten()[tokens]
         if not write:
             mapping.fill_(NO_SLOT)
-        seq_lens = lengths(start, self.block_length, owned, size, self.max_model_len)
-        self.input_buffers.seq_lens[:count] = seq_lens.clamp(min=self.block_length)
+        self.input_buffers.seq_lens[:count] = visible(starts, length, owned, size, self.max_model_len).clamp(min=length)
+        query_start_loc = torch.from_numpy(layout.query_start_loc)
+        bound = (bound + torch.from_numpy(layout.lengths)).clamp(max=self.max_model_len).int()
         mappings = mapping.view(1, -1)
         metadata = build_attn_metadata(
             attn_groups=self.attn_groups,
             num_reqs=count,
-            num_tokens=count * self.block_length,
-            query_start_loc_gpu=self.query_start_loc[: count + 1],
-            query_start_loc_cpu=self.query_start_loc_cpu[: count + 1],
-            max_query_len=self.block_length,
+            num_tokens=total,
+            query_start_loc_gpu=async_tensor_h2d(query_start_loc, self.device),
+            query_start_loc_cpu=query_start_loc,
+            max_query_len=int(layout.lengths.max()),
             seq_lens=self.input_buffers.seq_lens[:count],
-            max_seq_len=min(int(bound.max()), self.max_model_len),
-            seq_lens_cpu_upper_bound=bound.clamp(max=self.max_model_len),
+            max_seq_len=int(bound.max()),
+            seq_lens_cpu_upper_bound=bound,
             block_tables=[table],
             slot_mappings=mappings,
             kv_cache_config=self.kv_cache_config,
             causal=kernel_causal(Block(self.block_length)),
-            positions=self.input_buffers.positions[: count * self.block_length],
+            positions=self.input_buffers.positions[:total],
             is_prefilling=self.draft_is_prefilling[:count],
         )
         return metadata, build_slot_mappings_by_layer(mappings, self.kv_cache_config)
-
-    def _draft(
-        self,
-        starts: torch.Tensor,  # [R]
-        rows: slice,
-        metadata: dict[str, Any] | None,
-        mappings: dict[str, torch.Tensor] | None,
-    ) -> torch.Tensor:  # [R, K] int64
-        """One pass: the argmax of every masked row, or a draw where draft logits are kept."""
-        count = len(starts)
-        logits = self._logits(count, metadata, mappings)  # [R * K, V]
-        logits[:, self.mask_token_id] = float("-inf")
-        if self.draft_logits is None:
-            return logits.argmax(dim=-1).view(count, -1)
-        drafts = gumbel_sample(
-            logits,
-            self.idx_mapping[rows].repeat_interleave(self.num_speculative_steps),
-            self.temperature,
-            self.seeds,
-            (starts[:, None] + self.steps - 1).flatten(),  # draws are keyed by the position before the token
-            apply_temperature=True,
-            is_drafting=True,
-            logits_cache=self.draft_logits,
-            logits_cache_col=(self.steps - 1).to(torch.int32).repeat(count),
-            use_fp64=self.use_fp64_gumbel,
-        )
-        return drafts.view(count, -1)
-
-    def _draft_until_sure(
-        self,
-        masked: torch.Tensor,  # [R, K] bool, positions that will be verified; changed
-        metadata: dict[str, Any] | None,
-        mappings: dict[str, torch.Tensor] | None,
-    ) -> torch.Tensor:  # [R, K] int64
-        """Passes until no position is masked, K at most; what a pass is sure of, the next one sees."""
-        count = len(masked)
-        block = self.input_buffers.input_ids[: count * self.block_length].view(count, -1)[:, 1:]
-        for _ in range(self.num_speculative_steps):
-            logits = self._logits(count, metadata, mappings).view(count, self.num_speculative_steps, -1)
-            total = logits.float().logsumexp(dim=-1)  # the mask token keeps its share of the softmax
-            logits[..., self.mask_token_id] = float("-inf")
-            best, candidates = logits.max(dim=-1)
-            decided = commit((best.float() - total).exp(), masked, self.threshold)
-            block.copy_(torch.where(decided, candidates.int(), block))
-            masked &= ~decided
-            if not masked.any():  # the one look at the device a pass
-                break
-        return block.long()
-
-    def _logits(
-        self, count: int, metadata: dict[str, Any] | None, mappings: dict[str, torch.Tensor] | None
-    ) -> torch.Tensor:  # [R * K, V]
-        """Logits of the masked rows: unshifted, row i predicts token i."""
-        hidden = self._forward(count * self.block_length, metadata, mappings)
-        return self.model.compute_logits(hidden.view(count, self.block_length, -1)[:, 1:].flatten(0, 1))
 
     def _forward(
         self, tokens: int, metadata: dict[str, Any] | None, mappings: dict[str, torch.Tensor] | None

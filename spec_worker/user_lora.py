@@ -20,7 +20,7 @@ def user_loras(model: nn.Module) -> Sequence[int] | None:
     return None if manager is None else compat.loras_in_force(manager)
 
 
-def map_blocks(model: nn.Module, loras: Sequence[int], block_length: int) -> None:
+def map_blocks(model: nn.Module, loras: Sequence[int], lengths: Sequence[int]) -> None:
     """Give every row of each request's block that request's adapter."""
-    rows = tuple(lora for lora in loras for _ in range(block_length))
+    rows = tuple(lora for lora, length in zip(loras, lengths, strict=True) for _ in range(length))
     model.lora_manager.set_adapter_mapping(LoRAMapping(rows, tuple(loras), is_prefill=True))  # type: ignore[operator, union-attr]

@@ -351,6 +351,32 @@ def ray_metric_classes() -> tuple[Any, Any, Any] | None:
     return ray_wrappers.RayCounterWrapper, ray_wrappers.RayGaugeWrapper, ray_wrappers.RayHistogramWrapper
 
 
+def check_requests() -> bool:
+    """Check a request's decoding parameters before it is scheduled.
+
+    Symptom: an unknown or impossible `nld_` field of `vllm_xargs` is ignored, or fails in the engine, which dies of it.
+    Cause: vLLM passes extra arguments through, and a model has no say when a request comes in.
+    Delete when: a model or its config can check sampling parameters.
+    """
+    _patch_on_import("vllm.v1.engine.input_processor", _replace_validate_params)
+    return True
+
+
+def _replace_validate_params(module: Any) -> None:
+    from vllm_nld.configs import SUPPORTED_ARCHITECTURES
+    from vllm_nld.modes import Served, check_combination
+
+    inherited = module.InputProcessor._validate_params
+
+    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        result = inherited(self, params, *args, **kwargs)
+        if hasattr(params, "extra_args") and self.model_config.architecture in SUPPORTED_ARCHITECTURES:
+            check_combination(Served.of(self.vllm_config).read(params.extra_args), params)
+        return result
+
+    module.InputProcessor._validate_params = _validate_params
+
+
 def loras_in_force(manager: Any) -> tuple[int, ...]:
     """The adapter id of each request, as a LoRAModelManager was last told; it has no reader of its own for that."""
     mapping = manager._last_mapping
@@ -402,4 +428,5 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     report_passes,
     count_requests,
     count_refusals,
+    check_requests,
 )

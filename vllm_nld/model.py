@@ -6,6 +6,7 @@ tensor of the checkpoint was asked for, present and of the right shape.
 """
 
 import contextlib
+import importlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from vllm_nld.adapter import Adapter
 from vllm_nld.checkpoint import TensorCheck, canonical_name
 from vllm_nld.draft_lora import DraftAdapter
 from vllm_nld.layers import NldDecoderLayer
+
+STATE_MODULE = "spec_worker.state"
 
 
 class NemotronLabsDiffusionModel(MistralForCausalLM):
@@ -36,6 +39,11 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
         self.checkpoint = Path(vllm_config.model_config.model)
         self.quantized = vllm_config.model_config.quantization is not None
         self.draft_adapter: DraftAdapter | None = None
+
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """vLLM asks for the worker's per-request state."""
+        return importlib.import_module(STATE_MODULE).NldModelState
 
     def attach(self, adapter: Adapter, dtype: torch.dtype) -> None:
         """Put a draft adapter beside every o_proj, switched off."""

@@ -9,41 +9,62 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-MODES = ("ar", "linear")
+MODES = ("ar", "linear", "diffusion")
 FIELD = "--additional-config nld"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The server's decoding mode.
+    """The server's decoding modes, and what a request gets that does not say.
 
-    mode: "ar" decodes a token at a time, "linear" drafts a block and verifies it; None: linear, unless
-        --speculative-config asks for another drafter.
-    block_length: the last token and its drafts, at least 2; None: the checkpoint's block_size.
-    draft_threshold: 0 drafts in one pass; above, a pass keeps the drafts at least this probable and the next pass
-        redoes the others.
+    mode: "ar" decodes a token at a time, "linear" drafts a block and verifies it, "diffusion" takes blocks as denoised;
+        None: linear, unless --speculative-config asks for another drafter.
+    allowed_modes: what a request may ask for; None: all of them, or only "ar" where that is the mode.
+    block_length: the last token and its drafts, at least 2; None: the checkpoint's block_size. No request exceeds it.
+    threshold: in diffusion mode, a pass commits the tokens at least this probable, and the next pass redoes the others.
+    max_denoise_steps: in diffusion mode, passes a block at most; None: until every token is sure.
+    draft_threshold: in linear mode, 0 drafts in one pass; above, as `threshold` does.
     draft_lora: "auto" takes the checkpoint's own draft adapter if it has one, "off" none; else the adapter's folder.
     """
 
     mode: str | None = None
+    allowed_modes: tuple[str, ...] | None = None
     block_length: int | None = None
+    threshold: float = 0.9
+    max_denoise_steps: int | None = None
     draft_threshold: float = 0.0
     draft_lora: str = "auto"
 
     def __post_init__(self) -> None:
         if self.mode not in (None, *MODES):
             raise ValueError(f"{FIELD}.mode must be one of {', '.join(MODES)}, not {self.mode!r}")
-        if self.block_length is not None:
-            if not isinstance(self.block_length, int) or isinstance(self.block_length, bool):
-                raise ValueError(f"{FIELD}.block_length must be an integer, not {self.block_length!r}")
-            if self.block_length < 2:
-                raise ValueError(f"{FIELD}.block_length must be at least 2, not {self.block_length}")
-        if not isinstance(self.draft_threshold, (int, float)) or isinstance(self.draft_threshold, bool):
-            raise ValueError(f"{FIELD}.draft_threshold must be a number, not {self.draft_threshold!r}")
-        if not 0 <= self.draft_threshold <= 1:
-            raise ValueError(f"{FIELD}.draft_threshold must lie in [0, 1], not {self.draft_threshold}")
+        self._check_allowed_modes()
+        _check_whole("block_length", self.block_length, least=2)
+        _check_whole("max_denoise_steps", self.max_denoise_steps, least=1)
+        _check_share("threshold", self.threshold)
+        _check_share("draft_threshold", self.draft_threshold)
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
             raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
+
+    def _check_allowed_modes(self) -> None:
+        allowed = self.allowed_modes
+        if allowed is None:
+            return
+        if not isinstance(allowed, (list, tuple)) or not allowed or any(mode not in MODES for mode in allowed):
+            raise ValueError(f"{FIELD}.allowed_modes must be a list of {', '.join(MODES)}, not {allowed!r}")
+        if (self.mode or "linear") not in allowed:
+            raise ValueError(f"{FIELD}.allowed_modes {list(allowed)} leaves out the mode {self.mode or 'linear'!r}")
+        object.__setattr__(self, "allowed_modes", tuple(allowed))
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What a request may ask for."""
+        return self.allowed_modes or (("ar",) if self.mode == "ar" else MODES)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether any request may draft."""
+        return self.modes != ("ar",)
 
     @classmethod
     def parse(cls, raw: Any) -> Self:
@@ -57,9 +78,11 @@ class Settings:
             if name not in known:
                 raise ValueError(f"{FIELD}.{name} is unknown; known are {', '.join(known)}")
         settings = cls(**raw)
-        others = [name for name in raw if name != "mode"]
-        if settings.mode == "ar" and others:
-            raise ValueError(f"{FIELD}.{others[0]} has no use in mode 'ar': remove it, or set mode to 'linear'")
+        others = [name for name in raw if name not in ("mode", "allowed_modes")]
+        if not settings.drafts and others:
+            raise ValueError(
+                f"{FIELD}.{others[0]} has no use where only mode 'ar' is served: remove it, or set mode to 'linear'"
+            )
         return settings
 
     @classmethod
@@ -67,3 +90,19 @@ class Settings:
         """The settings that a VllmConfig carries."""
         additional = vllm_config.additional_config
         return cls.parse(additional.get("nld") if isinstance(additional, Mapping) else None)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{FIELD}.{name} must be an integer, not {value!r}")
+    if value < least:
+        raise ValueError(f"{FIELD}.{name} must be at least {least}, not {value}")
+
+
+def _check_share(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{FIELD}.{name} must be a number, not {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{FIELD}.{name} must lie in [0, 1], not {value}")

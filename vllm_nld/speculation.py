@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
 
+SCHEDULER = "spec_worker.scheduler.build"
 AR = """serve with --additional-config '{"nld": {"mode": "ar"}}'"""
 
 
@@ -42,7 +43,7 @@ def configure(vllm_config: "VllmConfig") -> None:
     settings = Settings.of(vllm_config)
     vllm_config.attention_config.use_non_causal = True  # every mode runs on the same kernel; draft passes need it
     speculative = vllm_config.speculative_config
-    if settings.mode == "ar":
+    if not settings.drafts:
         if speculative is not None:
             raise ValueError(f"{FIELD}.mode 'ar' contradicts --speculative-config ({speculative.method}): remove one")
         return
@@ -66,6 +67,22 @@ def configure(vllm_config: "VllmConfig") -> None:
         )
     check_shared(vllm_config)
     check_room(vllm_config)
+    schedule_by_mode(vllm_config)
+
+
+def schedule_by_mode(vllm_config: "VllmConfig") -> None:
+    """Give each request its own number of drafts. Raises ValueError for a scheduler or a flag that cannot."""
+    scheduler = vllm_config.scheduler_config
+    if scheduler.scheduler_cls not in (None, SCHEDULER):
+        raise ValueError(f"--scheduler-cls {scheduler.scheduler_cls} cannot schedule modes: remove it, or {AR}")
+    assert vllm_config.speculative_config is not None
+    block_length = vllm_config.speculative_config.num_speculative_tokens + 1
+    if 0 < scheduler.long_prefill_token_threshold < block_length:
+        raise ValueError(
+            f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold} would cut blocks of "
+            f"{block_length} tokens: raise it, or lower the block length"
+        )
+    scheduler.scheduler_cls = SCHEDULER
 
 
 def speculate(vllm_config: "VllmConfig", settings: Settings) -> None:
@@ -82,7 +99,7 @@ def speculate(vllm_config: "VllmConfig", settings: Settings) -> None:
         target_model_config=model,
         target_parallel_config=vllm_config.parallel_config,
     )
-    logger.info("Linear self-speculation with blocks of %d tokens. For plain decoding, %s.", block_length, AR)
+    logger.info("Blocks of %d tokens, default mode %s. To do without, %s.", block_length, settings.mode or "linear", AR)
 
 
 def check_possible(vllm_config: "VllmConfig") -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spec_worker.blocks import NO_SLOT, Step, lengths, lookahead_slots, places
+from spec_worker.blocks import NO_SLOT, Step, lookahead_slots, places, visible
 
 P = 4  # tokens a KV block
 
@@ -14,19 +14,23 @@ P = 4  # tokens a KV block
 @given(
     start=st.integers(0, 40),
     block_length=st.integers(2, 12),
+    length=st.integers(2, 12),
     owned=st.integers(0, 11),
     context=st.integers(13, 44),
 )
-def test_slots_lie_in_owned_blocks_only(start: int, block_length: int, owned: int, context: int) -> None:
+def test_slots_lie_in_owned_blocks_only(start: int, block_length: int, length: int, owned: int, context: int) -> None:
+    length = min(length, block_length)
     table = torch.arange(100, 111, dtype=torch.int32)[None]
-    arguments = (torch.tensor([start]), block_length)
+    arguments = (torch.tensor([start]), torch.tensor([length]))
     blocks = torch.tensor([owned], dtype=torch.int32)
-    slots = lookahead_slots(*arguments, table, blocks, P, context)[0].tolist()
+    slots = lookahead_slots(*arguments, block_length, table, blocks, P, context)[0].tolist()
     for position, slot in enumerate(slots, start):
-        inside = position < context and position < owned * P
+        inside = position < context and position < owned * P and position < start + length
         assert slot == ((100 + position // P) * P + position % P if inside else NO_SLOT)
-    assert lengths(*arguments, blocks, P, context).item() == min(start + block_length, owned * P, context)
-    assert places(*arguments, context)[0].tolist() == [min(start + i, context - 1) for i in range(block_length)]
+    assert visible(*arguments, blocks, P, context).item() == min(start + length, owned * P, context)
+    assert places(torch.tensor([start]), block_length, context)[0].tolist() == [
+        min(start + i, context - 1) for i in range(block_length)
+    ]
 
 
 def step(**overrides: torch.Tensor) -> Step:

@@ -14,7 +14,7 @@ def test_commit_is_the_references(seed: int, threshold: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     confidence = torch.rand(5, 7, generator=generator)
     masked = torch.rand(5, 7, generator=generator) < 0.6
-    decided = commit(confidence, masked, threshold)
+    decided = commit(confidence, masked, torch.full((5,), threshold, dtype=torch.float64))
     for row in range(5):
         if masked[row].any():
             assert torch.equal(decided[row], draft.commit(confidence[row].double(), masked[row], threshold))
