@@ -25,6 +25,7 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         super().__init__(*args, **kwargs)
         self.served = Served.of(self.vllm_config)
         self._decodings: dict[str, Decoding] = {}
+        self._passes: dict[str, int] = {}
 
     def decoding(self, request: Request) -> Decoding:
         """How a request decodes; it was checked when the request came in."""
@@ -41,6 +42,21 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self._decodings.pop(request.request_id, None)
         return super()._free_request(request, *args, **kwargs)
+
+    # A request's forwards
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
+        """The worker tells how many passes each block took that this step verified."""
+        _, passes = getattr(model_runner_output, "nld", None) or (None, None)
+        self._passes = dict(zip(model_runner_output.req_ids, passes or (), strict=False))
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def make_spec_decoding_stats(self, *args: Any, request_id: str, **kwargs: Any) -> Any:
+        """Called for each verified block: count its passes and the target's forward."""
+        figures = self.requests[request_id].spec_decode_metrics
+        if figures is not None:
+            figures.forwards += self._passes.get(request_id, 1) + 1  # type: ignore[attr-defined]  # see compat
+        return super().make_spec_decoding_stats(*args, request_id=request_id, **kwargs)
 
     # A request's own number of drafts
 

@@ -12,3 +12,11 @@ def register() -> None:
     from vllm_nld.plugin import register as register_with_vllm
 
     register_with_vllm()
+
+
+def __getattr__(name: str) -> object:
+    if name == "Generator":
+        from vllm_nld.generator import Generator
+
+        return Generator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

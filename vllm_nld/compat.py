@@ -4,6 +4,7 @@ Every patch is idempotent. `apply` runs in each process, before vLLM builds a co
 it applies nothing, and serving an NLD model there is refused by `check_vllm_version` with one sentence.
 """
 
+import functools
 import importlib.metadata
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ TESTED_VLLM = ("0.32.0",)
 SPECULATOR_MODULE = "spec_worker.speculator"
 REPORT_MODULE = "spec_worker.report"
 
+_offer: Any = None  # what this process's API server offers, a `modes.Served`, once it can take requests
 _outcome: dict[str, bool] = {}  # patch name: whether it found something to patch here
 
 
@@ -180,14 +182,21 @@ def give_scheduler_stats_a_slot() -> bool:
 
     from vllm.v1.metrics.stats import SchedulerStats
 
-    for field in dataclasses.fields(SchedulerStats):
-        if field.default_factory is not dataclasses.MISSING:
-            setattr(SchedulerStats, field.name, dataclasses.field(default_factory=field.default_factory))
+    _restore_defaults(SchedulerStats)
     SchedulerStats.__annotations__["nld"] = dict[str, Any] | None
     SchedulerStats.nld = None  # type: ignore[attr-defined]
     del SchedulerStats.__init__
     dataclasses.dataclass(SchedulerStats)
     return True
+
+
+def _restore_defaults(kind: type) -> None:
+    """Put a dataclass's default factories back into its body, where making it a dataclass again looks for them."""
+    import dataclasses
+
+    for field in dataclasses.fields(kind):
+        if field.default_factory is not dataclasses.MISSING:
+            setattr(kind, field.name, dataclasses.field(default_factory=field.default_factory))
 
 
 def note_rounds() -> bool:
@@ -366,15 +375,77 @@ def _replace_validate_params(module: Any) -> None:
     from vllm_nld.configs import SUPPORTED_ARCHITECTURES
     from vllm_nld.modes import Served, check_combination
 
-    inherited = module.InputProcessor._validate_params
+    init, inherited = module.InputProcessor.__init__, module.InputProcessor._validate_params
 
     def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         result = inherited(self, params, *args, **kwargs)
         if hasattr(params, "extra_args") and self.model_config.architecture in SUPPORTED_ARCHITECTURES:
-            check_combination(Served.of(self.vllm_config).read(params.extra_args), params)
+            check_combination(self.nld_served.read(params.extra_args), params)
         return result
 
-    module.InputProcessor._validate_params = _validate_params
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        global _offer
+        init(self, vllm_config, *args, **kwargs)
+        self.nld_served = Served.of(vllm_config)
+        if self.model_config.architecture in SUPPORTED_ARCHITECTURES:
+            _offer = self.nld_served
+
+    module.InputProcessor.__init__, module.InputProcessor._validate_params = __init__, _validate_params
+
+
+def read_modes_of_http_requests() -> bool:
+    """Take the mode from a model name such as `nld:ar`, and refuse bad parameters before a stream begins.
+
+    Symptom: a client that cannot send `vllm_xargs` cannot choose a mode; a streamed request's bad parameters end in an
+    error inside the stream, under HTTP 200.
+    Cause: vLLM forgets which of its served names a request used, and checks parameters when the stream is first read.
+    Delete when: the served name reaches the sampling parameters, and a model can check those.
+    """
+    for name, request in HTTP_REQUESTS.items():
+        _patch_on_import(name, functools.partial(_replace_to_sampling_params, request))
+    return True
+
+
+HTTP_REQUESTS = {
+    "vllm.entrypoints.openai.chat_completion.protocol": "ChatCompletionRequest",
+    "vllm.entrypoints.openai.completion.protocol": "CompletionRequest",
+    "vllm.entrypoints.openai.responses.protocol": "ResponsesRequest",
+}
+
+
+def _replace_to_sampling_params(request: str, module: Any) -> None:
+    from vllm_nld.modes import check_combination, with_alias
+
+    kind = getattr(module, request)
+    inherited = kind.to_sampling_params
+
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = inherited(self, *args, **kwargs)
+        if _offer is not None:
+            params.extra_args = with_alias(self.model, params.extra_args)
+            check_combination(_offer.read(params.extra_args), params)
+        return params
+
+    kind.to_sampling_params = to_sampling_params
+
+
+def count_forwards_of_requests() -> bool:
+    """Give a request's speculative figures a count of forwards, which the scheduler of modes fills in.
+
+    Symptom: how many forwards a request took (NFE) is known to nobody where a block takes several passes.
+    Cause: RequestSpecDecodeMetrics has fixed fields, and whatever is not a field is left out when it is sent.
+    Delete when: it has a field for a drafter's passes.
+    """
+    import dataclasses
+
+    from vllm.v1.metrics.stats import RequestSpecDecodeMetrics as Metrics
+
+    _restore_defaults(Metrics)
+    Metrics.__annotations__["forwards"] = int
+    Metrics.forwards = 0  # type: ignore[attr-defined]
+    del Metrics.__init__
+    dataclasses.dataclass(Metrics)
+    return True
 
 
 def loras_in_force(manager: Any) -> tuple[int, ...]:
@@ -429,4 +500,6 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     count_requests,
     count_refusals,
     check_requests,
+    read_modes_of_http_requests,
+    count_forwards_of_requests,
 )

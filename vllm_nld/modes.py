@@ -165,7 +165,7 @@ def own_names(extra: Mapping[str, Any]) -> dict[str, Any]:
 def translate(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """SGLang's names as ours."""
     switch, kind = theirs.get("ar_mode", False), theirs.get("diffusion_mode")
-    if not isinstance(switch, bool):
+    if switch not in (False, True):  # over HTTP, vLLM reads true as 1
         raise ValueError(f"{WHERE}.ar_mode must be true or false, not {switch!r}")
     if kind is not None and (not isinstance(kind, str) or kind not in SGLANG_MODES):
         raise ValueError(f"{WHERE}.diffusion_mode must be one of {', '.join(SGLANG_MODES)}, not {kind!r}")
@@ -196,6 +196,17 @@ def number(asked: Mapping[str, Any], name: str, default: float) -> float:
     if not math.isfinite(value) or not 0 <= value <= 1:
         raise ValueError(f"{WHERE}.{name} must lie in [0, 1], not {value}")
     return float(value)
+
+
+def with_alias(model: str | None, extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A request's extra arguments with the mode that its model name ends in: `nld:ar` asks for mode "ar"."""
+    mode = (model or "").rpartition(":")[2]
+    if mode not in MODES or mode == model:
+        return dict(extra) if extra else None
+    asked = (extra or {}).get("nld_mode", mode)
+    if asked not in (mode, AUTO):
+        raise ValueError(f"{WHERE}.nld_mode {asked!r} contradicts the model name {model!r}: remove it, or name another")
+    return dict(extra or {}) | {"nld_mode": mode}
 
 
 def check_combination(decoding: Decoding, params: Any) -> None:

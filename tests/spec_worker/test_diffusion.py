@@ -66,7 +66,7 @@ def test_a_mixed_batch_answers_as_each_request_alone(
     """A budget that cuts prompts, and KV blocks for less than two of the longest, so that requests are preempted."""
     if asynchronous:
         allow_async(monkeypatch)
-    prompts, asked = cases(70)
+    prompts, asked = cases(28)
     with engine(agreeable_checkpoint, **linear(32), **TIGHT) as llm:
         assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == asynchronous
         found = answers(llm, prompts, asked)

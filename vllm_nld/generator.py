@@ -1,0 +1,110 @@
+"""The model card's calls on the offline engine: one method a mode, each returns (token ids, NFE).
+
+    generator = Generator("/models/Nemotron-Labs-Diffusion-8B")
+    tokens, nfe = generator.linear_spec_generate(prompt_ids, max_new_tokens=512)
+    results = generator.generate([ids, other_ids], threshold=0.8)      # decoded together, a (tokens, nfe) each
+
+Token ids are the output's, without the prompt. NFE is counted as the reference functions count it: AR a token, linear
+speculation 1 and two or more a round, diffusion a denoising pass each and one a block.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+Ids = Sequence[int]
+Result = tuple[list[int], int]
+
+
+class Generator:
+    """An engine that decodes in every mode. `options` are vLLM's engine arguments."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        from vllm import LLM
+
+        self.llm = LLM(model, per_request_spec_decode_metrics="summary", **options)
+
+    def ar_generate(self, prompt_ids: Any, max_new_tokens: int = 128, temperature: float = 0.0, **more: Any) -> Any:
+        """One token a forward."""
+        return self._run(prompt_ids, {"nld_mode": "ar"}, max_new_tokens, temperature, **more)
+
+    def generate(
+        self,
+        prompt_ids: Any,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        threshold: float | None = None,
+        temperature: float = 0.0,
+        **more: Any,
+    ) -> Any:
+        """Block diffusion: a pass commits the tokens at least `threshold` probable."""
+        asked = {"nld_mode": "diffusion", "nld_block_length": block_length, "nld_threshold": threshold}
+        return self._run(prompt_ids, asked, max_new_tokens, temperature, **more)
+
+    def linear_spec_generate(
+        self,
+        prompt_ids: Any,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        threshold: float | None = None,
+        temperature: float = 0.0,
+        **more: Any,
+    ) -> Any:
+        """Linear self-speculation: the same tokens as `ar_generate`, in fewer forwards."""
+        asked = {"nld_mode": "linear", "nld_block_length": block_length, "nld_draft_threshold": threshold}
+        return self._run(prompt_ids, asked, max_new_tokens, temperature, **more)
+
+    def _run(
+        self,
+        prompt_ids: Any,  # token ids of one prompt, or of several; tensors are taken too
+        asked: dict[str, Any],
+        max_new_tokens: int,
+        temperature: float,
+        *,
+        eos_token_id: int | None = None,
+        ignore_eos: bool = False,
+        seed: int | None = None,
+        max_thinking_tokens: int | None = None,
+    ) -> Any:
+        """One (token ids, NFE), or a list of them for several prompts. Raises ValueError for a bad parameter."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=temperature,
+            max_tokens=max_new_tokens,
+            seed=seed,
+            ignore_eos=ignore_eos,
+            stop_token_ids=None if eos_token_id is None else [eos_token_id],
+            thinking_token_budget=max_thinking_tokens,
+            detokenize=False,
+            extra_args={name: value for name, value in asked.items() if value is not None},
+        )
+        prompts, single = as_prompts(prompt_ids)
+        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        results = [result(asked["nld_mode"], output.outputs[0]) for output in outputs]
+        return results[0] if single else results
+
+    def close(self) -> None:
+        """End the engine."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def as_prompts(prompt_ids: Any) -> tuple[list[list[int]], bool]:
+    """Token ids as lists, and whether it is one prompt."""
+    ids = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else list(prompt_ids)
+    if not ids:
+        raise ValueError("prompt_ids is empty: it needs the token ids of at least one prompt")
+    return ([ids], True) if isinstance(ids[0], int) else ([list(map(int, one)) for one in ids], False)
+
+
+def result(mode: str, completion: Any) -> Result:
+    """Tokens and NFE of a completion."""
+    tokens = list(completion.token_ids)
+    if mode == "ar":
+        return tokens, len(tokens)
+    return tokens, completion.spec_decode_metrics.forwards + (mode == "linear")
