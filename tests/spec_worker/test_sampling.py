@@ -1,74 +1,140 @@
 """Sampled output follows the AR distribution, whether drafts are argmaxes or draws with their logits kept."""
 
-import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.chi_square import fit
 from tests.engines import engine
-from tests.spec_worker.conftest import ANSWERS, linear, metric
+from tests.scale import scaled
+from tests.spec_worker.conftest import linear, metric
+from tests.tiny import write_tiny_checkpoint
 from vllm_nld.reference import ReferenceModel
-from vllm_nld.reference.model import KVCache
 
-PROMPT = [5, 9, 17, 60]
-SAMPLES = 3000
+VOCAB, PROMPT = 16, [5, 9, 7, 3]
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "mask_token_id": VOCAB - 1,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "0.5, top-k, top-p": {"temperature": 0.5, "top_k": 8, "top_p": 0.9},
+    "1": {"temperature": 1.0},
+    "1.5, top-k, top-p": {"temperature": 1.5, "top_k": 10, "top_p": 0.8},
+}
+MOST = 10_000  # completions of one request; vLLM takes 16 384
+SAMPLES = scaled(20_000)  # a case and a way to draft
 
 
-def next_probs(model: ReferenceModel, tokens: list[int], temperature: float) -> torch.Tensor:  # [answers] float64
-    """Exact AR probabilities of the six tokens; the others share one logit, 0, and are left in the denominator."""
-    hidden = model(torch.tensor([tokens]), KVCache(model.config.num_hidden_layers))
-    return torch.softmax(model.logits(hidden[0, -1]).double() / temperature, dim=-1)
+def drafter(path: Path, method: str) -> dict[str, Any]:
+    """Engine options for blocks of 4 with argmax or sampled drafts."""
+    speculative = {"method": "draft_model", "model": str(path), "num_speculative_tokens": 3}
+    return linear(4) | {"speculative_config": speculative | {"draft_sample_method": method}}
 
 
-def pair_probs(model: ReferenceModel, temperature: float) -> dict[tuple[int, int], float]:
-    """P(second, third generated token), the first one fixed by being part of the prompt."""
-    first = next_probs(model, PROMPT, temperature)
-    return {(a, b): float(first[a] * next_probs(model, [*PROMPT, a], temperature)[b]) for a in ANSWERS for b in ANSWERS}
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 tokens, so that all sequences of three can be counted."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("small"), **SMALL)
+
+
+@pytest.fixture(scope="module", params=["greedy", "probabilistic"])
+def llm(request: pytest.FixtureRequest, small_checkpoint: Path) -> Iterator[Any]:
+    """Without draft logits, and with them. Batches are large: thousands of short requests are to be served."""
+    options = drafter(small_checkpoint, request.param)
+    options |= {"max_num_seqs": 500, "max_num_batched_tokens": 2000, "num_gpu_blocks_override": 1100}
+    with engine(small_checkpoint, **options) as llm:
+        yield llm
+
+
+def shape(logits: torch.Tensor, temperature: float, top_k: int = VOCAB, top_p: float = 1.0) -> torch.Tensor:  # [..., V]
+    """Probabilities after temperature, top-k, and top-p over what top-k has left."""
+    probs, order = torch.softmax(logits.double() / temperature, dim=-1).sort(dim=-1, descending=True)
+    probs[..., top_k:] = 0
+    probs /= probs.sum(dim=-1, keepdim=True)
+    probs[probs.cumsum(dim=-1) - probs >= top_p] = 0
+    return torch.zeros_like(probs).scatter(-1, order, probs / probs.sum(dim=-1, keepdim=True))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["greedy", "probabilistic"])
-def test_pairs_follow_the_ar_distribution(method: str, agreeable_checkpoint: Path, reference: ReferenceModel) -> None:
-    """Chi-square over the pairs of the six likely tokens and one class for everything else, at temperature 0.5."""
+def ar_probs(model: ReferenceModel, **case: Any) -> torch.Tensor:  # [V, V, V] float64
+    """The exact AR probability of every three tokens after the prompt."""
+    found, prefixes = torch.ones((), dtype=torch.float64), torch.tensor([PROMPT])
+    for length in range(3):
+        probs = shape(model.logits(model(prefixes)[:, -1]), **case)  # [V ^ length, V]
+        found = found[..., None] * probs.view(*[VOCAB] * (length + 1))
+        following = torch.arange(VOCAB).repeat(len(prefixes))[:, None]
+        prefixes = torch.cat([prefixes.repeat_interleave(VOCAB, dim=0), following], dim=1)
+    return found
+
+
+def sample(llm: Any, count: int, **params: Any) -> list[tuple[int, ...]]:
+    """The prefill's token and the next two, which drafts are accepted or rejected for."""
     from vllm import SamplingParams
 
-    options: dict[str, Any] = linear(4)
-    options["speculative_config"] = {
-        "method": "draft_model",
-        "model": str(agreeable_checkpoint),
-        "num_speculative_tokens": 3,
-        "draft_sample_method": method,
-    }
-    params = SamplingParams(temperature=0.5, max_tokens=3, ignore_eos=True, detokenize=False, n=SAMPLES)
-    with engine(agreeable_checkpoint, **options) as llm:
-        outputs = llm.generate([{"prompt_token_ids": PROMPT}], params, use_tqdm=False)[0].outputs
-        assert metric(llm, "spec_decode_num_accepted_tokens") > SAMPLES / 20, "drafts must be accepted now and then"
-    probs = pair_probs(reference, 0.5)
-    counts = dict.fromkeys(probs, 0)
-    for output in outputs:
-        pair = tuple(output.token_ids[:2])
-        if pair in counts:
-            counts[pair] += 1
-    likely = [pair for pair in probs if probs[pair] * SAMPLES >= 5]
-    observed = [counts[pair] for pair in likely]
-    expected = [probs[pair] * SAMPLES for pair in likely]
-    observed.append(SAMPLES - sum(observed))
-    expected.append(SAMPLES - sum(expected))
-    statistic = sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True))
-    freedom = len(expected) - 1
-    bound = freedom * (1 - 2 / (9 * freedom) + 3.7 * math.sqrt(2 / (9 * freedom))) ** 3  # Wilson-Hilferty, p = 1e-4
-    assert freedom >= 5 and statistic < bound, f"chi-square {statistic:.1f}, at most {bound:.1f}"
+    params = {"max_tokens": 3, "ignore_eos": True, "detokenize": False} | params
+    counts = [min(MOST, count - first) for first in range(0, count, MOST)]
+    outputs = llm.generate(
+        [{"prompt_token_ids": PROMPT}] * len(counts), [SamplingParams(n=n, **params) for n in counts], use_tqdm=False
+    )
+    return [tuple(completion.token_ids) for output in outputs for completion in output.outputs]
 
 
-def test_a_threshold_with_sampled_drafts_is_refused(agreeable_checkpoint: Path) -> None:
-    options = linear(4, draft_threshold=0.5)
-    options["speculative_config"] = {
-        "method": "draft_model",
-        "model": str(agreeable_checkpoint),
-        "num_speculative_tokens": 3,
-        "draft_sample_method": "probabilistic",
-    }
-    with pytest.raises(ValueError, match="draft_threshold keeps the surer"), engine(agreeable_checkpoint, **options):
+@pytest.mark.parametrize("name", CASES)
+def test_samples_follow_the_ar_distribution(name: str, llm: Any, small_checkpoint: Path) -> None:
+    probs = ar_probs(ReferenceModel.from_pretrained(small_checkpoint), **CASES[name])
+    before = metric(llm, "spec_decode_num_accepted_tokens")
+    counts = Counter(sample(llm, SAMPLES, **CASES[name]))
+    assert metric(llm, "spec_decode_num_accepted_tokens") - before > SAMPLES / 5, "few drafts are accepted"
+    found = fit(counts, probs)
+    assert found.freedom > 20 and found.follows, f"chi-square {found.statistic:.1f}, at most {found.bound:.1f}"
+
+
+def test_the_test_tells_distributions_apart(llm: Any, small_checkpoint: Path) -> None:
+    """A tenth more temperature is noticed, in fewer samples."""
+    model = ReferenceModel.from_pretrained(small_checkpoint)
+    counts = Counter(sample(llm, 5000, temperature=1.1))
+    assert fit(counts, ar_probs(model, temperature=1.1)).follows
+    assert not fit(counts, ar_probs(model, temperature=1.0)).follows
+
+
+def test_a_seed_fixes_the_samples(llm: Any) -> None:
+    """Alone, or in a batch whose other requests have none."""
+
+    def seeded(seed: int) -> list[tuple[int, ...]]:
+        return sample(llm, 3, temperature=1.5, seed=seed, max_tokens=40)
+
+    first = seeded(1)
+    assert len(set(first)) == 3, "completions of one request differ"
+    sample(llm, 50, temperature=1.0)
+    assert seeded(1) == first
+    assert seeded(2) != first
+    assert among_others(llm, 1) == first[0]
+
+
+def among_others(llm: Any, seed: int) -> tuple[int, ...]:
+    """A seeded completion out of a batch of sampled and greedy requests."""
+    from vllm import SamplingParams
+
+    common: dict[str, Any] = {"ignore_eos": True, "detokenize": False}
+    params = [SamplingParams(temperature=t, max_tokens=17 + i, **common) for i, t in enumerate([0, 0.3, 1, 2] * 5)]
+    params[7] = SamplingParams(temperature=1.5, seed=seed, n=3, max_tokens=40, **common)
+    outputs = llm.generate([{"prompt_token_ids": PROMPT}] * len(params), params, use_tqdm=False)
+    return tuple(outputs[7].outputs[0].token_ids)
+
+
+def test_a_threshold_with_sampled_drafts_is_refused(small_checkpoint: Path) -> None:
+    options = drafter(small_checkpoint, "probabilistic")
+    options["additional_config"] = {"nld": {"block_length": 4, "draft_threshold": 0.5}}
+    with pytest.raises(ValueError, match="draft_threshold keeps the surer"), engine(small_checkpoint, **options):
         pass

@@ -1,0 +1,13 @@
+"""How large the tests that count samples or cases are: small in CI, as large as wanted by hand.
+
+NLD_TEST_SCALE=10 pytest tests/spec_worker/test_sampling.py
+"""
+
+import os
+
+SCALE = float(os.environ.get("NLD_TEST_SCALE", "1"))
+
+
+def scaled(count: int) -> int:
+    """`count` times NLD_TEST_SCALE, at least 1."""
+    return max(1, round(count * SCALE))
