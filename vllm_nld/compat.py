@@ -2,6 +2,10 @@
 
 Every patch is idempotent. `apply` runs in each process, before vLLM builds a config; on a vLLM outside the tested range
 it applies nothing, and serving an NLD model there is refused by `check_vllm_version` with one sentence.
+
+`vllm-nld doctor --contract WHEEL` tells, from another release's source, which of the names that we rely on are still
+there. In vLLM 0.33.0 all of them are, and every patch is still needed; ten kernels differ from those that the native
+twins were written for.
 """
 
 import functools

@@ -199,6 +199,23 @@ def check_checkpoint(path: Path) -> Iterator[Check]:
     yield Check("draft adapter", True, str(adapter) if adapter.exists() else "none in this checkpoint")
 
 
+def check_contract(path: Path) -> Iterator[Check]:
+    """What of vLLM we rely on, looked up in another release's wheel or folder, of which nothing is imported."""
+    from vllm_nld.contract import Sources, examine
+
+    try:
+        findings = examine(Sources.installed(), Sources(path))
+    except FileNotFoundError as error:
+        remedy = "pip download --no-deps vllm, and name the wheel"
+        yield Check("contract", False, str(error), remedy)
+        return
+    broken = [finding for finding in findings if not finding.holds]
+    for finding in broken:
+        remedy = f"adapt {finding.seam.used_in or 'vllm_nld/contract/seams.py'} before that release is used"
+        yield Check(finding.seam.kind, False, f"{finding.seam}: {finding.trouble}", remedy)
+    yield Check("contract", True, f"{len(findings) - len(broken)} of {len(findings)} seams hold in {path.name}")
+
+
 def _is_cpu() -> bool:
     from vllm.platforms import current_platform
 
@@ -221,12 +238,18 @@ def diagnose(checkpoint: Path | None) -> list[Check]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vllm-nld doctor`."""
     parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint folder to check as well")
+    parser.add_argument(
+        "--contract",
+        type=Path,
+        metavar="WHEEL",
+        help="instead, check that another vLLM (wheel or folder) still has every name that vllm-nld relies on",
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; status 1 when a check failed."""
-    checks = diagnose(args.checkpoint)
+    checks = list(check_contract(args.contract)) if args.contract else diagnose(args.checkpoint)
     if args.json:
         print(json.dumps([asdict(check) for check in checks], indent=2))
     else:

@@ -1,0 +1,111 @@
+"""What we rely on in vLLM's private parts: complete for the tested release, and looked up in the newest one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vllm_nld.contract import Finding, Sources, examine
+from vllm_nld.doctor import check_contract
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm-nld" / "contract"
+BROKEN: dict[str, set[str]] = {"0.33.0": set()}  # release: seams that do not hold there, as last read by a person
+SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator.DraftModelSpeculator"
+
+
+@pytest.fixture(scope="module")
+def installed() -> Sources:
+    return Sources.installed()
+
+
+def broken(findings: list[Finding]) -> dict[str, str]:
+    return {str(finding.seam): finding.trouble for finding in findings if not finding.holds}
+
+
+def test_the_tested_release_has_every_seam(installed: Sources) -> None:
+    findings = examine(installed, installed)
+    assert broken(findings) == {}
+    found = {str(finding.seam) for finding in findings}
+    assert f"{SPECULATOR}.propose" in found, "an overridden method"
+    assert f"{SPECULATOR}._copy_request_inputs" in found, "a method that is called"
+    assert f"{SPECULATOR}.draft_logits" in found, "an attribute"
+    assert "vllm.v1.worker.gpu.attn_utils.build_attn_metadata" in found, "a function"
+    assert "vllm.v1.worker.gpu.model_runner.init_speculator" in found, "a name that is replaced"
+
+
+@pytest.fixture
+def another(installed: Sources, tmp_path: Path) -> Iterator[Path]:
+    """A release of links to the installed one's files: what a test changes, it writes anew."""
+    skipped = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(installed.path / "vllm", tmp_path / "vllm", copy_function=os.symlink, ignore=skipped)
+    yield tmp_path
+
+
+def change(root: Path, file: str, old: str, new: str) -> None:
+    path = root / "vllm" / file
+    text = path.read_text()
+    assert old in text, "the test's own assumption about vLLM's source"
+    path.unlink()
+    path.write_text(text.replace(old, new))
+
+
+def test_changes_are_told(installed: Sources, another: Path) -> None:
+    gpu = "v1/worker/gpu"
+    change(another, f"{gpu}/spec_decode/speculator.py", "self.draft_logits", "self.kept_logits")
+    change(another, f"{gpu}/spec_decode/speculator.py", "        num_rejected: torch.Tensor,", "        rejected: int,")
+    change(another, f"{gpu}/attn_utils.py", "    causal: bool", "    is_causal: bool")
+    change(another, f"{gpu}/model_runner.py", "import init_speculator", "import init_speculator as build")
+    change(another, "lora/model_manager.py", "self._last_mapping", "self._mapping")
+    found = broken(examine(installed, Sources(another)))
+    assert found[f"{SPECULATOR}.draft_logits"] == "DraftModelSpeculator has no draft_logits"
+    assert "no longer takes num_rejected and takes rejected too" in found[f"{SPECULATOR}.propose"]
+    assert found["vllm.v1.worker.gpu.attn_utils.build_attn_metadata"].endswith("takes no causal there")
+    assert found["vllm.v1.worker.gpu.model_runner.init_speculator"].endswith("has no init_speculator")
+    assert found["vllm.lora.model_manager.LoRAModelManager._last_mapping"]
+    assert len(found) == 5
+
+
+def test_the_doctor_reports(another: Path) -> None:
+    (another / "vllm/lora/model_manager.py").unlink()
+    checks = list(check_contract(another))
+    assert [check.name for check in checks if not check.passed] == ["attribute", "attribute"]
+    assert "vllm.lora.model_manager has no LoRAModelManager" in checks[0].detail
+    assert "seams hold in" in checks[-1].detail
+
+
+def test_the_doctor_names_what_is_no_vllm(tmp_path: Path) -> None:
+    (check,) = check_contract(tmp_path)
+    assert "neither a vLLM wheel nor a folder" in check.detail and "pip download" in check.remedy
+
+
+@pytest.fixture(scope="module")
+def newest() -> Path:
+    """The newest wheel: the one that VLLM_NLD_CONTRACT names, or what pip finds, kept in a cache."""
+    if given := os.environ.get("VLLM_NLD_CONTRACT"):
+        return Path(given)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "vllm", "--no-deps", "--dest", str(CACHE), "--quiet"]
+    pip += ["--only-binary=:all:", "--platform=manylinux_2_28_x86_64", "--python-version=3.12", "--retries=1"]
+    done = subprocess.run(pip, capture_output=True, text=True, timeout=300)
+    wheels = sorted(CACHE.glob("vllm-*.whl"), key=lambda wheel: [int(p) for p in version(wheel).split(".")[:2]])
+    if not wheels:
+        pytest.skip(f"no package index, and no wheel in {CACHE}: {done.stderr.strip()[-300:]}")
+    return wheels[-1]
+
+
+def version(wheel: Path) -> str:
+    return wheel.name.split("-")[1]
+
+
+def test_the_newest_release(installed: Sources, newest: Path, record_property) -> None:
+    """A release that a person has read must be as recorded; of a newer one, what has changed is reported."""
+    found = broken(examine(installed, Sources(newest)))
+    for seam, trouble in found.items():
+        record_property(seam, trouble)
+    if version(newest) not in BROKEN:
+        pytest.skip(f"vLLM {version(newest)} is new; seams to look at: {found or 'none'}; then add it to BROKEN")
+    assert found.keys() == BROKEN[version(newest)], found

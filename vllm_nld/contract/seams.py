@@ -1,0 +1,101 @@
+"""The seams: every name of vLLM that our code relies on, found in our own source, plus what no import shows.
+
+An import is a seam, a method that overrides one of vLLM's, an attribute that a subclass takes from its base, and a call
+of an imported name with these arguments. OBJECTS lists by hand what we read from vLLM's objects that are handed to us.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vllm_nld.contract.sources import PACKAGE, Sources, defined, on_self, statements
+
+OURS = ("vllm_nld", "spec_worker", "attention_backend")  # by name: this package imports neither of the others
+Kind = Literal["name", "override", "attribute", "call"]
+
+# class: attributes that we read from its instances; a leading underscore is vLLM's own
+OBJECTS = {
+    "vllm.config.VllmConfig": "additional_config attention_config cache_config compilation_config load_config "
+    "model_config num_lookahead_tokens num_speculative_tokens parallel_config scheduler_config speculative_config "
+    "use_v2_model_runner",
+    "vllm.config.ModelConfig": "architecture dtype enforce_eager hf_config max_model_len model revision",
+    "vllm.config.SpeculativeConfig": "method model num_speculative_tokens uses_draft_model",
+    "vllm.config.AttentionConfig": "use_non_causal",
+    "vllm.config.CompilationConfig": "static_forward_context",
+    "vllm.v1.worker.gpu.input_batch.InputBatch": "num_reqs idx_mapping positions query_start_loc "
+    "seq_lens_cpu_upper_bound",
+    "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids positions seq_lens",
+    "vllm.v1.worker.gpu.block_table.BlockTables": "block_sizes input_block_tables num_blocks",
+    "vllm.lora.model_manager.LoRAModelManager": "_last_mapping set_adapter_mapping",
+    "vllm.lora.layers.LoRAMapping": "prompt_mapping",
+}
+NAMES = {"vllm.v1.worker.gpu.model_runner": ("init_speculator",)}  # that compat.py replaces where they are used
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """Something of vLLM's that must stay as it is."""
+
+    kind: Kind
+    module: str
+    name: str  # of a function, class or constant
+    member: str = ""  # of a class: a method or an attribute
+    positional: int = 0  # arguments of a call
+    keywords: tuple[str, ...] = ()
+    used_in: str = ""
+
+    def __str__(self) -> str:
+        return ".".join(part for part in (self.module, self.name, self.member) if part)
+
+
+def seams(tested: Sources) -> list[Seam]:
+    """All seams of our packages, as `tested`, the release that they were written for, lets us tell them."""
+    found: dict[Seam, None] = {}
+    for package in OURS:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None, f"{package} is part of this distribution"
+        root = Path(spec.origin).parent
+        for file in sorted(root.rglob("*.py")):
+            module = ".".join((package, *file.relative_to(root).with_suffix("").parts))
+            found |= dict.fromkeys(_of_module(ast.parse(file.read_text(encoding="utf-8")), module, tested))
+    for path, members in OBJECTS.items():
+        module, _, name = path.rpartition(".")
+        found |= dict.fromkeys(Seam("attribute", module, name, member) for member in members.split())
+    for module, names in NAMES.items():
+        found |= dict.fromkeys(Seam("name", module, name, used_in="vllm_nld.compat") for name in names)
+    return list(found)
+
+
+def _of_module(tree: ast.Module, where: str, tested: Sources) -> Iterator[Seam]:
+    imported: dict[str, tuple[str, str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE and node.module:
+            imported |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+    yield from (Seam("name", module, name, used_in=where) for module, name in imported.values())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in imported:
+            keywords = tuple(sorted(keyword.arg for keyword in node.keywords if keyword.arg))
+            yield Seam("call", *imported[node.func.id], positional=len(node.args), keywords=keywords, used_in=where)
+        if isinstance(node, ast.ClassDef):
+            for base in node.bases:
+                if isinstance(base, ast.Name) and base.id in imported:
+                    yield from _of_class(node, imported[base.id], where, tested)
+
+
+def _of_class(node: ast.ClassDef, base: tuple[str, str], where: str, tested: Sources) -> Iterator[Seam]:
+    """Overridden methods, and attributes that only the base defines."""
+    home = tested.find(*base)
+    theirs = tested.members(home) if home else {}
+    methods = {name for statement in statements(node) for name in defined(statement)}
+    yield from (
+        Seam("override", *base, name, used_in=where)
+        for name in sorted(methods)
+        if isinstance(theirs.get(name), ast.FunctionDef)
+    )
+    mine = [inner for inner in ast.walk(node) if on_self(inner)]
+    ours = methods | {inner.attr for inner in mine if isinstance(inner.ctx, ast.Store)}
+    read = {inner.attr for inner in mine if isinstance(inner.ctx, ast.Load)}
+    yield from (Seam("attribute", *base, name, used_in=where) for name in sorted((read - ours) & theirs.keys()))
