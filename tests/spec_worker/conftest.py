@@ -34,6 +34,19 @@ def linear(block_length: int, **settings: Any) -> dict[str, Any]:
     return {"additional_config": {"nld": settings}, "disable_log_stats": False, "block_size": 32}
 
 
+def allow_async(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what the CPU platform's hook does: asynchronous scheduling is the default on GPUs."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    inherited = CpuPlatform.check_and_update_config
+
+    def check_and_update_config(cls: Any, vllm_config: Any) -> None:
+        inherited(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(check_and_update_config))
+
+
 def metric(llm: Any, name: str) -> int:
     return sum(metric.value for metric in llm.get_metrics() if metric.name == f"vllm:{name}")
 

@@ -5,55 +5,98 @@ asynchronous scheduling, shared prefixes, a block without room at the context's 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.engines import engine, greedy, random_prompts
-from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, ar_tokens, linear, metric, token_ids
+from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, allow_async, ar_tokens, linear, metric, token_ids
+from tests.spec_worker.leaks import assert_nothing_left
 from tests.tiny import CONFIG
 from vllm_nld.reference import ReferenceModel, generate
 
-
-def allow_async(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo what the CPU platform's hook does: asynchronous scheduling is the default on GPUs."""
-    from vllm.platforms.cpu import CpuPlatform
-
-    inherited = CpuPlatform.check_and_update_config
-
-    def check_and_update_config(cls: Any, vllm_config: Any) -> None:
-        inherited(vllm_config)
-        vllm_config.scheduler_config.async_scheduling = True
-
-    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(check_and_update_config))
+EOS = CONFIG["eos_token_id"]
 
 
-TIGHT = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 14}
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request, and what AR decoding answers."""
+
+    prompt: list[int]
+    max_tokens: int
+    eos: bool  # whether EOS ends it
+    answer: list[int]
+
+    def params(self) -> Any:
+        from vllm import SamplingParams
+
+        stops = {"stop_token_ids": [EOS]} if self.eos else {"ignore_eos": True}
+        return SamplingParams(temperature=0, max_tokens=self.max_tokens, detokenize=False, **stops)
 
 
-@pytest.mark.parametrize(
-    ("block_length", "asynchronous"),
-    [(2, False), (8, True), (32, False), (32, True)],
-    ids=["2-sync", "8-async", "32-sync", "32-async"],
-)
-def test_chunked_prefill_and_preemption(
-    block_length: int,
-    asynchronous: bool,
-    agreeable_checkpoint: Path,
-    prompts: list[list[int]],
-    expected: list[list[int]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A budget of 64 tokens for 16 requests, and KV blocks for less than two of the longest."""
-    if asynchronous:
+@pytest.fixture(scope="module")
+def asks(reference: ReferenceModel) -> list[Ask]:
+    """60 requests: 1 to 236 prompt tokens, shared prefixes, no room left; 1 to 60 tokens, EOS or not."""
+    prompts = [(prompt * 28)[:28] for prompt in random_prompts(12, VOCAB, longest=28, seed=29)]  # one KV block each
+    prompts += random_prompts(28, VOCAB, longest=CONTEXT - TOKENS, seed=30)
+    prompts += [prompts[22] + prompt for prompt in random_prompts(10, VOCAB, longest=100, seed=32)]
+    prompts += [prompt[:1] * (CONTEXT - room) for room, prompt in enumerate(random_prompts(10, VOCAB, 9, seed=33), 1)]
+    asks = []
+    for index, prompt in enumerate(prompts):
+        max_tokens = min((1, 2, 9, 40, 40, 60)[index % 6] if index >= 12 else 40, CONTEXT - len(prompt))
+        tokens, eos = ar_tokens(reference, [prompt], max_tokens)[0], index % 4 > 1
+        if eos and EOS in tokens:
+            tokens = tokens[: tokens.index(EOS) + 1]
+        asks.append(Ask(prompt, max_tokens, eos, tokens))
+    assert sum(ask.eos and ask.answer[-1] == EOS and len(ask.answer) < ask.max_tokens for ask in asks) > 5
+    return asks
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An engine of the matrix."""
+
+    block_length: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    asynchronous: bool = False
+    preempts: bool = False
+
+
+TIGHT = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 11}  # KV blocks for one of the longest
+CASES = {
+    "2": Case(2),
+    "2, tight": Case(2, {}, TIGHT, preempts=True),
+    "8, one at a time, async": Case(8, {}, {"max_num_seqs": 1}, asynchronous=True),
+    "8, tight, async": Case(8, {}, TIGHT, asynchronous=True, preempts=True),
+    "8, threshold, tight": Case(8, {"draft_threshold": 0.9}, TIGHT, preempts=True),
+    "8, no adapter, no prefix cache, async": Case(
+        8, {"draft_lora": "off"}, {"enable_prefix_caching": False}, asynchronous=True
+    ),
+    "32, tight, four at a time": Case(
+        32, {}, TIGHT | {"max_num_seqs": 4, "num_gpu_blocks_override": 11}, preempts=True
+    ),
+    "32, tight, async": Case(32, {}, TIGHT, asynchronous=True, preempts=True),
+    "32, threshold, no adapter, async": Case(32, {"draft_threshold": 0.9, "draft_lora": "off"}, asynchronous=True),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_matrix(case: Case, asks: list[Ask], agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """540 requests: block lengths, thresholds, adapter, concurrency 1 to 16, preemption, both ways of scheduling."""
+    if case.asynchronous:
         allow_async(monkeypatch)
-    with engine(agreeable_checkpoint, **linear(block_length), **TIGHT) as llm:
-        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == asynchronous
-        outputs = greedy(llm, prompts, TOKENS)
-        assert metric(llm, "num_preemptions") > 0
+    with engine(agreeable_checkpoint, **(linear(case.block_length, **case.settings) | case.options)) as llm:
+        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == case.asynchronous
+        outputs = llm.generate(
+            [{"prompt_token_ids": ask.prompt} for ask in asks], [ask.params() for ask in asks], use_tqdm=False
+        )
+        assert (metric(llm, "num_preemptions") > 0) >= case.preempts
         assert metric(llm, "spec_decode_num_accepted_tokens") > 0
-    assert token_ids(outputs) == expected
+        assert_nothing_left(llm)
+    assert [list(output.outputs[0].token_ids) for output in outputs] == [ask.answer for ask in asks]
 
 
 @pytest.mark.parametrize("chunk", [1, 33])
@@ -95,10 +138,9 @@ def test_output_ends_at_max_tokens(
 def test_output_ends_at_eos_inside_a_block(llm: Any, prompts: list[list[int]], expected: list[list[int]]) -> None:
     from vllm import SamplingParams
 
-    eos = CONFIG["eos_token_id"]
-    params = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[eos], detokenize=False)
+    params = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[EOS], detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-    cut = [tokens[: tokens.index(eos) + 1] if eos in tokens else tokens for tokens in expected]
+    cut = [tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens for tokens in expected]
     assert sum(len(tokens) < TOKENS for tokens in cut) > 3, "EOS must occur, or this test shows nothing"
     assert [list(output.outputs[0].token_ids) for output in outputs] == cut
 
@@ -130,3 +172,4 @@ def test_aborted_requests_leave_nothing_behind(llm: Any, prompts: list[list[int]
     for index in range(1, len(prompts), 2):
         assert finished[str(index)] == expected[index]
     assert token_ids(greedy(llm, prompts, TOKENS)) == expected
+    assert_nothing_left(llm)
