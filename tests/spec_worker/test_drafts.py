@@ -6,15 +6,11 @@ from typing import Any
 import pytest
 
 from tests.engines import engine, greedy, random_prompts
+from tests.spec_worker.acceptance import Acceptance, exact_steps
 from tests.spec_worker.conftest import TOKENS, VOCAB, linear, metric, token_ids
 from vllm_nld.reference import ReferenceModel, generate
 
 PROMPTS = random_prompts(6, VOCAB, longest=150, seed=7)
-
-
-def counters(llm: Any) -> tuple[int, int, int]:
-    names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
-    return tuple(metric(llm, f"spec_decode_{name}") for name in names)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -31,23 +27,15 @@ def test_rounds_equal_the_reference(settings: dict[str, Any], agreeable_checkpoi
     model = ReferenceModel.from_pretrained(agreeable_checkpoint, adapter=settings.get("draft_lora") != "off")
     with engine(agreeable_checkpoint, **linear(8, **settings)) as llm:
         for prompt in PROMPTS:
-            before = counters(llm)
+            before = Acceptance.of_metrics(llm.get_metrics())
             output = greedy(llm, [prompt], TOKENS)
-            drafts, draft_tokens, accepted = (now - then for now, then in zip(counters(llm), before, strict=True))
-            exact = generate(
-                model,
-                prompt,
-                mode="linear",
-                block_length=8,
-                threshold=settings.get("draft_threshold", 0.0),
-                max_new_tokens=TOKENS,
-                ignore_eos=True,
-            )
+            found = Acceptance.of_metrics(llm.get_metrics()) - before
+            how: dict[str, Any] = {"threshold": settings.get("draft_threshold", 0.0)}
+            common: dict[str, Any] = {"mode": "linear", "block_length": 8, "ignore_eos": True}
+            exact = generate(model, prompt, max_new_tokens=TOKENS, **common, **how)
             assert token_ids(output) == [exact.tokens]
-            assert drafts == len(exact.rounds)
-            assert draft_tokens == 7 * drafts
-            # vLLM counts what the last round accepted beyond max_tokens, the reference cuts it
-            assert 0 <= accepted - (sum(exact.rounds) - drafts) < 8
+            assert found == Acceptance.of_steps(exact_steps(model, prompt, TOKENS, 8, **how), 8)
+            assert found.drafts == len(exact.rounds)
 
 
 def test_a_batch_drafts_as_each_of_its_requests_alone(

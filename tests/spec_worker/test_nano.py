@@ -1,11 +1,15 @@
-"""On trained weights: text, rounds and acceptance of the server's engine equal the reference's, prompt by prompt."""
+"""On trained weights: text, forwards and acceptance of the server's engine equal the reference's, prompt by prompt."""
 
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pytest
 
 from tests.engines import engine
-from tests.spec_worker.conftest import linear, metric
+from tests.scale import scaled
+from tests.spec_worker.acceptance import Acceptance, exact_steps
+from tests.spec_worker.conftest import linear
 from vllm_nld.nano import checkpoint_path, heldout
 from vllm_nld.reference import ReferenceModel, generate
 
@@ -13,28 +17,76 @@ EOS, TOKENS, B = 11, 64, 32
 
 
 def token_prompts(count: int) -> list[list[int]]:
+    """Held-out prompts, spread over the categories."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
-    prompts = [p for p in heldout() if not p.thinking and not p.tools][:: max(1, 60 // count)][:count]
-    return [tokenizer.apply_chat_template(list(p.messages), add_generation_prompt=True)["input_ids"] for p in prompts]
+    prompts = [p for p in heldout() if not p.thinking and not p.tools]
+    chosen = prompts[:: max(1, len(prompts) // count)][:count]
+    return [tokenizer.apply_chat_template(list(p.messages), add_generation_prompt=True)["input_ids"] for p in chosen]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of the engine to one prompt."""
+
+    prompt: list[int]
+    tokens: list[int]
+    acceptance: Acceptance  # from vLLM's metrics
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, list[Answer]]:
+    """With the draft adapter ("auto") and without ("off"), one prompt after the other."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[EOS], detokenize=False)
+    answers: dict[str, list[Answer]] = {"auto": [], "off": []}
+    for adapter, found in answers.items():
+        with engine(checkpoint_path(), **linear(B, draft_lora=adapter)) as llm:
+            for prompt in token_prompts(scaled(8)):
+                before = Acceptance.of_metrics(llm.get_metrics())
+                output = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0].outputs[0]
+                after = Acceptance.of_metrics(llm.get_metrics())
+                found.append(Answer(prompt, list(output.token_ids), after - before))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, ReferenceModel]:
+    path = checkpoint_path()
+    return {name: ReferenceModel.from_pretrained(path, adapter=name == "auto") for name in ("auto", "off")}
+
+
+def total(answers: list[Answer]) -> Acceptance:
+    drafts = sum(answer.acceptance.drafts for answer in answers)
+    accepted = sum(answer.acceptance.accepted for answer in answers)
+    return Acceptance(drafts, drafts * (B - 1), accepted, ())
 
 
 @pytest.mark.parametrize("adapter", ["auto", "off"])
-def test_rounds_equal_the_reference(adapter: str, record_property: Any) -> None:
-    from vllm import SamplingParams
+def test_rounds_equal_the_reference(
+    adapter: str, answers: dict[str, list[Answer]], models: dict[str, ReferenceModel], record_property: Any
+) -> None:
+    for answer in answers[adapter]:
+        exact = generate(models[adapter], answer.prompt, mode="linear", block_length=B, max_new_tokens=TOKENS)
+        steps = exact_steps(models[adapter], answer.prompt, len(answer.tokens), B)
+        assert answer.tokens == exact.tokens
+        assert answer.acceptance == Acceptance.of_steps(steps, B), "in number, and at each position"
+        assert answer.acceptance.nfe == exact.nfe
+    length = total(answers[adapter]).length
+    record_property("acceptance_length", length)
+    assert length > 2, "trained weights accept several drafts a round"
 
-    model = ReferenceModel.from_pretrained(checkpoint_path(), adapter=adapter == "auto")
-    params = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[EOS], detokenize=False)
-    tokens = rounds = 0
-    with engine(checkpoint_path(), **linear(B, draft_lora=adapter)) as llm:
-        for prompt in token_prompts(6):
-            before = metric(llm, "spec_decode_num_drafts")
-            output = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0].outputs[0]
-            exact = generate(model, prompt, mode="linear", block_length=B, max_new_tokens=TOKENS)
-            assert list(output.token_ids) == exact.tokens
-            assert metric(llm, "spec_decode_num_drafts") - before == len(exact.rounds)
-            tokens, rounds = tokens + len(exact.tokens), rounds + len(exact.rounds)
-    acceptance_length = (tokens - 6) / rounds
-    record_property("acceptance_length", acceptance_length)
-    assert acceptance_length > 2, "trained weights accept several drafts a round"
+
+def test_the_adapters_gain_is_the_references(
+    answers: dict[str, list[Answer]], models: dict[str, ReferenceModel], record_property: Any
+) -> None:
+    """Whatever the adapter is worth on these prompts shows in the metrics."""
+    exact = {}
+    for name, found in answers.items():
+        steps = [exact_steps(models[name], answer.prompt, len(answer.tokens), B) for answer in found]
+        exact[name] = Acceptance.of_steps(list(chain(*steps)), B).length
+    gain = total(answers["auto"]).length / total(answers["off"]).length
+    record_property("gain", gain)
+    assert gain == pytest.approx(exact["auto"] / exact["off"]) and gain != 1
