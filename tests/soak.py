@@ -1,0 +1,129 @@
+"""Mixed load with random aborts on one engine, for as long as asked: every finished answer must be AR's.
+
+    python -m tests.soak --minutes 10
+
+Requests with all sampling features come and go, 16 at a time, in random order; some are aborted before, while and after
+they are prefilled; KV blocks are so few that some are preempted. Scheduling is asynchronous, as on GPUs. At the end
+nothing may be left over: no request, no KV block, no slot of the worker.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.engines import engine
+from tests.spec_worker.conftest import allow_async, linear, metric
+from tests.spec_worker.features import FEATURES, OPTIONS, SAMPLED, answers, params, prompts
+from tests.spec_worker.leaks import assert_nothing_left
+from vllm_nld.nano import checkpoint_path
+
+AR = {"additional_config": {"nld": {"mode": "ar"}}}
+CONCURRENCY = 16
+ABORTS = 0.08  # a step
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request, and what AR mode answered; None where it is sampled, so that there is no one answer."""
+
+    prompt: Any
+    params: Any
+    answer: list[tuple[Any, ...]] | None
+
+
+@dataclass(slots=True)
+class Report:
+    """What happened."""
+
+    seconds: float = 0.0
+    finished: int = 0
+    compared: int = 0
+    aborted: int = 0
+    preempted: int = 0
+    drafts: int = 0
+    accepted: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def answered(model: Any, requests: Sequence[tuple[Any, Any]], **options: Any) -> list[Work]:
+    """Requests (prompt, params) with AR's answers; the sampled ones without."""
+    with engine(model, **AR, **options) as llm:
+        outputs = llm.generate([prompt for prompt, _ in requests], [p for _, p in requests], use_tqdm=False)
+    return [
+        Work(prompt, p, answers([output]) if p.temperature == 0 or p.top_k == 1 else None)
+        for (prompt, p), output in zip(requests, outputs, strict=True)
+    ]
+
+
+def soak(llm: Any, works: Sequence[Work], seconds: float, seed: int = 0) -> Report:
+    """Serve random works for this long, then finish, and check that nothing is left over."""
+    front, chance, report = llm.llm_engine, random.Random(seed), Report()
+    live: dict[str, Work] = {}
+    number, begin = 0, time.monotonic()
+    while live or time.monotonic() - begin < seconds:
+        while len(live) < CONCURRENCY and time.monotonic() - begin < seconds:
+            name, work = str(number), chance.choice(works)
+            front.add_request(name, work.prompt, work.params.clone())
+            live[name], number = work, number + 1
+            if chance.random() < 0.3:
+                break  # the next one comes a step later
+        if live and chance.random() < ABORTS:
+            gone = chance.sample(sorted(live), k=min(len(live), chance.choice((1, 1, 2, 5))))
+            front.abort_request(gone)
+            report.aborted += sum(live.pop(name) is not None for name in gone)
+        for output in front.step():
+            if output.finished:
+                judge(report, live.pop(output.request_id), output)
+    assert_nothing_left(llm)
+    report.seconds = round(time.monotonic() - begin, 1)
+    report.preempted = metric(llm, "num_preemptions")
+    report.drafts = metric(llm, "spec_decode_num_drafts")
+    report.accepted = metric(llm, "spec_decode_num_accepted_tokens")
+    return report
+
+
+def judge(report: Report, work: Work, output: Any) -> None:
+    report.finished += 1
+    if work.answer is not None:
+        report.compared += 1
+        if answers([output]) != work.answer:
+            report.wrong.append(f"{work.params}: {answers([output])} instead of {work.answer}")
+
+
+def on_nano(minutes: float, seed: int) -> Report:
+    """All features on nano; KV blocks for a few requests only."""
+    features = [*FEATURES.values(), *SAMPLED.values()]
+    requests = [(prompt, params(**feature)) for prompt in prompts() for feature in features]
+    options: dict[str, Any] = OPTIONS | {"max_model_len": 512}
+    works = answered(checkpoint_path(), requests, **options)
+    tight = {"max_num_batched_tokens": 256, "num_gpu_blocks_override": 40}
+    with pytest.MonkeyPatch.context() as patch:
+        allow_async(patch)
+        with engine(checkpoint_path(), **linear(16), **options, **tight) as llm:
+            return soak(llm, works, minutes * 60, seed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler and the worker are looked at in the end
+    report = on_nano(args.minutes, args.seed)
+    print(json.dumps(asdict(report) | {"wrong": len(report.wrong)}))
+    for features, count in Counter(report.wrong).most_common(5):
+        print(count, features)
+    return 1 if report.wrong or not (report.finished and report.aborted and report.preempted) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
