@@ -45,8 +45,8 @@ lint: $(VENV)/.ready ## Format, lint, type, layering and generated-text checks
 	@$(BIN)/python -m bench.readme --check
 	@$(BIN)/python deploy/grafana/dashboard.py --check
 
-bench: $(VENV)/.ready ## Compare the runners (python -m bench --help lists more)
-	@$(BIN)/python -m bench runners
+bench: $(VENV)/.ready ## Measure the modes (15 minutes); writes bench/results/report.md and the README's figures
+	@$(BIN)/python -m bench report
 
 clean: ## Remove the environment and everything generated
 	rm -rf $(VENV) build dist *.egg-info demo.json runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -30,12 +30,16 @@ setup(
         "gpu": ["vllm==0.32.0"],
         "ray": ["ray[serve]==2.60.*"],  # the release that the multi-node recipe was run with
         "xformers": ["xformers"],  # optional attention kernels on GPUs; any version that matches the installed torch
-        "bench": ["matplotlib>=3.9"],  # plots; 3.9 is the first release for numpy 2
+        "bench": [
+            "matplotlib>=3.9",  # plots; 3.9 is the first release for numpy 2
+            "pandas>=2.2",  # vLLM's bench client reads prompts with it; 2.2 is the first release for numpy 2
+        ],
         "dev": [
             "hypothesis>=6.100",  # property tests
             "import-linter==2.*",  # the layering rules in pyproject.toml
             "matplotlib>=3.9",  # the loss plot of nano's recipe is tested
             "mypy==1.*",  # type checks; 2.x changes defaults
+            "pandas>=2.2",  # as in bench, whose quick run is tested
             "pytest==8.*",  # the configuration in pyproject.toml is for 8
             "pytest-timeout>=2.3",  # a hung server fails its test, not the whole run
             "ruff==0.14.*",  # formatter output may change between minor releases

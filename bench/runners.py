@@ -5,14 +5,16 @@ machine hits all alike. Requests decode greedily (AR, no speculation), EOS ignor
 """
 
 import argparse
-import multiprocessing
 import os
-import statistics
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench.engines import Engine
+from bench.provenance import provenance
+from bench.spread import ratios, spread
+from bench.spread import table as markdown
 from vllm_nld.nano import checkpoint_path
 
 RUNNERS = ("V2 native", "V2 interpreted", "V1")
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     engines: dict[str, Engine] = {}
     try:
         for name in RUNNERS:  # one after another: engines that start together compete for ports and compile caches
-            engines[name] = Engine(name, options.model, options.eager)
+            engines[name] = Engine(name, serve, name, options.model, options.eager)
             engines[name].wait()
         speed: dict[str, dict[str, list[float]]] = {name: {str(c): [] for c in CONCURRENCIES} for name in RUNNERS}
         for turn in range(rounds):
@@ -43,60 +45,29 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     finally:
         for engine in engines.values():
             engine.close()
-    result = {"model": str(options.model), "rounds": rounds, "tokens": tokens, "tokens_per_s": speed, "host_ms": host}
+    result = {
+        "provenance": provenance(),
+        "model": "nano" if options.model == checkpoint_path() else options.model.name,
+        "rounds": rounds,
+        "tokens": tokens,
+        "tokens_per_s": speed,
+        "host_ms": host,
+    }
     print(table(result))
     return result
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as a Markdown table: medians, and in brackets the least and the most of all rounds."""
-    lines = [
-        "| runner | " + " | ".join(f"tokens/s at {c}" for c in CONCURRENCIES) + " | host ms a step at 1 |",
-        "|" + " --- |" * (len(CONCURRENCIES) + 2),
-    ]
+    speed = result["tokens_per_s"]
+    rows = []
     for name in RUNNERS:
-        speeds = [spread(result["tokens_per_s"][name][str(c)], 0) for c in CONCURRENCIES]
-        lines.append(f"| {name} | " + " | ".join([*speeds, spread(result["host_ms"][name], 2)]) + " |")
+        speeds = [spread(speed[name][str(c)], 0) for c in CONCURRENCIES]
+        rows.append([name, *speeds, spread(result["host_ms"][name], 2)])
     for other in RUNNERS[1:]:
-        ratios = []
-        for concurrency in map(str, CONCURRENCIES):
-            pairs = zip(
-                result["tokens_per_s"][RUNNERS[0]][concurrency], result["tokens_per_s"][other][concurrency], strict=True
-            )
-            ratios.append(spread([ours / theirs for ours, theirs in pairs], 2))
-        lines.append(f"| {RUNNERS[0]} / {other} | " + " | ".join(ratios) + " | |")
-    return "\n".join(lines)
-
-
-def spread(samples: list[float], digits: int) -> str:
-    return f"{statistics.median(samples):.{digits}f} ({min(samples):.{digits}f}–{max(samples):.{digits}f})"
-
-
-class Engine:
-    """A runner in a child process, which answers one question at a time."""
-
-    def __init__(self, name: str, model: Path, eager: bool) -> None:
-        self._name = name
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(name, model, eager, theirs), daemon=True)
-        self._process.start()
-        theirs.close()  # the child's end is the child's alone, so that its death ends our wait
-
-    def wait(self) -> Any:
-        """The next answer; raises RuntimeError where the child died."""
-        try:
-            return self._pipe.recv()
-        except EOFError:
-            raise RuntimeError(f"the engine of {self._name} died; its last words are above") from None
-
-    def ask(self, *question: Any) -> Any:
-        self._pipe.send(question)
-        return self.wait()
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.join()
+        gains = [ratios(speed[RUNNERS[0]][str(c)], speed[other][str(c)]) for c in CONCURRENCIES]
+        rows.append([f"{RUNNERS[0]} / {other}", *(spread(gain, 2) for gain in gains), ""])
+    return markdown(["runner", *(f"tokens/s at {c}" for c in CONCURRENCIES), "host ms a step at 1"], rows)
 
 
 def serve(name: str, model: Path, eager: bool, pipe: Connection) -> None:

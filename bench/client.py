@@ -1,0 +1,64 @@
+"""Timing: vLLM's own `vllm bench serve` client, in this process, so that its start-up is paid once.
+
+    sample = drive(server.url, tokenizer_path, dataset, count=8, concurrency=1, body={})
+    sample["tokens_per_s"], sample["ttft_ms"]["p95"]
+
+Greedy, closed loop: `concurrency` requests are under way until `count` are done.
+"""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LATENCIES = {"ttft_ms": "ttft", "itl_ms": "itl", "tpot_ms": "tpot", "latency_ms": "e2el"}
+DRAFTS = "spec_decode_num_drafts"
+
+
+def arguments(url: str, model: Path, dataset: Path, count: int, concurrency: int, body: Mapping[str, Any]) -> list[str]:
+    """What `vllm bench serve` is called with; the same words work on the command line."""
+    return [
+        *("--base-url", url, "--model", "bench", "--tokenizer", str(model)),
+        *("--dataset-name", "custom", "--dataset-path", str(dataset), "--custom-output-len", "-1"),
+        *("--skip-chat-template", "--disable-shuffle", "--temperature", "0"),
+        *("--num-prompts", str(count), "--max-concurrency", str(concurrency)),
+        *("--extra-body", json.dumps({"add_special_tokens": False, **body})),
+        *("--percentile-metrics", "ttft,itl,tpot,e2el", "--metric-percentiles", "50,95"),
+        *("--ready-check-timeout-sec", "0", "--disable-tqdm", "--save-detailed"),
+    ]
+
+
+def drive(
+    url: str, model: Path, dataset: Path, count: int, concurrency: int, body: Mapping[str, Any], log: Path
+) -> dict[str, Any]:
+    """Time one run. Raises RuntimeError where a request failed. What the client prints goes to `log`."""
+    from vllm.benchmarks import serve
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    serve.add_cli_args(parser)
+    options = parser.parse_args(arguments(url, model, dataset, count, concurrency, body))
+    with log.open("a", encoding="utf-8") as output, contextlib.redirect_stdout(output), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = serve.main(options)
+    if result["failed"]:
+        raise RuntimeError(f"{result['failed']} of {count} requests failed: {next(filter(None, result['errors']))}")
+    return summary(result)
+
+
+def summary(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of the client's result: throughput, latencies, and vLLM's speculation counters of this run."""
+    kept: dict[str, Any] = {
+        "tokens": result["total_output_tokens"],
+        "seconds": result["duration"],
+        "tokens_per_s": result["output_throughput"],
+    }
+    for name, theirs in LATENCIES.items():
+        kept[name] = {f"p{p}": result[f"p{p}_{theirs}_ms"] for p in (50, 95)}
+    if result.get(DRAFTS):
+        kept["rounds"] = result[DRAFTS]
+        kept["drafted"] = result["spec_decode_draft_tokens"]
+        kept["accepted"] = result["spec_decode_accepted_tokens"]
+    return kept

@@ -1,0 +1,83 @@
+"""Who runs: servers and the modes that are asked of them, as data. A new mode is one entry.
+
+A peer is what a user would pick instead. `body` goes into each request, so several contenders may share a server.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_CONCURRENCY = 32
+COMMON = ["--max-num-seqs", str(MAX_CONCURRENCY), "--max-model-len", "1024", "--no-enable-prefix-caching"]
+COMMON += ["--served-model-name", "bench"]
+COUNTED = ("--per-request-spec-decode-metrics", "summary")  # a server that does not speculate refuses it
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A server: its flags besides COMMON, and its environment."""
+
+    flags: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to decode: a server, None for plain PyTorch in the benchmark's own process, and what its requests carry.
+
+    forwards: how a request's NFE follows from its output tokens and verify steps, see `nfe`.
+    """
+
+    server: str | None
+    forwards: str
+    body: Mapping[str, Any] = field(default_factory=dict)
+    block_length: int | None = None
+    most: int = MAX_CONCURRENCY  # concurrency up to which it is timed
+    quick: bool = False  # part of --quick
+
+
+def nld(**settings: Any) -> tuple[str, ...]:
+    """The flag of the plugin's own settings."""
+    return "--additional-config", json.dumps({"nld": settings})
+
+
+def ngram(drafts: int) -> tuple[str, ...]:
+    """vLLM's prompt lookup, with the settings of its documentation."""
+    lookup = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    return "--speculative-config", json.dumps(lookup)
+
+
+# V1 is vLLM's default runner on a CPU; without our Triton backend it takes its own C++ kernels, as without this plugin.
+STOCK = {"VLLM_USE_V2_MODEL_RUNNER": "0", "TRITON_BACKENDS_IN_TREE": "1"}
+
+SERVERS = {
+    "stock": Setup(nld(mode="ar"), STOCK),
+    "stock ngram": Setup((*ngram(4), *COUNTED), STOCK),
+    "ar": Setup(nld(mode="ar")),
+    "linear 32": Setup((*nld(mode="linear", block_length=32), *COUNTED)),
+    "linear 16": Setup((*nld(mode="linear", block_length=16), *COUNTED)),
+    "linear 8": Setup((*nld(mode="linear", block_length=8), *COUNTED)),
+}
+
+STOCK_AR, AR = "stock vLLM, AR", "AR"
+CONTENDERS = {
+    "plain PyTorch, AR": Contender(None, "tokens", most=1),
+    STOCK_AR: Contender("stock", "tokens", quick=True),
+    "stock vLLM, ngram": Contender("stock ngram", "lookup"),
+    AR: Contender("ar", "tokens", quick=True),
+    "linear, B 32": Contender("linear 32", "rounds", block_length=32, quick=True),
+    "linear, B 16": Contender("linear 16", "rounds", block_length=16),
+    "linear, B 8": Contender("linear 8", "rounds", block_length=8),
+}
+
+
+def nfe(contender: Contender, tokens: int, accepted: Sequence[int]) -> int:
+    """Model forwards of a request, from its output tokens and its verify steps by the number of accepted drafts.
+
+    "rounds": the prefill, then a draft and a verify forward a step. "lookup": drafts cost no forward, so one for each
+    token that was not an accepted draft. "tokens": one a token. "server": as the server's metrics count them.
+    """
+    if contender.forwards == "rounds":
+        return 1 + 2 * sum(accepted)
+    return tokens - sum(drafts * steps for drafts, steps in enumerate(accepted))

@@ -1,0 +1,153 @@
+"""What each mode costs and gains: tokens/s, latencies, acceptance, right answers, beside what else a user could pick.
+
+Every server is started first; then the contenders take turns, round by round, so that a slow minute of the machine hits
+all alike. Speed is measured by vLLM's own client (`bench.client`); answers and forwards by another one, not timed
+(`bench.quality`).
+"""
+
+import argparse
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench import modes_report, peers
+from bench.client import drive
+from bench.contenders import COMMON, CONTENDERS, SERVERS, Contender
+from bench.fleet import fleet
+from bench.prompts import Question, read, write
+from bench.provenance import provenance
+from bench.quality import Answer, ask_all, by_category, figures, forwards
+from bench.store import Store
+from vllm_nld.nano import checkpoint_path
+from vllm_nld.server import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured. A run at concurrency C asks `requests(C)` questions."""
+
+    contenders: tuple[str, ...]
+    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    rounds: int = 5
+    least: int = 6
+    flags: tuple[str, ...] = ()
+
+    def requests(self, concurrency: int) -> int:
+        return max(self.least, 2 * concurrency)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, default=checkpoint_path(), help="checkpoint folder (default: nano)")
+    parser.add_argument(
+        "--dataset-path", type=Path, help="JSONL of Spec-Bench, SPEED-Bench or prompts (default: nano's)"
+    )
+    parser.add_argument("--rounds", type=int, help="how often everything is timed (default: 5, quick: 2)")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these contenders only")
+    parser.add_argument("--limit", type=int, help="this many questions only")
+    parser.add_argument("--eager", action="store_true", help="no torch.compile, for all servers (quick: always)")
+    parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has measured")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for logs and samples")
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    flags = ("--enforce-eager",) if options.eager or options.quick else ()
+    if options.quick:
+        chosen = options.only or [name for name, contender in CONTENDERS.items() if contender.quick]
+        return Plan(tuple(chosen), (1, 4), options.rounds or 2, 4, flags)
+    return Plan(tuple(options.only or CONTENDERS), rounds=options.rounds or 5, flags=flags)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print; returns every sample."""
+    from transformers import AutoTokenizer
+
+    from vllm_nld.configs import register_configs
+
+    register_configs()  # the tokenizer's loader reads config.json too
+    plan, source = plan_of(options), provenance()
+    questions = read(AutoTokenizer.from_pretrained(options.model), options.dataset_path)
+    questions = questions[: options.limit or (22 if options.quick else None)]
+    result: dict[str, Any] = {
+        "provenance": source,
+        "model": "nano" if options.model == checkpoint_path() else options.model.name,
+        "dataset": "nano's held-out prompts" if options.dataset_path is None else options.dataset_path.name,
+        "questions": len(questions),
+        "plan": asdict(plan) | {"common": COMMON},
+        "servers": {name: asdict(SERVERS[name]) for name in servers_of(plan)},
+    }
+    store = Store(options.out / "modes.jsonl", result, options.fresh)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(plan, options.model, questions, write(questions, Path(folder) / "prompts.jsonl"), options.out)
+        result |= bench.run(store)
+    print(modes_report.report(result))
+    return result
+
+
+def servers_of(plan: Plan) -> list[str]:
+    """The servers that the plan's contenders need, each once."""
+    names = (CONTENDERS[name].server for name in plan.contenders)
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+class Bench:
+    """One benchmark under way."""
+
+    def __init__(self, plan: Plan, model: Path, questions: list[Question], dataset: Path, folder: Path) -> None:
+        self.plan, self.model, self.questions, self.dataset, self.folder = plan, model, questions, dataset, folder
+
+    def run(self, store: Store) -> dict[str, Any]:
+        """`quality` by contender, and `speed`: samples by contender and concurrency."""
+        with fleet(SERVERS, servers_of(self.plan), self.model, self.folder, self.plan.flags) as servers:
+            quality = {name: self.quality(name, servers, store) for name in self.plan.contenders}
+            for name in tqdm(self.plan.contenders, desc="warm-up", unit="mode"):
+                self.time(CONTENDERS[name], servers, self.plan.concurrencies[-1])
+            speed: dict[str, dict[str, list[Any]]] = {name: {} for name in self.plan.contenders}
+            for turn, concurrency, name in tqdm(self.turns(), desc="timing", unit="run"):
+                key = ("speed", turn, concurrency, name)
+                sample = store.sample(
+                    key,
+                    lambda c=CONTENDERS[name], n=concurrency: self.time(c, servers, n),  # type: ignore[misc]
+                )
+                speed[name].setdefault(str(concurrency), []).append(sample)
+        return {"quality": quality, "speed": speed}
+
+    def turns(self) -> list[tuple[int, int, str]]:
+        """Round, concurrency and contender of every run; who goes first changes from round to round."""
+        names = self.plan.contenders
+        turns = []
+        for turn in range(self.plan.rounds):
+            order = names[turn % len(names) :] + names[: turn % len(names)]
+            for concurrency in self.plan.concurrencies:
+                at = [name for name in order if concurrency <= CONTENDERS[name].most]
+                turns += [(turn, concurrency, name) for name in at]
+        return turns
+
+    def time(self, contender: Contender, servers: dict[str, Server], concurrency: int) -> dict[str, Any]:
+        """One timed run."""
+        count = self.plan.requests(concurrency)
+        if contender.server is None:
+            return peers.time_reference(self.model, self.questions[: min(count, len(self.questions))])
+        url, log = servers[contender.server].url, self.folder / "client.log"
+        return drive(url, self.model, self.dataset, count, concurrency, contender.body, log)
+
+    def quality(self, name: str, servers: dict[str, Server], store: Store) -> dict[str, Any] | None:
+        """Figures of every question, answered once; None for a contender that is only timed."""
+        contender = CONTENDERS[name]
+        if contender.server is None:
+            return None
+
+        url = servers[contender.server].url
+
+        def measure() -> dict[str, Any]:
+            before = forwards(url) if contender.forwards == "server" else None
+            with tqdm(total=len(self.questions), desc=name, unit="question") as progress:
+                answers = [asdict(a) for a in ask_all(url, self.questions, contender, progress)]
+            return {"answers": answers, "nfe": None if before is None else forwards(url) - before}
+
+        measured = store.sample(("quality", name), measure)
+        answers = [Answer(**row | {"accepted": tuple(row["accepted"])}) for row in measured["answers"]]
+        found = figures(answers, measured["nfe"])
+        return found | {"by_category": by_category(answers), "digests": [a.digest for a in answers]}

@@ -1,0 +1,133 @@
+"""The tables of `bench modes`, in Markdown, from its result."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from bench.contenders import AR, STOCK_AR
+from bench.provenance import describe
+from bench.spread import ratios, spread, table
+
+POSITIONS = (1, 2, 4, 8, 16, 31)  # of a draft
+
+
+def report(result: dict[str, Any]) -> str:
+    """Everything: what each mode does, tokens/s, ratios, latencies, acceptance."""
+    parts = [said(result), summary(result)]
+    parts += ["Tokens/s by concurrency:", throughput(result)]
+    for other, name in (
+        (AR, "AR on the same build with the same flags"),
+        (STOCK_AR, "stock vLLM AR on its default runner"),
+    ):
+        if other in result["speed"]:
+            parts += [f"Tokens/s, ratio to {name}:", ratio_table(result, other)]
+    parts += ["Latencies in milliseconds, median of the rounds, P50 / P95 (ITL: between two pieces of a stream):"]
+    parts += [
+        latencies(result),
+        "Share of verify steps that accept the draft at a position, and what becomes of drafts:",
+    ]
+    parts += [acceptance(result), "Acceptance length by category, weighted by verify steps:", categories(result)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def said(result: dict[str, Any]) -> str:
+    """How it was measured."""
+    plan = result["plan"]
+    flags = " ".join([*plan["common"], *plan["flags"]])
+    return (
+        f"{result['model']}, {result['questions']} questions ({result['dataset']}), greedy, {plan['rounds']} rounds in "
+        f"turns, median (range). Every server with `{flags}`.\n{describe(result['provenance'])}"
+    )
+
+
+def concurrencies(result: dict[str, Any]) -> list[str]:
+    return [str(value) for value in result["plan"]["concurrencies"]]
+
+
+def speeds(result: dict[str, Any], name: str, concurrency: str) -> list[float]:
+    """Tokens/s of each round; empty where it was not timed."""
+    return [sample["tokens_per_s"] for sample in result["speed"][name].get(concurrency, [])]
+
+
+def against(result: dict[str, Any], name: str, other: str, concurrency: str) -> list[float]:
+    """Ratio of tokens/s, round by round."""
+    ours, theirs = speeds(result, name, concurrency), speeds(result, other, concurrency)
+    return ratios(ours, theirs) if ours and theirs else []
+
+
+def same_texts(result: dict[str, Any], name: str) -> float | None:
+    """Share of answers that are AR's, letter by letter."""
+    ours, theirs = (result["quality"].get(key) for key in (name, AR))
+    if not ours or not theirs:
+        return None
+    return statistics.mean(a == b for a, b in zip(ours["digests"], theirs["digests"], strict=True))
+
+
+def number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line a contender: answers, forwards, and the gain at the lowest and the highest concurrency."""
+    low, high = concurrencies(result)[0], concurrencies(result)[-1]
+    header = ["mode", "exact match", "same text as AR", "AL", "AL, mean of requests", "TPF", f"tokens/s at {low}"]
+    header += [f"× AR at {low}", f"× stock at {low}", f"× AR at {high}"]
+    rows = []
+    for name in result["speed"]:
+        quality = result["quality"].get(name) or {}
+        row = [name, number(quality.get("exact"), ".1%"), number(same_texts(result, name), ".0%")]
+        row += [number(quality.get(key), ".2f") for key in ("acceptance_length", "acceptance_length_mean", "tpf")]
+        row.append(spread(speeds(result, name, low), 0))
+        for other, at in ((AR, low), (STOCK_AR, low), (AR, high)):
+            timed = other in result["speed"]
+            row.append("1" if name == other else spread(against(result, name, other, at), 2) if timed else "–")
+        rows.append(row)
+    return table(header, rows)
+
+
+def throughput(result: dict[str, Any]) -> str:
+    at = concurrencies(result)
+    rows = [[name, *(spread(speeds(result, name, c), 0) for c in at)] for name in result["speed"]]
+    return table(["mode", *at], rows)
+
+
+def ratio_table(result: dict[str, Any], other: str) -> str:
+    at, names = concurrencies(result), [name for name in result["speed"] if name != other]
+    return table(["mode", *at], [[name, *(spread(against(result, name, other, c), 2) for c in at)] for name in names])
+
+
+def latencies(result: dict[str, Any]) -> str:
+    rows = []
+    for name, samples in result["speed"].items():
+        for concurrency, runs in samples.items():
+            if "ttft_ms" in runs[0]:
+                cells = [middle(runs, kind) for kind in ("ttft_ms", "itl_ms", "tpot_ms", "latency_ms")]
+                rows.append([name, concurrency, *cells])
+    return table(["mode", "concurrency", "TTFT", "ITL", "time per token", "end to end"], rows)
+
+
+def middle(runs: Sequence[dict[str, Any]], kind: str) -> str:
+    return " / ".join(f"{statistics.median(run[kind][p] for run in runs):.1f}" for p in ("p50", "p95"))
+
+
+def acceptance(result: dict[str, Any]) -> str:
+    """Empty where nothing speculates."""
+    rows = []
+    for name, quality in result["quality"].items():
+        if quality and quality["by_position"]:
+            rates = quality["by_position"]
+            row = [name, *(f"{rates[p - 1]:.0%}" if p <= len(rates) else "–" for p in POSITIONS)]
+            kept, lost = quality["kept"], quality["rolled_back"]
+            rows.append([*row, str(kept), str(lost), f"{kept / max(lost, 1):.2f}"])
+    header = ["mode", *(f"P{p}" for p in POSITIONS), "committed", "rolled back", "commit / rollback"]
+    return table(header, rows) if rows else ""
+
+
+def categories(result: dict[str, Any]) -> str:
+    """Empty where nothing speculates."""
+    found = {name: q["by_category"] for name, q in result["quality"].items() if q and q["by_position"]}
+    if not found:
+        return ""
+    names = list(next(iter(found.values())))
+    rows = [[c, *(number(found[name][c]["acceptance_length"], ".2f") for name in found)] for c in names]
+    return table(["category", *found], rows)

@@ -1,0 +1,107 @@
+"""The report's plots, as SVG: speed-up by concurrency and mode, accuracy against TPF, and the roofline.
+
+Each file carries a digest of what it shows and of this module, so that `--check` can tell a stale plot without
+comparing drawings, which differ between releases of matplotlib.
+
+    draw(speedup, result, Path("speedup.svg"))
+    is_current(speedup, result, Path("speedup.svg"))
+"""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.contenders import AR, STOCK_AR
+from bench.modes_report import against, concurrencies
+
+Plot = Callable[[Any, Any], None]  # draws a result on axes
+
+
+def draw(plot: Plot, result: dict[str, Any], file: Path) -> None:
+    """Write one plot."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "vllm-nld", "svg.fonttype": "none", "axes.grid": True, "grid.alpha": 0.3}
+    )
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    plot(result, axes)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None, "Creator": None, "Description": digest(plot, result)}
+    figure.savefig(file, metadata=metadata)
+    pyplot.close(figure)
+
+
+def digest(plot: Plot, result: dict[str, Any]) -> str:
+    """Of the plot's name, its data and this module's source."""
+    data = json.dumps(result, sort_keys=True) + plot.__name__ + Path(__file__).read_text(encoding="utf-8")
+    return f"digest {hashlib.sha256(data.encode()).hexdigest()[:16]}"
+
+
+def is_current(plot: Plot, result: dict[str, Any], file: Path) -> bool:
+    """Whether the file shows this result."""
+    return file.exists() and digest(plot, result) in file.read_text(encoding="utf-8")
+
+
+def speedup(result: dict[str, Any], axes: Any) -> None:
+    """Tokens/s over AR's by concurrency, each mode a line with its range."""
+    at = concurrencies(result)
+    for name in result["speed"]:
+        points = [(int(c), against(result, name, AR, c)) for c in at if against(result, name, AR, c)]
+        if name == AR or len(points) < 2:
+            continue
+        middles = [statistics.median(gains) for _, gains in points]
+        below = [middle - min(gains) for middle, (_, gains) in zip(middles, points, strict=True)]
+        above = [max(gains) - middle for middle, (_, gains) in zip(middles, points, strict=True)]
+        style = "--" if name.startswith(STOCK_AR.split(",")[0]) else "-"
+        axes.errorbar([c for c, _ in points], middles, yerr=[below, above], label=name, marker="o", ls=style, capsize=3)
+    axes.axhline(1, color="black", lw=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([int(c) for c in at], at)
+    axes.set_xlabel("concurrent requests")
+    axes.set_ylabel("tokens/s, AR = 1")
+    axes.set_title(
+        f"Speed-up over AR on the same build: {result['model']}, {result['provenance']['machine']['cores']} cores"
+    )
+    axes.legend(fontsize="small")
+
+
+def accuracy(result: dict[str, Any], axes: Any) -> None:
+    """Exact match against tokens a forward, a point for each mode; one mode's thresholds are joined."""
+    joined: dict[str, list[tuple[float, float]]] = {}
+    for name, quality in result["quality"].items():
+        if quality and quality["exact"] is not None:
+            point = (quality["tpf"], 100 * quality["exact"])
+            joined.setdefault(name.split(",")[0], []).append(point)
+            axes.plot(*point, "o")
+            axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize="small")
+    for points in joined.values():
+        axes.plot(*zip(*sorted(points), strict=True), color="grey", lw=1, zorder=0)
+    axes.set_xlabel("output tokens a forward (TPF)")
+    axes.set_ylabel("exact match, %")
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 100)
+    axes.margins(x=0.2)
+    axes.set_title(f"Accuracy against tokens a forward: {result['model']}, {result['questions']} held-out prompts")
+
+
+def roofline(result: dict[str, Any], axes: Any) -> None:
+    """This CPU: predicted tokens/s by requests at a time as lines, measured ones as points."""
+    rows = [row for row in result["measured"] if row["model"] != "nano"] or result["measured"]
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        mine = sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["batch"])
+        batches = [row["batch"] for row in mine]
+        (line,) = axes.plot(batches, [row["predicted"] for row in mine], label=f"{mode}, predicted")
+        axes.plot(batches, [row["measured"] for row in mine], "o", color=line.get_color(), label=f"{mode}, measured")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("requests at a time")
+    axes.set_ylabel("tokens/s")
+    axes.set_title("The analytic model and this CPU")
+    axes.legend(fontsize="x-small", ncols=2)

@@ -1,0 +1,80 @@
+"""What is asked: nano's held-out tasks, or a file in the layout of Spec-Bench, SPEED-Bench or vLLM's custom dataset.
+
+    questions = read(tokenizer, None)                       # nano's, with the one right answer to each
+    questions = read(tokenizer, Path("question.jsonl"))     # {"turns": [...]}, {"messages": [...]} or {"prompt": ...}
+    write(questions, path)                                  # what vLLM's client takes as --dataset-name custom
+
+Every question is rendered through the chat template here, so all clients send the same tokens. Of a conversation with
+several turns the first one is asked, as vLLM's own loaders of these files do.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_nld.nano import heldout
+
+NANO_TOKENS, OTHER_TOKENS = 320, 512  # output tokens at most
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request. `expected` is None where there is no one right answer."""
+
+    category: str
+    prompt: str  # rendered, generation prompt included
+    max_tokens: int
+    expected: str | None = None
+
+
+def read(tokenizer: Any, path: Path | None) -> list[Question]:
+    """Questions of a JSONL file, of a folder's qualitative.jsonl, or of nano where path is None."""
+    if path is None:
+        return nano(tokenizer)
+    file = path / "qualitative.jsonl" if path.is_dir() else path  # SPEED-Bench is prepared into a folder
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in lines]
+    return [
+        Question(str(row.get("category", "all")), render(tokenizer, [first(row, file)]), OTHER_TOKENS) for row in rows
+    ]
+
+
+def first(row: dict[str, Any], file: Path) -> dict[str, str]:
+    """The first user message of a row, whichever layout it is in. Raises ValueError for another one."""
+    if "turns" in row:
+        return {"role": "user", "content": row["turns"][0]}
+    if "messages" in row:
+        return {"role": "user", "content": row["messages"][0]["content"]}
+    if "prompt" in row:
+        return {"role": "user", "content": row["prompt"]}
+    raise ValueError(
+        f"{file}: a line must have 'turns' (Spec-Bench), 'messages' (SPEED-Bench) or 'prompt', not {list(row)}"
+    )
+
+
+def nano(tokenizer: Any) -> list[Question]:
+    """nano's held-out prompts without thinking, one category after the other in turn, so that any few are a mixture."""
+    by_category: dict[str, list[Question]] = {}
+    for prompt in heldout():
+        if not prompt.thinking:
+            text = render(tokenizer, prompt.messages, list(prompt.tools))
+            question = Question(prompt.category, text, NANO_TOKENS, prompt.expected)
+            by_category.setdefault(prompt.category, []).append(question)
+    longest = max(map(len, by_category.values()))
+    return [questions[i] for i in range(longest) for questions in by_category.values() if i < len(questions)]
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, str]], tools: Sequence[Any] = ()) -> str:
+    """A conversation as the served chat template writes it, thinking off."""
+    return tokenizer.apply_chat_template(
+        list(messages), tools=list(tools) or None, add_generation_prompt=True, enable_thinking=False, tokenize=False
+    )
+
+
+def write(questions: Iterable[Question], path: Path) -> Path:
+    """Write vLLM's custom layout, for a client that skips the chat template."""
+    rows = [json.dumps({"prompt": q.prompt, "output_tokens": q.max_tokens}) for q in questions]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path

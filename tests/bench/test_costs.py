@@ -1,0 +1,44 @@
+"""The analytic model: laws that hold on every machine."""
+
+import pytest
+
+from bench.costs import Model, acceptance_length, ar, head_seconds, linear, step_seconds, tokens_per_second
+from bench.devices import DEVICES
+from bench.roofline import best_block, crossover, forecast
+from bench.shapes import SHAPES
+
+EIGHT = Model.whole(SHAPES["8b"])
+
+
+def test_released_sizes() -> None:
+    sizes = {name: (s.layers * s.layer_parameters + 2 * s.head_parameters) / 1e9 for name, s in SHAPES.items()}
+    assert sizes == pytest.approx({"3b": 3.8, "8b": 8.5, "14b": 13.5}, rel=0.06)
+
+
+def test_acceptance_length_is_the_given_one_at_32_and_shrinks_with_the_block() -> None:
+    lengths = [acceptance_length(block, 6.82) for block in (32, 16, 8, 4)]
+    assert lengths[0] == pytest.approx(6.82)
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(1 < length <= block for length, block in zip(lengths, (32, 16, 8, 4), strict=True))
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_speculation_pays_at_few_requests_and_long_blocks_stop_paying(name: str) -> None:
+    device = DEVICES[name]
+    at_one = tokens_per_second(EIGHT, device, linear(32, 6.82), 1) / tokens_per_second(EIGHT, device, ar(), 1)
+    assert 3 < at_one <= 6.82 / 2, "two forwards a round: half the acceptance length is the limit"
+    assert 8 < crossover(EIGHT, device, linear(32, 6.82)) < 1024
+    speeds = forecast(EIGHT, device)
+    blocks = [best_block(speeds, concurrency) for concurrency in (1, 8, 32, 128)]
+    assert blocks == sorted(blocks, reverse=True)
+
+
+def test_a_step_grows_with_requests_and_layers() -> None:
+    device = DEVICES["H100"]
+    times = [step_seconds(EIGHT, device, linear(32, 6.82), requests) for requests in (1, 2, 8, 64)]
+    assert times == sorted(times)
+    half = Model(SHAPES["8b"], SHAPES["8b"].layers // 2, EIGHT.context)
+    rest = head_seconds(EIGHT, device, 1) + device.host
+    assert step_seconds(half, device, ar(), 1) - rest == pytest.approx(
+        (step_seconds(EIGHT, device, ar(), 1) - rest) / 2
+    )

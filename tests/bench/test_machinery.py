@@ -1,0 +1,78 @@
+"""What all benchmarks share: samples that survive an interruption, spans, spreads, plots, provenance."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import plots
+from bench.provenance import describe, provenance
+from bench.spans import Spans
+from bench.spread import ratios, spread, table
+from bench.store import Store
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    file, calls = tmp_path / "samples.jsonl", []
+
+    def measure() -> int:
+        calls.append(1)
+        return len(calls)
+
+    store = Store(file, {"revision": "a"})
+    assert [store.sample(("round", turn), measure) for turn in (0, 1, 0)] == [1, 2, 1]
+    with file.open("a") as output:
+        output.write('{"key": "round / 2", "val')  # interrupted in the middle of a line
+    again = Store(file, {"revision": "a"})
+    assert [again.sample(("round", turn), measure) for turn in (0, 1, 2)] == [1, 2, 3]
+    assert Store(file, {"revision": "a"}).values == {"round / 0": 1, "round / 1": 2, "round / 2": 3}
+
+
+def test_samples_of_another_revision_are_not_used(tmp_path: Path) -> None:
+    Store(tmp_path / "x", {"revision": "a"}).sample(("k",), lambda: 1)
+    assert Store(tmp_path / "x", {"revision": "b"}).sample(("k",), lambda: 2) == 2
+    assert Store(tmp_path / "x", {"revision": "b"}, fresh=True).sample(("k",), lambda: 3) == 3
+
+
+def test_a_span_counts_without_the_spans_inside_it() -> None:
+    spans = Spans(lambda: None)
+    inner = spans.wrap("inner", lambda: time.sleep(0.02))
+    outer = spans.wrap("outer", lambda: (time.sleep(0.01), inner(), time.sleep(0.01)))
+    outer()
+    taken = spans.take()
+    assert taken["inner"] == pytest.approx(0.02, abs=0.01) and taken["outer"] == pytest.approx(0.02, abs=0.01)
+    assert spans.take() == {}
+
+
+def test_a_span_ends_with_an_exception() -> None:
+    spans = Spans(lambda: None)
+
+    def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        spans.wrap("failing", fail)()
+    assert not spans.inside("failing")
+
+
+def test_spread_and_ratios() -> None:
+    assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0–3.0)"
+    assert spread([], 1) == "–"
+    assert ratios([2.0, 6.0], [1.0, 2.0]) == [2.0, 3.0]
+    with pytest.raises(ValueError):
+        ratios([1.0], [1.0, 2.0])
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_provenance_names_machine_versions_and_revision_and_no_path() -> None:
+    source = provenance()
+    assert source["packages"]["torch"] and source["machine"]["cores"] >= 1 and source["revision"]
+    assert "/" not in describe(source).replace("GB/s", "")
+
+
+def test_a_plot_tells_whether_it_is_current(tmp_path: Path) -> None:
+    row = {"model": "3b", "mode": "AR", "batch": 1, "measured": 2.0, "predicted": 3.0}
+    result = {"measured": [row, row | {"batch": 2}]}
+    plots.draw(plots.roofline, result, tmp_path / "plot.svg")
+    assert plots.is_current(plots.roofline, result, tmp_path / "plot.svg")
+    assert not plots.is_current(plots.roofline, {"measured": [row]}, tmp_path / "plot.svg")
