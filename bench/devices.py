@@ -1,0 +1,68 @@
+"""What machines can do: memory bandwidth and dense bfloat16 rate from their data sheets, and this CPU's as measured.
+
+DEVICES["H100"].bandwidth                   # bytes a second
+measure_cpu()                               # a Device: how fast this machine reads weights and multiplies them
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A machine. The efficiencies are what well-made kernels reach of the data sheet; launches are what a layer costs
+    beyond its arithmetic, host what a forward costs beyond its layers.
+    """
+
+    name: str
+    bandwidth: float  # bytes a second
+    flops: float  # dense bfloat16 a second
+    launch: float = 30e-6  # seconds a layer: ten kernels of 3 µs
+    host: float = 0.3e-3  # seconds a forward
+    memory_efficiency: float = 0.8
+    compute_efficiency: float = 0.6
+
+
+def sheet(name: str, terabytes: float, teraflops: float) -> Device:
+    return Device(name, terabytes * 1e12, teraflops * 1e12)
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        sheet("H100", 3.35, 989),
+        sheet("H200", 4.8, 989),
+        sheet("B200", 8.0, 2250),
+        sheet("GB200", 8.0, 2500),
+        sheet("RTX Pro 6000", 1.79, 500),
+        sheet("DGX Spark", 0.273, 125),
+    )
+}
+
+
+def measure_cpu(launch: float, host: float, rows: int = 128, size: int = 4096) -> Device:
+    """This machine, by two products with one matrix: of a single row, which only reads it, and of many rows.
+
+    launch, host: seconds a layer and a forward, as `bench steps` measured them.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    weights = [torch.randn(size, size).bfloat16() for _ in range(8)]  # together larger than any cache
+    one, many = torch.randn(1, size).bfloat16(), torch.randn(rows, size).bfloat16()
+    read = len(weights) * 2 * size * size / best_of(lambda: [torch.nn.functional.linear(one, w) for w in weights])
+    work = len(weights) * 2 * rows * size * size
+    rate = work / best_of(lambda: [torch.nn.functional.linear(many, w) for w in weights])
+    return Device("this CPU", read, rate, launch, host, 1.0, 1.0)
+
+
+def best_of(function, repeats: int = 7) -> float:  # type: ignore[no-untyped-def]  # any callable without arguments
+    """Median seconds of a call, after one that is not counted."""
+    function()
+    samples = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        function()
+        samples.append(time.perf_counter() - begin)
+    return statistics.median(samples)

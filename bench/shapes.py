@@ -1,0 +1,154 @@
+"""Models of the released shapes with as many layers as the machine holds, for costs: their weights say nothing.
+
+    write(folder, SHAPES["8b"], layers=2)       # config, headers of the weights, a random draft adapter
+    LLM(str(folder), load_format="dummy", skip_tokenizer_init=True)
+
+The weight file is all header: its data is a hole that takes no disk space and is never read.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_nld.checkpoint import ADAPTER_DIR
+from vllm_nld.nano import checkpoint_path
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model's sizes; the defaults are what the released ones share."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    vocabulary: int = 131072
+    rank: int = 128  # of the draft adapter
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer's matrices."""
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def head_parameters(self) -> int:
+        """Weights of the LM head; the embedding is looked up, not multiplied."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def kv_values(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * self.kv_heads * self.head_dim
+
+    @property
+    def adapter_parameters(self) -> int:
+        """The draft adapter's weights in one layer."""
+        return self.rank * (self.heads * self.head_dim + self.hidden)
+
+
+SHAPES = {"3b": Shape(3072, 9216, 26), "8b": Shape(4096, 14336, 34), "14b": Shape(5120, 16384, 40)}
+
+
+def nano() -> Shape:
+    """The shipped checkpoint's sizes."""
+    raw = json.loads((checkpoint_path() / "config.json").read_text(encoding="utf-8"))
+    adapter = json.loads((checkpoint_path() / ADAPTER_DIR / "adapter_config.json").read_text(encoding="utf-8"))
+    return Shape(
+        raw["hidden_size"],
+        raw["intermediate_size"],
+        raw["num_hidden_layers"],
+        raw["num_attention_heads"],
+        raw["num_key_value_heads"],
+        raw["head_dim"],
+        raw["vocab_size"],
+        adapter["r"],
+    )
+
+
+def write(folder: Path, shape: Shape, layers: int) -> Path:
+    """The Hugging Face layout of such a model, in bfloat16."""
+    import torch
+    from safetensors.torch import save_file
+
+    from vllm_nld.checkpoint import expected_shapes
+    from vllm_nld.configs import NemotronLabsDiffusionConfig
+
+    raw = config(shape, layers)
+    write_json(folder / "config.json", raw)
+    write_header(folder / "model.safetensors", expected_shapes(NemotronLabsDiffusionConfig(**raw)))
+    adapter = folder / ADAPTER_DIR
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": shape.rank, "lora_alpha": 4 * shape.rank, "target_modules": ["o_proj"]}
+    write_json(adapter / "adapter_config.json", settings)
+    tensors, generator = {}, torch.Generator().manual_seed(0)
+    for index in range(layers):
+        stem = f"base_model.model.encoder.layers.{index}.self_attn.o_proj"
+        for side, size in (("A", (shape.rank, shape.heads * shape.head_dim)), ("B", (shape.hidden, shape.rank))):
+            noise = torch.randn(size, generator=generator) * size[1] ** -0.5
+            tensors[f"{stem}.lora_{side}.weight"] = noise.to(torch.bfloat16)
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def config(shape: Shape, layers: int) -> dict[str, Any]:
+    """config.json of an instruct release with this many layers."""
+    return {
+        "architectures": ["NemotronLabsDiffusionModel"],
+        "model_type": "nemotron_labs_diffusion",
+        "dtype": "bfloat16",
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 11,
+        "mask_token_id": 100,
+        "block_size": 32,
+        "dlm_paradigm": "bidirectional",
+    }
+
+
+def write_header(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A safetensors file that names bfloat16 tensors and holds a hole in place of their data."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, size in shapes.items():
+        begin = end
+        values = 1
+        for length in size:
+            values *= length
+        end += 2 * values
+        header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(8 + len(text) + end)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,252 @@
+"""Where a round's time goes: verify forward, draft forward, draft LoRA, sampling, host, by batch and block length.
+
+Random weights of a released shape, with as many layers as the machine holds, and vLLM's synthetic acceptance, which
+accepts as many drafts as was published of the real model: costs are real, acceptance is not. A full model's round is
+projected from it, layer by layer.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bench import verification
+from bench.engines import Engine
+from bench.provenance import describe, provenance
+from bench.published import ACCEPTANCE_LENGTHS
+from bench.shapes import SHAPES, write
+from bench.spans import Spans
+from bench.spread import spread, table
+from vllm_nld.nano import checkpoint_path
+
+VERIFY, DRAFT, LORA = "verify forward", "draft forward", "draft LoRA"
+VERIFY_LOGITS, DRAFT_LOGITS, SAMPLING = "verify logits", "draft logits", "sampling"
+PROPOSE, HOST = "host, drafting", "host"
+SPANS = (VERIFY, VERIFY_LOGITS, DRAFT, DRAFT_LOGITS, SAMPLING, PROPOSE, HOST)
+HOST_SPANS = (SAMPLING, PROPOSE, HOST)
+CONTEXT = 128  # prompt tokens
+AR = 1  # the block length of a mode that drafts nothing
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=["nano", *SHAPES], default="3b", help="which model (default: 3b)")
+    parser.add_argument("--layers", type=int, help="layers of it (default: 2; on a GPU all)")
+    parser.add_argument("--batches", type=int, nargs="+", help="requests at a time (default: 1 4; quick: 1)")
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", help="block lengths, 1 is AR (default: 1 8 16 32; quick: 1 32)"
+    )
+    parser.add_argument("--steps", type=int, help="decode steps of each (default: 12, quick: 5)")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile (nano: always, but in --quick)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of each step's spans, by block length and batch."""
+    import torch
+
+    blocks = options.blocks or ([AR, 32] if options.quick else [AR, 8, 16, 32])
+    batches = options.batches or ([1] if options.quick else [1, 4])
+    layers = options.layers or (1 if options.quick else SHAPES["3b"].layers if torch.cuda.is_available() else 2)
+    result: dict[str, Any] = {
+        "provenance": provenance(),
+        "shape": options.shape,
+        "layers": None if options.shape == "nano" else layers,
+        "context": CONTEXT,
+        "synthetic_acceptance_length": ACCEPTANCE_LENGTHS["linear, LoRA"],
+        "verification": {},
+        "spans": {},
+        "lora": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        nano = options.shape == "nano"
+        compiled = options.compile or nano and not options.quick  # eager is as fast where matrices are large
+        model = checkpoint_path() if nano else write(Path(folder), SHAPES[options.shape], layers)
+        for block in tqdm(blocks, desc="engines", unit="engine"):
+            engine = Engine(f"block length {block}", serve, model, block, max(batches), compiled)
+            try:
+                engine.wait()
+                steps = options.steps or (5 if options.quick else 12)
+                result["spans"][str(block)] = {str(n): engine.ask("steps", n, steps) for n in batches}
+                if block != AR:
+                    result["lora"][str(block)] = {str(n): engine.ask("lora", n, steps) for n in batches}
+            finally:
+                engine.close()
+    if options.shape != "nano":
+        for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+            result["verification"][kind] = verification.milliseconds(temperature)
+    print(report(result))
+    return result
+
+
+def report(result: dict[str, Any]) -> str:
+    """Markdown: milliseconds of each span, and the projection to the full model."""
+    layers = "" if result["layers"] is None else f", {result['layers']} layers of random weights"
+    said = f"{result['shape']}{layers}, {CONTEXT} tokens of context. {describe(result['provenance'])}"
+    parts = [said, "Milliseconds of a decode step, median (range):", spans_table(result)]
+    times = [f"{kind} {spread(samples, 2)} ms" for kind, samples in result["verification"].items()]
+    if times:
+        parts.append(
+            f"Verification alone, {verification.ROWS} rows × {verification.VOCABULARY} tokens: {', '.join(times)}."
+        )
+    return "\n\n".join([*parts, *projection(result)])
+
+
+def spans_table(result: dict[str, Any]) -> str:
+    rows = []
+    for block, batches in result["spans"].items():
+        for batch, steps in batches.items():
+            totals = [sum(step.values()) for step in steps]
+            share = [sum(step.get(name, 0) for name in HOST_SPANS) / sum(step.values()) for step in steps]
+            lora = result["lora"].get(block, {}).get(batch, [])
+            row = ["AR" if block == str(AR) else block, batch, spread(totals, 1)]
+            row += [spread([step.get(name, 0) for step in steps], 2) for name in SPANS]
+            rows.append([*row, spread(lora, 2), f"{statistics.median(share):.0%}"])
+    return table(["block", "batch", "step", *SPANS, "of it draft LoRA", "share of sampling and host"], rows)
+
+
+def projection(result: dict[str, Any]) -> list[str]:
+    """A full model's tokens/s at the published acceptance lengths; nothing for a model that is measured whole."""
+    if result["layers"] is None:
+        return []
+    depth, rows = SHAPES[result["shape"]].layers, []
+    for batch in next(iter(result["spans"].values())):
+        seconds = {block: full_step(result, block, batch, depth) / 1e3 for block in result["spans"]}
+        for block in result["spans"]:
+            if block != str(AR):
+                row = [block, batch, f"{int(batch) / seconds[str(AR)]:.2f}"]
+                for length in ACCEPTANCE_LENGTHS.values():
+                    rate = int(batch) * min(length, int(block)) / seconds[block]
+                    row.append(f"{rate:.2f} (× {rate * seconds[str(AR)] / int(batch):.2f})")
+                rows.append(row)
+    header = ["block", "batch", "AR", *(f"{name}, AL {length}" for name, length in ACCEPTANCE_LENGTHS.items())]
+    return [f"Tokens/s projected to all {depth} layers at published acceptance lengths (× AR):", table(header, rows)]
+
+
+def full_step(result: dict[str, Any], block: str, batch: str, depth: int) -> float:
+    """Milliseconds of a step with `depth` layers: the forwards grow with them, the rest does not."""
+    steps = result["spans"][block][batch]
+    middle = {name: statistics.median(step.get(name, 0) for step in steps) for name in SPANS}
+    forwards = middle[VERIFY] + middle[DRAFT]
+    return sum(middle.values()) + forwards * (depth / result["layers"] - 1)
+
+
+# The child
+
+
+def serve(model: Path, block: int, batch: int, compiled: bool, pipe: Connection) -> None:
+    """Load the engine, warm it up, answer."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the worker lives here, where its steps can be timed
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm import LLM
+
+    settings: dict[str, Any] = {"additional_config": {"nld": {"mode": "ar"}}}
+    if block != AR:
+        settings = {
+            "speculative_config": {
+                "method": "draft_model",
+                "model": str(model),
+                "num_speculative_tokens": block - 1,
+                "rejection_sample_method": "synthetic",
+                "synthetic_acceptance_length": min(ACCEPTANCE_LENGTHS["linear, LoRA"], block),
+            }
+        }
+    llm = LLM(
+        str(model),
+        load_format="auto" if model == checkpoint_path() else "dummy",
+        max_num_seqs=batch,
+        max_model_len=1024,
+        enforce_eager=not compiled,
+        enable_prefix_caching=False,
+        skip_tokenizer_init=True,
+        **settings,
+    )
+    probe = Probe(llm, block)
+    probe.steps(batch, 3)
+    pipe.send("ready")
+    while True:
+        question, requests, count = pipe.recv()
+        pipe.send(probe.steps(requests, count) if question == "steps" else probe.lora(requests, count))
+
+
+class Probe:
+    """Times the parts of an engine's steps."""
+
+    def __init__(self, llm: Any, block: int) -> None:
+        import torch
+
+        self.llm, self.block = llm, block
+        self.synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        self.spans = Spans(self.synchronize)
+        self.scheduled = 0
+        self.runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+        self._wrap()
+
+    def _wrap(self) -> None:
+        """Name the parts of a step. What is in none of them is the host's."""
+        spans, runner = self.spans, self.runner
+        kind = type(runner.model)
+
+        def drafting() -> bool:
+            return spans.inside(PROPOSE)
+
+        kind.__call__ = spans.wrap(lambda: DRAFT if drafting() else VERIFY, kind.__call__)
+        kind.compute_logits = spans.wrap(lambda: DRAFT_LOGITS if drafting() else VERIFY_LOGITS, kind.compute_logits)
+        if graphs := getattr(runner, "cudagraph_manager", None):
+            graphs.run_fullgraph = spans.wrap(VERIFY, graphs.run_fullgraph)
+        runner.sample = spans.wrap(SAMPLING, runner.sample)
+        if runner.speculator is not None:
+            runner.speculator.propose = spans.wrap(PROPOSE, runner.speculator.propose)
+        execute = runner.execute_model
+
+        def noting(scheduler_output: Any, *args: Any, **options: Any) -> Any:
+            self.scheduled = scheduler_output.total_num_scheduled_tokens
+            return execute(scheduler_output, *args, **options)
+
+        runner.execute_model = noting
+        self.llm.llm_engine.step = spans.wrap(HOST, self.llm.llm_engine.step)
+
+    def steps(self, requests: int, count: int) -> list[dict[str, float]]:
+        """Milliseconds by span of `count` decode steps of a full batch."""
+        from vllm import SamplingParams
+
+        engine = self.llm.llm_engine
+        tokens = int((count + 2) * self.block)  # no request ends before all steps are counted
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        names = [f"{time.monotonic_ns()}-{index}" for index in range(requests)]
+        for index, name in enumerate(names):
+            prompt = {"prompt_token_ids": [200 + (index + token) % 512 for token in range(CONTEXT)]}
+            engine.add_request(name, prompt, params)
+        samples: list[dict[str, float]] = []
+        while len(samples) <= count:
+            engine.step()
+            spent = self.spans.take()
+            if self.scheduled == requests * self.block:
+                samples.append({name: seconds * 1e3 for name, seconds in spent.items()})
+        engine.abort_request(names)
+        while engine.has_unfinished_requests():
+            engine.step()
+        self.spans.take()
+        return samples[1:]  # the first one still sees the prefill
+
+    def lora(self, requests: int, count: int) -> list[float]:
+        """Milliseconds of the draft adapter alone, all layers, for a draft pass of so many requests."""
+        import torch
+
+        layers = [layer.self_attn.o_proj for layer in self.runner.model.model.layers]
+        inputs = torch.randn(requests * self.block, layers[0].lora.down.shape[1]).to(layers[0].lora.down)
+        samples = []
+        with torch.inference_mode():
+            for _ in range(count + 2):
+                self.synchronize()
+                begin = time.perf_counter()
+                for layer in layers:
+                    layer.lora(inputs)
+                self.synchronize()
+                samples.append((time.perf_counter() - begin) * 1e3)
+        return samples[2:]
