@@ -17,6 +17,8 @@ BENCHMARKS = {
     "roofline": "what every mode should reach on which machine, beside what was published and measured",
     "runners": "AR tokens/s of vLLM's model runners on the CPU, and the host time of a decode step",
     "report": "modes, steps and roofline, one after another; writes the report, its plots and README's figures",
+    "overhead": "what the metrics cost in a decode step",
+    "dashboard": "the Grafana dashboard's panels, drawn from a real Prometheus into a picture",
 }
 
 

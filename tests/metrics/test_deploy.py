@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.metrics.prom import promtool
+from tests.metrics.prom import needs_promtool, promtool
 from vllm_nld.metrics.definitions import METRICS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -19,11 +19,13 @@ ALERTS = [
 ]
 
 
+@needs_promtool
 def test_promtool_takes_rules_and_configuration() -> None:
     promtool("check", "rules", "recording.yml", "alerts.yml", cwd=PROMETHEUS)
     promtool("check", "config", "prometheus.yml", cwd=PROMETHEUS)
 
 
+@needs_promtool
 def test_rules_pass_their_unit_tests() -> None:
     promtool("test", "rules", "alerts.yml", cwd=PROMETHEUS / "tests")
 

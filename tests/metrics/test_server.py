@@ -23,17 +23,18 @@ import pytest
 import torch
 import yaml
 
-from tests.metrics.prom import RULES, Prometheus, prometheus, wait_for
+from bench.dashboard import filled, panels
+from bench.prometheus import RULES, Prometheus, prometheus
+from tests.metrics.prom import needs_prometheus, wait_for
 from tests.test_server import ask, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.server import Server, free_port
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, needs_prometheus]
 
 BLOCK, ALONE = 16, 4  # drafts stop where more than ALONE requests run
 TOKENS = 48
-DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "dashboards" / "vllm-nld.json"
 
 
 def arguments(model: Path, **speculative: Any) -> list[str]:
@@ -175,9 +176,7 @@ def test_stop_strings_choices_aborts_and_refusals_are_counted(watched: Watched, 
 
 def queries() -> list[str]:
     """All of the dashboard's queries and the recording rules, and the selectors that alerts compare."""
-    panels = json.loads(DASHBOARD.read_text())["panels"]
-    found = [target["expr"] for panel in panels for target in panel.get("targets", ())]
-    found = [re.sub(r"\$\w+\b", lambda name: "5s" if "rate" in name[0] else ".*", query) for query in found]
+    found = [filled(target["expr"], rate=5) for panel in panels() for target in panel["targets"]]
     for name in ("recording.yml", "alerts.yml"):
         for group in yaml.safe_load((RULES / name).read_text())["groups"]:
             for rule in group["rules"]:

@@ -1,0 +1,108 @@
+"""What counting costs: the time that our hooks take in each decode step, beside the step itself.
+
+    python -m bench overhead
+
+The engine core's share (the scheduler's notes, the worker's report) is part of every step. The API server's share
+(requests, Prometheus) runs beside the engine in a served model and is listed apart. Both are timed inside a running
+engine on nano, hook by hook, since the difference of two whole runs would be noise.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vllm_nld.nano import checkpoint_path, heldout
+
+SIZES = (1, 8, 64)  # requests at once
+CORE, SERVER = "engine core", "API server"
+
+
+class Clock:
+    """Seconds spent in each group of hooks, and in steps."""
+
+    def __init__(self) -> None:
+        self.spent = {CORE: 0.0, SERVER: 0.0}
+        self.step = 0.0
+        self.steps = 0
+
+    def timed(self, group: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The hook, with its time added up."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return hook(*args, **kwargs)
+            finally:
+                self.spent[group] += time.perf_counter() - begin
+
+        return run
+
+
+def install(clock: Clock) -> None:
+    """Put the clock around every hook of this process."""
+    from spec_worker import report
+    from vllm_nld.metrics.exporter import NldStatLogger
+    from vllm_nld.metrics.requests import RequestTally
+    from vllm_nld.metrics.rounds import RoundLog
+
+    for owner, name, group in (
+        (RoundLog, "begin", CORE),
+        (RoundLog, "note", CORE),
+        (RoundLog, "take", CORE),
+        (report, "report", CORE),
+        (RequestTally, "step", SERVER),
+        (NldStatLogger, "record", SERVER),
+    ):
+        setattr(owner, name, clock.timed(group, getattr(owner, name)))
+
+
+def measure(llm: Any, clock: Clock, requests: int, tokens: int) -> dict[str, float]:
+    """Decode `requests` prompts at once; returns milliseconds a step."""
+    from vllm import SamplingParams
+
+    core = llm.llm_engine
+    prompts = [prompt for prompt in heldout() if not prompt.tools and not prompt.thinking]
+    clock.__init__()  # type: ignore[misc]  # the same clock from zero, as the hooks hold it
+    for number in range(requests):
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        text = prompts[number % len(prompts)].messages[-1]["content"]
+        core.add_request(f"{requests}-{number}-{time.time()}", {"prompt": text}, params)
+    while core.has_unfinished_requests():
+        begin = time.perf_counter()
+        core.step()
+        clock.step += time.perf_counter() - begin
+        clock.steps += 1
+    spent = {name: 1000 * seconds / clock.steps for name, seconds in clock.spent.items()}
+    return {"requests": requests, "steps": clock.steps, "step": 1000 * clock.step / clock.steps, **spent}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options of its own."""
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure at several batch sizes, after a round to warm up."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process, so that every hook is within reach
+    from vllm import LLM
+
+    from vllm_nld.metrics.exporter import NldStatLogger
+
+    llm = LLM(
+        str(checkpoint_path()),
+        dtype="float32",
+        enforce_eager=True,
+        max_num_seqs=max(SIZES),
+        disable_log_stats=False,
+    )
+    llm.llm_engine.logger_manager.stat_loggers.append(NldStatLogger(llm.llm_engine.vllm_config, [0]))  # type: ignore[union-attr]  # made with log_stats
+    clock = Clock()
+    install(clock)
+    measure(llm, clock, 4, 32)
+    rows = [measure(llm, clock, size, 32 if options.quick else 128) for size in SIZES]
+    print(f"{'requests':>8} {'step ms':>9} {CORE + ' ms':>15} {'share':>7} {SERVER + ' ms':>14}")
+    for row in rows:
+        share = row[CORE] / row["step"]
+        print(f"{row['requests']:>8} {row['step']:>9.2f} {row[CORE]:>15.4f} {share:>7.2%} {row[SERVER]:>14.4f}")
+    return {"rows": rows}

@@ -1,0 +1,112 @@
+"""A real Prometheus on a free port with the rules that deploy/ ships, and its HTTP API: for dashboard and tests.
+
+with prometheus(folder, "127.0.0.1:8000") as server:
+    server.query("nld:output_tokens_total")
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vllm_nld.server import free_port
+
+RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
+START_TIMEOUT = 60  # seconds to the first answer
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def find(name: str) -> str | None:
+    """The path of `prometheus` or `promtool`, beside this Python or on PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def faster(rules: str, factor: int) -> str:
+    """Rules with every duration divided by `factor`, so that what takes an hour takes less; the rest stays."""
+
+    def shorter(match: re.Match[str]) -> str:
+        return f"{match[1]}{max(1, round(int(match[2]) * SECONDS[match[3]] / factor))}s{match[4]}"
+
+    return re.sub(r"(\[|offset |for: )(\d+)([smh])(\]|\b)", shorter, rules)
+
+
+class Prometheus:
+    """The HTTP API of a running Prometheus."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        """The data of an API call."""
+        query = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=30) as response:
+            return json.load(response)["data"]
+
+    def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
+        """An instant query's series with their values."""
+        result = self.get("query", query=promql)["result"]
+        return [(series["metric"], float(series["value"][1])) for series in result]
+
+    def query_range(self, promql: str, start: float, end: float, step: float) -> list[Any]:
+        """Series over a time, each with its labels and its [time, value] pairs."""
+        return self.get("query_range", query=promql, start=start, end=end, step=step)["result"]
+
+    def value(self, promql: str) -> float:
+        """The one value of a query."""
+        series = self.query(promql)
+        if len(series) != 1:
+            raise ValueError(f"{promql} has {len(series)} series, not one: {series}")
+        return series[0][1]
+
+    def firing(self) -> set[str]:
+        """The names of the alerts that fire."""
+        return {alert["labels"]["alertname"] for alert in self.get("alerts")["alerts"] if alert["state"] == "firing"}
+
+    def ready(self) -> bool:
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{self.url}/-/ready", timeout=2).status == 200
+        return False
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, target: str, factor: int = 60) -> Iterator[Prometheus]:
+    """Scrape `target` every second, under the shipped rules `factor` times as fast. Keeps its data in `folder`."""
+    program = find("prometheus")
+    if program is None:
+        raise FileNotFoundError("no prometheus: python deploy/prometheus/install.py .venv, or put it on PATH")
+    for name in ("recording.yml", "alerts.yml"):
+        (folder / name).write_text(faster((RULES / name).read_text(), factor))
+    (folder / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
+        "rule_files: [recording.yml, alerts.yml]\n"
+        f"scrape_configs: [{{job_name: vllm-nld, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+    server = Prometheus(f"http://127.0.0.1:{free_port()}")
+    command = [
+        program,
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address={server.url.removeprefix('http://')}",
+    ]
+    log = folder / "prometheus.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        begin = time.monotonic()
+        while not server.ready():
+            if process.poll() is not None or time.monotonic() - begin > START_TIMEOUT:
+                raise RuntimeError(f"Prometheus did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(20)
