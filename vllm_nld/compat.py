@@ -337,6 +337,8 @@ def count_refusals() -> bool:
 
 
 def _count_refusals(module: Any) -> None:
+    from vllm.exceptions import VLLMClientError
+
     from vllm_nld.metrics.registry import REGISTRY
 
     inherited = module.InputProcessor.process_inputs
@@ -344,7 +346,7 @@ def _count_refusals(module: Any) -> None:
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return inherited(self, *args, **kwargs)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             REGISTRY.refused(getattr(error, "refusal", "parameters"))
             raise
 

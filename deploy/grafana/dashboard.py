@@ -15,6 +15,7 @@ from typing import Any
 OUTPUT = Path(__file__).with_name("dashboards") / "vllm-nld.json"
 SERVER = 'job=~"$job", instance=~"$instance", model_name=~"$model", engine=~"$engine"'
 MODE = f'{SERVER}, mode=~"$mode"'
+VERIFIED = f'{MODE}, mode!="diffusion"'  # a denoised block is taken as it is: nothing to accept
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH, HEIGHT = 8, 8  # of a panel, in Grafana's grid of 24 columns
 
@@ -38,8 +39,8 @@ def total(metric: str, by: str = "mode", labels: str = MODE) -> str:
     return f"sum by ({by}) ({rate(metric, labels)})"
 
 
-def ratio(over: str, under: str, by: str = "mode") -> str:
-    return f"{total(over, by)} / ({total(under, by)} > 0)"
+def ratio(over: str, under: str, labels: str = MODE) -> str:
+    return f"{total(over, labels=labels)} / ({total(under, labels=labels)} > 0)"
 
 
 def quantile(share: float, histogram: str) -> str:
@@ -68,7 +69,7 @@ DECODING = (
         "Tokens a verify step yields, bonus token included, and the length under which AR would be faster at this load "
         "(a model, see deploy/prometheus/recording.yml).",
         [
-            ("{{mode}}", ratio("nld:acceptance_length_sum", "nld:acceptance_length_count")),
+            ("{{mode}}", f"1 + {ratio('nld:accepted_draft_tokens_total', 'nld:blocks_committed_total', VERIFIED)}"),
             ("break-even", f"max(mode:nld_break_even_acceptance_length:now{{{MODE}}})"),
         ],
     ),

@@ -130,7 +130,8 @@ def test_promql_says_what_the_client_counted(watched: Watched, good: Server) -> 
     al = sum(sum(one.rounds) for one in expected) / rounds  # cut where the output ends
     query = "(sum(nld:output_tokens_total) - sum(nld:requests_total)) / sum(nld:acceptance_length_count)"
     assert value(query) == pytest.approx(al, rel=1e-12)
-    assert value("sum(nld:acceptance_length_sum) / sum(nld:acceptance_length_count)") >= al
+    uncut = value("1 + sum(nld:accepted_draft_tokens_total) / sum(nld:blocks_committed_total)")
+    assert uncut == value("sum(nld:acceptance_length_sum) / sum(nld:acceptance_length_count)") >= al
     own = value("sum(nld:accepted_draft_tokens_total)")
     assert own == value("sum(vllm:spec_decode_num_accepted_tokens_total)") > 0
     assert own + value("sum(nld:rejected_draft_tokens_total)") == value("sum(nld:draft_tokens_total)")
@@ -264,8 +265,10 @@ def metrics_of(server: Server) -> dict[str, float]:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers to cores; on GPUs it would need two of them")
 def test_two_api_servers_and_two_ranks_add_up(tmp_path: Path) -> None:
-    """Each answer's connection is new, so both API servers get some; a rank's numbers are counted once."""
+    """Each answer's connection is new, so both API servers get some; a rank's numbers are counted once. Answers carry
+    their own figures, and so do the lines in the log."""
     options = [*arguments(checkpoint_path()), "--api-server-count", "2", "--tensor-parallel-size", "2"]
+    options += ["--per-request-spec-decode-metrics", "summary"]
     cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
     with Server(checkpoint_path(), options, log=tmp_path / "log", environment=cores) as server:
 
@@ -284,5 +287,11 @@ def test_two_api_servers_and_two_ranks_add_up(tmp_path: Path) -> None:
     assert found["nld:requests_total"] == len(answers)
     assert found["nld:forwards_total"] == pytest.approx(nfe, rel=0.05), "ranks round sums differently"
     assert found["nld:acceptance_length_count"] == found["vllm:spec_decode_num_drafts_total"]
-    servers = set(re.findall(r"ApiServer_(\d)", (tmp_path / "log").read_text()))
-    assert servers == {"0", "1"}
+    own = [answer.model_extra["metrics"]["speculative_decoding"] for answer in answers]
+    assert sum(one["num_spec_steps"] for one in own) == found["nld:acceptance_length_count"]
+    assert sum(one["num_accepted_draft_tokens"] for one in own) == found["nld:accepted_draft_tokens_total"]
+    log = (tmp_path / "log").read_text()
+    lines = [json.loads(line) for line in re.findall(r"request (\{.*\})", log)]
+    lengths = sorted(round(one["mean_acceptance_length"], 3) for one in own)
+    assert sorted(line["acceptance_length"] for line in lines) == lengths
+    assert {"0", "1"} == set(re.findall(r"ApiServer_(\d)", log))

@@ -11,10 +11,10 @@ own, nothing is polled and nothing is written to disk:
 So a number is counted once however many API servers, engines or tensor-parallel ranks there are: a request belongs to
 one API server, a step's SchedulerStats go to one of them, and one rank returns the step's output. Several API servers
 add up through prometheus_client's multiprocess mode, as vLLM's do; inside Ray Serve the metrics are Ray's (":" becomes
-"_" in their names there).
+"_" in their names there, and the sum of a histogram is approximate, so ratios use counters).
 
 What the numbers mean is in `definitions`. NFE, TPF and acceptance length are ratios of counters and never averaged:
 
     NFE = nld:forwards_total, all kinds          TPF = nld:output_tokens_total / nld:forwards_total
-    AL  = nld:acceptance_length_sum / nld:acceptance_length_count
+    AL  = 1 + nld:accepted_draft_tokens_total / nld:blocks_committed_total, in modes that verify
 """
