@@ -72,3 +72,19 @@ def test_queries_read_metrics_that_exist() -> None:
     read = {name for text in texts for name in re.findall(r"(?<![\w:])nld:\w+", text)}
     assert read - {"nld:"} <= exported | {metric.name for metric in METRICS}
     assert len(read) > 12
+
+
+def test_compose_mounts_what_is_there_and_scrapes_its_own_server() -> None:
+    services = yaml.safe_load((DEPLOY / "compose" / "compose.yml").read_text())["services"]
+    mounted = [volume.split(":")[0] for service in services.values() for volume in service["volumes"]]
+    for path in [path for path in mounted if path.startswith("..")]:
+        assert (DEPLOY / "compose" / path).is_dir(), path
+    target = yaml.safe_load((PROMETHEUS / "targets" / "vllm.yml").read_text())[0]["targets"][0]
+    name, port = target.split(":")
+    assert port in services[name]["command"]
+    for ports in (service["ports"] for service in services.values()):
+        assert all(port.startswith("127.0.0.1:") for port in ports), "reachable from this machine only"
+    source = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+    provider = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "vllm-nld.yml").read_text())["providers"][0]
+    assert any(volume.split(":")[1] == provider["options"]["path"] for volume in services["grafana"]["volumes"])

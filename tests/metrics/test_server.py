@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ import pytest
 import torch
 import yaml
 
-from bench.dashboard import filled, panels
+from bench.dashboard import Span, filled, panels, picture
 from bench.prometheus import RULES, Prometheus, prometheus
 from tests.metrics.prom import needs_prometheus, wait_for
 from tests.test_server import ask, connect, plain
@@ -204,6 +205,12 @@ def test_every_query_returns_data_and_an_idle_server_no_nan(watched: Watched, go
     for query in queries():
         values = [value for _, value in watched.prometheus.query(query)]
         assert not any(math.isnan(value) or math.isinf(value) for value in values), query
+
+
+def test_dashboard_is_drawn_from_what_prometheus_has(watched: Watched, good: Server, tmp_path: Path) -> None:
+    drawn = picture(watched.prometheus, Span(time.time() - 40, time.time(), rate=5), tmp_path / "dashboard.png")
+    assert len(drawn) == len(panels()) and all(drawn.values()), drawn
+    assert (tmp_path / "dashboard.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_no_alert_fires_while_all_is_well(watched: Watched, good: Server) -> None:

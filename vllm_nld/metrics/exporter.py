@@ -1,7 +1,8 @@
 """The stat logger that puts our counts into the registry behind `/metrics`; vLLM loads it by an entry point.
 
 It counts nothing itself: see `requests` and `rounds` for where the numbers come from, `definitions` for their meaning.
-For a model that is not of the NLD family it does nothing.
+For a model that is not of the NLD family it does nothing. vLLM keeps statistics on wherever a plugin like this one is
+installed, so `--disable-log-stats` has no effect then.
 """
 
 from collections import Counter
