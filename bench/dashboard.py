@@ -23,7 +23,7 @@ from vllm_nld.server import Server
 
 DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards" / "vllm-nld.json"
 COLUMNS, WIDTH, HEIGHT = 3, 5.2, 2.7  # of the picture; inches a panel
-MODES = ("linear",)  # what the demonstration's requests ask for
+MODES = ("linear", "diffusion", "linear", "ar")  # what the demonstration's requests ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def traffic(url: str, seconds: float) -> None:
         while not stop.is_set():
             prompt = prompts[number % len(prompts)]
             body = {"model": "nano", "messages": list(prompt.messages), "max_tokens": 160, "temperature": 0.0}
-            body["vllm_xargs"] = {} if len(MODES) == 1 else {"nld_mode": MODES[number % len(MODES)]}
+            body["vllm_xargs"] = {"nld_mode": MODES[number % len(MODES)]}
             httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
             number += 7
 

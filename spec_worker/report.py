@@ -3,15 +3,13 @@
     report(model_runner, input_batch)  # -> (True, [1, 4, 1]), a number for each request of the batch
 
 The blocks are those that this step's target forward verifies, drafted in the step before, so the number of passes is
-known on the CPU by now and nothing waits for the device. Whoever drafts in several passes, or denoises, writes a
-block's passes to `model_state.slots.drafted[slot]` when they are over; without that every block counts as one pass.
+known on the CPU by now and nothing waits for the device: the speculator writes it to `slots.drafted` pass by pass.
 """
 
 from typing import Any
 
 
-def report(model_runner: Any, input_batch: Any) -> tuple[bool, list[int] | None]:
+def report(model_runner: Any, input_batch: Any) -> tuple[bool, list[int]]:
     """Read before the step drafts anew."""
-    slots = getattr(model_runner.model_state, "slots", None)
-    passes = None if slots is None else slots.drafted[input_batch.idx_mapping_np[: input_batch.num_reqs]].tolist()
-    return model_runner.model.draft_adapter is not None, passes
+    index = input_batch.idx_mapping_np[: input_batch.num_reqs]
+    return model_runner.model.draft_adapter is not None, model_runner.model_state.slots.drafted[index].tolist()

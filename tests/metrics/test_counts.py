@@ -109,12 +109,56 @@ def test_tokens_are_the_clients_where_a_stop_string_cuts(tmp_path: Path) -> None
         assert counted("nld:requests_total", reason="length") == 1 + 3
 
 
-def test_diffusion_blocks_stay_out_of_vllms_speculation_figures(linear_engine: Counted) -> None:
-    """A block that is taken as it is has no acceptance: neither vLLM's figures nor our acceptance length know it."""
-    greedy(linear_engine.llm, [[5, 6, 7]], TOKENS, extra_args={"nld_mode": "diffusion"})
-    greedy(linear_engine.llm, [[5, 6, 8]], TOKENS)
-    assert linear_engine("nld:output_tokens_total", mode="diffusion") == TOKENS
-    assert linear_engine("nld:denoising_passes_count", mode="diffusion") > 0
-    assert linear_engine("nld:acceptance_length_count", mode="diffusion") == 0
-    linear_rounds = linear_engine("nld:acceptance_length_count", mode="linear")
-    assert linear_engine("vllm:spec_decode_num_drafts_total") == linear_rounds > 0
+def counted_alone(counted: Counted, prompts: list[list[int]], **extra: Any) -> None:
+    greedy(counted.llm, prompts, TOKENS, extra_args=extra)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.9])
+def test_diffusion_counts_equal_the_reference(
+    linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]], threshold: float
+) -> None:
+    """Denoising passes and one target forward a block, the prefill not counted. A block that is taken as it is has no
+    acceptance: vLLM's figures of speculation do not know it."""
+    options: dict[str, Any] = {"mode": "diffusion", "block_length": BLOCK, "ignore_eos": True, "threshold": threshold}
+    expected = [generate(reference, prompt, max_new_tokens=TOKENS, **options) for prompt in prompts]
+    blocks = sum(len(one.rounds) for one in expected)
+    counted_alone(linear_engine, prompts, nld_mode="diffusion", nld_threshold=threshold)
+
+    assert linear_engine("nld:output_tokens_total", mode="diffusion") == len(prompts) * TOKENS
+    assert linear_engine("nld:forwards_total", mode="diffusion") == sum(one.nfe for one in expected)
+    assert linear_engine("nld:forwards_total", kind="target") == blocks
+    assert linear_engine("nld:blocks_committed_total", mode="diffusion") == blocks
+    assert linear_engine("nld:denoising_passes_count") == blocks
+    assert linear_engine("nld:denoising_passes_sum") == sum(one.nfe for one in expected) - blocks
+    assert linear_engine("nld:acceptance_length_count") == 0
+    assert linear_engine("vllm:spec_decode_num_drafts_total") == 0
+
+
+def test_drafting_in_several_passes_counts_each(
+    linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]]
+) -> None:
+    options: dict[str, Any] = {"mode": "linear", "block_length": BLOCK, "ignore_eos": True, "threshold": 0.4}
+    expected = [generate(reference, prompt, max_new_tokens=TOKENS, **options) for prompt in prompts]
+    counted_alone(linear_engine, prompts, nld_mode="linear", nld_draft_threshold=0.4)
+    assert linear_engine("nld:forwards_total", mode="linear") == sum(one.nfe for one in expected)
+    assert linear_engine("nld:forwards_total", kind="draft") > linear_engine("nld:blocks_committed_total")
+
+
+def test_modes_in_one_batch_are_counted_apart(linear_engine: Counted, prompts: list[list[int]]) -> None:
+    from vllm import SamplingParams
+
+    modes = ("ar", "linear", "diffusion", "auto") * 3
+    params = [
+        SamplingParams(
+            temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False, extra_args={"nld_mode": mode}
+        )
+        for mode in modes
+    ]
+    linear_engine.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    for mode, requests in (("ar", 3), ("linear", 6), ("diffusion", 3)):
+        assert linear_engine("nld:requests_total", mode=mode) == requests
+        assert linear_engine("nld:output_tokens_total", mode=mode) == requests * TOKENS
+    assert linear_engine("nld:forwards_total", mode="ar") == 3 * TOKENS
+    assert linear_engine("nld:draft_tokens_total", mode="ar") == 0
+    rounds = linear_engine("nld:acceptance_length_count", mode="linear")
+    assert linear_engine("vllm:spec_decode_num_drafts_total") == rounds > 0

@@ -85,7 +85,7 @@ def good(watched: Watched) -> Iterator[Server]:
         yield server
 
 
-def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: False) -> int:
+def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: False, modes: Any = ("linear",)) -> int:
     """Keep `at_once` requests under way for some seconds, or until something holds; returns the tokens they got."""
     client, stop, prompts = connect(server), threading.Event(), plain(24)
     timer = threading.Timer(seconds, stop.set)
@@ -95,9 +95,10 @@ def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: Fals
         tokens = 0
         while not stop.is_set():
             prompt = prompts[number % len(prompts)]
-            answer = ask(client, prompt, max_tokens=200, extra_body={"ignore_eos": True})
+            extra = {"ignore_eos": True, "vllm_xargs": {"nld_mode": modes[number % len(modes)]}}
+            answer = ask(client, prompt, max_tokens=200, extra_body=extra)
             tokens += answer.usage.completion_tokens
-            number += 5
+            number += 7
         return tokens
 
     with ThreadPoolExecutor(at_once) as pool:
@@ -110,32 +111,45 @@ def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: Fals
 
 
 def test_promql_says_what_the_client_counted(watched: Watched, good: Server) -> None:
+    """Requests, tokens and NFE by mode, exactly as the reference counts them; with them TPF and acceptance length."""
     client, model = connect(good), ReferenceModel.from_pretrained(checkpoint_path())
-    with ThreadPoolExecutor(ALONE) as pool:
-        answers = list(pool.map(lambda prompt: ask(client, prompt, max_tokens=TOKENS), plain(12)))
-    options: dict[str, Any] = {"mode": "linear", "block_length": BLOCK}
-    expected = [generate(model, one.prompt_token_ids, max_new_tokens=TOKENS, **options) for one in answers]
-    assert [one.choices[0].token_ids for one in answers] == [one.tokens for one in expected]
+    asked = ["linear"] * 10 + ["diffusion"] * 5 + ["ar"] * 3
 
-    tokens, rounds = sum(len(one.tokens) for one in expected), sum(len(one.rounds) for one in expected)
-    watched.scraped('sum(nld:output_tokens_total{mode="linear"})', tokens)
+    def answer(case: tuple[str, Any]) -> Any:
+        return ask(client, case[1], max_tokens=TOKENS, extra_body={"vllm_xargs": {"nld_mode": case[0]}})
+
+    with ThreadPoolExecutor(ALONE) as pool:
+        answers = list(pool.map(answer, zip(asked, plain(len(asked)), strict=False)))
+    watched.scraped("sum(nld:output_tokens_total)", sum(one.usage.completion_tokens for one in answers))
     value = watched.prometheus.value
-    assert value("sum(nld:requests_total)") == len(answers)
-    for reason in ("stop", "length"):
-        ended = sum(one.choices[0].finish_reason == reason for one in answers)
-        assert value(f'sum(nld:requests_total{{reason="{reason}"}})') == ended
-    assert value("sum(nld:forwards_total)") == sum(one.nfe for one in expected)
-    assert value('sum(nld:forwards_total{kind="draft"})') == rounds
-    tpf = sum(len(one.tokens) for one in expected) / sum(one.nfe for one in expected)
-    assert value("sum(nld:output_tokens_total) / sum(nld:forwards_total)") == pytest.approx(tpf, rel=1e-12)
-    al = sum(sum(one.rounds) for one in expected) / rounds  # cut where the output ends
-    query = "(sum(nld:output_tokens_total) - sum(nld:requests_total)) / sum(nld:acceptance_length_count)"
-    assert value(query) == pytest.approx(al, rel=1e-12)
-    uncut = value("1 + sum(nld:accepted_draft_tokens_total) / sum(nld:blocks_committed_total)")
-    assert uncut == value("sum(nld:acceptance_length_sum) / sum(nld:acceptance_length_count)") >= al
-    own = value("sum(nld:accepted_draft_tokens_total)")
-    assert own == value("sum(vllm:spec_decode_num_accepted_tokens_total)") > 0
-    assert own + value("sum(nld:rejected_draft_tokens_total)") == value("sum(nld:draft_tokens_total)")
+    for mode in ("linear", "diffusion", "ar"):
+        own = [one for one, name in zip(answers, asked, strict=True) if name == mode]
+        options: dict[str, Any] = {"mode": mode, "block_length": BLOCK, "max_new_tokens": TOKENS}
+        expected = [generate(model, one.prompt_token_ids, **options) for one in own]
+        assert [one.choices[0].token_ids for one in own] == [one.tokens for one in expected]
+        tokens, nfe = sum(len(one.tokens) for one in expected), sum(one.nfe for one in expected)
+        rounds = sum(len(one.rounds) for one in expected)
+        only = f'{{mode="{mode}"}}'
+        assert value(f"sum(nld:output_tokens_total{only})") == tokens
+        assert value(f"sum(nld:requests_total{only})") == len(own)
+        for reason in ("stop", "length"):
+            ended = sum(one.choices[0].finish_reason == reason for one in own)
+            assert value(f'sum(nld:requests_total{{mode="{mode}", reason="{reason}"}})') == ended
+        assert value(f"sum(nld:forwards_total{only})") == nfe
+        tpf = value(f"sum(nld:output_tokens_total{only}) / sum(nld:forwards_total{only})")
+        assert tpf == pytest.approx(tokens / nfe, rel=1e-12)
+        if mode != "ar":
+            assert value(f"sum(nld:blocks_committed_total{only})") == rounds
+    al = value('(sum(nld:output_tokens_total{mode="linear"}) - 10) / sum(nld:blocks_committed_total{mode="linear"})')
+    linear = [one for one, name in zip(answers, asked, strict=True) if name == "linear"]
+    options = {"mode": "linear", "block_length": BLOCK, "max_new_tokens": TOKENS}
+    rounds_ = [count for one in linear for count in generate(model, one.prompt_token_ids, **options).rounds]
+    assert al == pytest.approx(sum(rounds_) / len(rounds_), rel=1e-12), "cut where the output ends, as the reference"
+    accepted = value('sum(nld:accepted_draft_tokens_total{mode="linear"})')
+    assert accepted == value("sum(vllm:spec_decode_num_accepted_tokens_total)") > 0
+    assert value("sum(vllm:spec_decode_num_drafts_total)") == len(rounds_), "diffusion stays out of it"
+    uncut = value("sum(nld:acceptance_length_sum) / sum(nld:acceptance_length_count)")
+    assert uncut == pytest.approx(1 + accepted / len(rounds_), rel=1e-12) and uncut >= al
     assert value("nld:draft_lora_active") == value("nld:draft_lora_wanted") == 1
     assert value('nld:build_info{default_mode="linear"}') == 1
 
@@ -151,10 +165,10 @@ def test_stop_strings_choices_aborts_and_refusals_are_counted(watched: Watched, 
     watched.scraped("sum(nld:output_tokens_total)", tokens)
     assert value("sum(nld:requests_total)") == requests + 1 + 1 + 3
 
-    for field in ({"min_p": 0.1}, {"logit_bias": {"5": 1.0}}):
+    for field in ({"min_p": 0.1}, {"logit_bias": {"5": 1.0}}, {"vllm_xargs": {"nld_mode": "fast"}}):
         body = {"model": "nano", "messages": [{"role": "user", "content": "Hello"}], **field}
         assert httpx.post(f"{good.url}/v1/chat/completions", json=body, timeout=60).status_code == 400
-    watched.scraped('sum(nld:requests_refused_total{reason="parameters"})', 2)
+    watched.scraped('sum(nld:requests_refused_total{reason="parameters"})', 3)
 
     stream = client.chat.completions.create(
         model="nano",
@@ -189,17 +203,14 @@ def queries() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-EMPTY = ("denoising", 'reason="error"')  # nothing was denoised here, and nothing failed
-
-
 def test_every_query_returns_data_and_an_idle_server_no_nan(watched: Watched, good: Server) -> None:
     seen: set[str] = set()
 
     def missing() -> list[str]:
         seen.update(query for query in queries() if query not in seen and watched.prometheus.query(query))
-        return [query for query in queries() if query not in seen and not any(word in query for word in EMPTY)]
+        return [query for query in queries() if query not in seen]
 
-    pump(good, 25, ALONE, until=lambda: not missing())
+    pump(good, 40, ALONE, until=lambda: not missing(), modes=("linear", "diffusion", "ar"))
     assert not missing()
     wait_for("rates are over", lambda: watched.prometheus.value("sum(mode:nld_output_tokens:rate5m)") == 0)
     for query in queries():

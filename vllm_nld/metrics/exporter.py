@@ -18,6 +18,7 @@ from vllm_nld.metrics.labels import UNVERIFIED, default_mode
 from vllm_nld.metrics.registry import REGISTRY
 from vllm_nld.metrics.requests import Given, RequestTally, Seen, log_end, serve
 from vllm_nld.metrics.rounds import LORA, ROUNDS, Round
+from vllm_nld.modes import Served
 from vllm_nld.settings import Settings
 from vllm_nld.speculation import drafts_for_itself
 
@@ -50,13 +51,20 @@ class NldStatLogger(AggregateStatLoggerBase):
         checkpoint = str(vllm_config.model_config.model)
         REGISTRY.child(m.BUILD_INFO, engine, *versions, checkpoint, self.default, str(block_length)).set(1)
         REGISTRY.child(m.LORA_WANTED, engine).set(drafts and Settings.of(vllm_config).draft_lora != "off")
+        for mode in Served.of(vllm_config).modes or (self.default,):
+            self.begin(engine, mode)
+
+    @staticmethod
+    def begin(engine: int, mode: str) -> None:
+        """Counters of one mode, from 0."""
+        kinds = {"linear": ("target", "draft"), "diffusion": ("target", "denoise")}.get(mode, ("target",))
         for metric in m.METRICS:
-            if metric.labels == ("mode",) and (drafts or metric in m.WITHOUT_DRAFTS):
-                REGISTRY.child(metric, engine, self.default)
+            if metric.labels == ("mode",) and (len(kinds) > 1 or metric in m.WITHOUT_DRAFTS):
+                REGISTRY.child(metric, engine, mode)
         for reason in m.REASONS:
-            REGISTRY.child(m.REQUESTS, engine, self.default, reason)
-        for kind in ("target", "draft") if drafts else ("target",):
-            REGISTRY.child(m.FORWARDS, engine, self.default, kind)
+            REGISTRY.child(m.REQUESTS, engine, mode, reason)
+        for kind in kinds:
+            REGISTRY.child(m.FORWARDS, engine, mode, kind)
 
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0

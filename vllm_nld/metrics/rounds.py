@@ -32,22 +32,22 @@ class RoundLog:
     def __init__(self, vllm_config: Any) -> None:
         self.default = default_mode(vllm_config)
         self.rounds: list[Round] = []
-        self.passes: Mapping[str, int] = {}  # request id: passes; one where the worker names none
+        self.passes: Mapping[str, int] = {}  # request id: passes of the block that it verifies
         self.lora: bool | None = None
 
     def begin(self, model_runner_output: Any) -> None:
         """Read what the worker sent along with a step's tokens, see `spec_worker.report`."""
         report = getattr(model_runner_output, "nld", None)
-        if report is None:
-            self.passes = {}
-            return
-        self.lora, passes = report
-        self.passes = {} if passes is None else dict(zip(model_runner_output.req_ids, passes, strict=True))
+        if report is not None:  # a step without a request has none
+            self.lora, passes = report
+            self.passes = dict(zip(model_runner_output.req_ids, passes, strict=True))
 
     def note(self, request: Any, drafted: int, accepted: int) -> bool:
         """Count one block; returns whether it was verified, which blocks of diffusion mode are not."""
-        mode = mode_of(request.sampling_params, self.default)
-        self.rounds.append(Round(mode, drafted, accepted, self.passes.get(request.request_id, 1)))
+        mode = getattr(request, "nld_mode", None)
+        if mode is None:  # read once a request, and kept with it
+            mode = request.nld_mode = mode_of(request.sampling_params, self.default)
+        self.rounds.append(Round(mode, drafted, accepted, self.passes[request.request_id]))
         return mode not in UNVERIFIED
 
     def take(self) -> dict[str, Any] | None:
