@@ -9,6 +9,7 @@ engine on nano, hook by hook, since the difference of two whole runs would be no
 
 import argparse
 import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,10 @@ CORE, SERVER = "engine core", "API server"
 
 
 class Clock:
-    """Seconds spent in each group of hooks, and in steps."""
+    """Seconds that each group of hooks spends in the step under way."""
 
     def __init__(self) -> None:
         self.spent = {CORE: 0.0, SERVER: 0.0}
-        self.step = 0.0
-        self.steps = 0
 
     def timed(self, group: str, hook: Callable[..., Any]) -> Callable[..., Any]:
         """The hook, with its time added up."""
@@ -59,23 +58,23 @@ def install(clock: Clock) -> None:
 
 
 def measure(llm: Any, clock: Clock, requests: int, tokens: int) -> dict[str, float]:
-    """Decode `requests` prompts at once; returns milliseconds a step."""
+    """Decode `requests` prompts at once; returns the median step and the median of the hooks' time in it, in ms."""
     from vllm import SamplingParams
 
     core = llm.llm_engine
     prompts = [prompt for prompt in heldout() if not prompt.tools and not prompt.thinking]
-    clock.__init__()  # type: ignore[misc]  # the same clock from zero, as the hooks hold it
     for number in range(requests):
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         text = prompts[number % len(prompts)].messages[-1]["content"]
         core.add_request(f"{requests}-{number}-{time.time()}", {"prompt": text}, params)
+    steps: list[tuple[float, float, float]] = []
     while core.has_unfinished_requests():
+        clock.spent = {CORE: 0.0, SERVER: 0.0}
         begin = time.perf_counter()
         core.step()
-        clock.step += time.perf_counter() - begin
-        clock.steps += 1
-    spent = {name: 1000 * seconds / clock.steps for name, seconds in clock.spent.items()}
-    return {"requests": requests, "steps": clock.steps, "step": 1000 * clock.step / clock.steps, **spent}
+        steps.append((time.perf_counter() - begin, clock.spent[CORE], clock.spent[SERVER]))
+    step, inside, beside = (1000 * statistics.median(column) for column in zip(*steps, strict=True))
+    return {"requests": requests, "steps": len(steps), "step": step, CORE: inside, SERVER: beside}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
