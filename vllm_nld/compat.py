@@ -346,8 +346,8 @@ def _count_refusals(module: Any) -> None:
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return inherited(self, *args, **kwargs)
-        except (ValueError, VLLMClientError) as error:
-            REGISTRY.refused(getattr(error, "refusal", "parameters"))
+        except (ValueError, VLLMClientError):
+            REGISTRY.refused("parameters")
             raise
 
     module.InputProcessor.process_inputs = process_inputs
@@ -420,6 +420,7 @@ HTTP_REQUESTS = {
 
 
 def _replace_to_sampling_params(request: str, module: Any) -> None:
+    from vllm_nld.metrics.registry import REGISTRY
     from vllm_nld.modes import check_combination, with_alias
 
     kind = getattr(module, request)
@@ -428,8 +429,12 @@ def _replace_to_sampling_params(request: str, module: Any) -> None:
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = inherited(self, *args, **kwargs)
         if _offer is not None:
-            params.extra_args = with_alias(self.model, params.extra_args)
-            check_combination(_offer.read(params.extra_args), params)
+            try:
+                params.extra_args = with_alias(self.model, params.extra_args)
+                check_combination(_offer.read(params.extra_args), params)
+            except ValueError:
+                REGISTRY.refused("mode")
+                raise
         return params
 
     kind.to_sampling_params = to_sampling_params

@@ -168,7 +168,8 @@ def test_stop_strings_choices_aborts_and_refusals_are_counted(watched: Watched, 
     for field in ({"min_p": 0.1}, {"logit_bias": {"5": 1.0}}, {"vllm_xargs": {"nld_mode": "fast"}}):
         body = {"model": "nano", "messages": [{"role": "user", "content": "Hello"}], **field}
         assert httpx.post(f"{good.url}/v1/chat/completions", json=body, timeout=60).status_code == 400
-    watched.scraped('sum(nld:requests_refused_total{reason="parameters"})', 3)
+    watched.scraped('sum(nld:requests_refused_total{reason="parameters"})', 2)
+    assert value('sum(nld:requests_refused_total{reason="mode"})') == 1
 
     stream = client.chat.completions.create(
         model="nano",

@@ -7,7 +7,7 @@ Names are Prometheus'; a counter gets `_total` when it is exported. Every metric
 from dataclasses import dataclass
 
 COUNTER, HISTOGRAM, GAUGE = "counter", "histogram", "gauge"
-REFUSALS = ("parameters", "max_num_queued_reqs", "max_num_queued_tokens")  # an error's `refusal` names others
+REFUSALS = ("mode", "parameters", "max_num_queued_reqs", "max_num_queued_tokens")
 REASONS = ("stop", "length", "abort", "error")  # why a request ended
 
 

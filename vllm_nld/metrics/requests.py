@@ -116,4 +116,5 @@ def log_end(seen: Seen, reason: str) -> None:
         figures = spec.to_dict()
         line["acceptance_length"] = round(figures["mean_acceptance_length"], 3)
         line["draft_tokens"] = figures["num_draft_tokens"]
+        line["block_forwards"] = spec.forwards  # passes and verifying forwards; the prefill is not among them
     logger.info("request %s", json.dumps(line))
