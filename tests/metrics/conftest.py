@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import prometheus_client
-import pytest
 
 from tests.engines import engine
 from tests.spec_worker.conftest import agreeable_checkpoint, engines_in_this_process, reference
@@ -39,9 +38,3 @@ def counting(model: Path, **options: Any) -> Iterator[Counted]:
     with engine(model, disable_log_stats=False, **options) as llm:
         llm.llm_engine.logger_manager.stat_loggers.append(NldStatLogger(llm.llm_engine.vllm_config, [0]))
         yield Counted(llm)
-
-
-@pytest.fixture
-def linear_engine(agreeable_checkpoint: Path) -> Iterator[Counted]:
-    with counting(agreeable_checkpoint, block_size=32, additional_config={"nld": {"block_length": 8}}) as counted:
-        yield counted
