@@ -23,6 +23,8 @@ from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from spec_worker.slots import Slots
 
+RULED_OUT = 1e8  # below a row's best logit: vLLM forces a token by raising it to 1e9, or lowering all others to -inf
+
 
 def force(
     logits: torch.Tensor,  # [L, V]
@@ -30,7 +32,8 @@ def force(
 ) -> torch.Tensor:  # [L, V], a new tensor
     """Leave a row with a wanted token only that one, unless the row rules it out."""
     wanted = drafts.clamp(min=0)[:, None]
-    forced = (drafts >= 0)[:, None] & (logits.gather(1, wanted) > float("-inf"))
+    possible = logits.gather(1, wanted) > logits.amax(dim=1, keepdim=True) - RULED_OUT
+    forced = (drafts >= 0)[:, None] & possible
     out = logits.masked_fill(forced, float("-inf"))
     return out.scatter_(1, wanted, torch.where(forced, 0.0, out.gather(1, wanted)))
 

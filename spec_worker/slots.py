@@ -40,8 +40,9 @@ class Slots:
         self.diffusion[slot] = decoding.mode == "diffusion"
         self.resumed[slot] = resumed
         self.stop_ids[slot] = -1
-        stops = sorted(params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids)[:STOP_IDS]
-        self.stop_ids[slot, : len(stops)] = stops
+        if self.diffusion[slot]:  # drafts go on past a stop token: the verifier may disagree with it
+            stops = sorted(params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids)[:STOP_IDS]
+            self.stop_ids[slot, : len(stops)] = stops
         self.anchored[slot] = False
         self.drafted[slot] = 0
         self._new.append(slot)

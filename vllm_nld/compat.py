@@ -403,8 +403,9 @@ def read_modes_of_http_requests() -> bool:
     """Take the mode from a model name such as `nld:ar`, and refuse bad parameters before a stream begins.
 
     Symptom: a client that cannot send `vllm_xargs` cannot choose a mode; a streamed request's bad parameters end in an
-    error inside the stream, under HTTP 200.
-    Cause: vLLM forgets which of its served names a request used, and checks parameters when the stream is first read.
+    error inside the stream, under HTTP 200; `true` arrives as 1.
+    Cause: vLLM forgets which of its served names a request used, checks parameters when the stream is first read, and
+    declares extra arguments without bool.
     Delete when: the served name reaches the sampling parameters, and a model can check those.
     """
     for name, request in HTTP_REQUESTS.items():
@@ -438,6 +439,9 @@ def _replace_to_sampling_params(request: str, module: Any) -> None:
         return params
 
     kind.to_sampling_params = to_sampling_params
+    values = str | bool | int | float | list[str | int | float]
+    kind.model_fields["vllm_xargs"].annotation = dict[str, values] | None
+    kind.model_rebuild(force=True)
 
 
 def count_forwards_of_requests() -> bool:

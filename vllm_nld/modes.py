@@ -165,7 +165,7 @@ def own_names(extra: Mapping[str, Any]) -> dict[str, Any]:
 def translate(theirs: Mapping[str, Any]) -> dict[str, Any]:
     """SGLang's names as ours."""
     switch, kind = theirs.get("ar_mode", False), theirs.get("diffusion_mode")
-    if switch not in (False, True):  # over HTTP, vLLM reads true as 1
+    if not isinstance(switch, bool):
         raise ValueError(f"{WHERE}.ar_mode must be true or false, not {switch!r}")
     if kind is not None and (not isinstance(kind, str) or kind not in SGLANG_MODES):
         raise ValueError(f"{WHERE}.diffusion_mode must be one of {', '.join(SGLANG_MODES)}, not {kind!r}")
