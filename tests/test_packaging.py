@@ -38,14 +38,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def test_wheel_holds_every_tracked_file_of_the_packages(wheel: zipfile.ZipFile) -> None:
-    packages = ("vllm_nld", "spec_worker", "attention_backend")
+    packages = ("vllm_nld", "spec_worker", "attention_backend", "deploy/ray/nld_serve")
     tracked = subprocess.run(["git", "ls-files", *packages], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(tracked.stdout.split()) <= set(wheel.namelist())
+    assert {name.removeprefix("deploy/ray/") for name in tracked.stdout.split()} <= set(wheel.namelist())
 
 
 def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info" not in name}
-    assert tops == {"vllm_nld", "spec_worker", "attention_backend"}
+    assert tops == {"vllm_nld", "spec_worker", "attention_backend", "nld_serve"}
     assert not [name for name in wheel.namelist() if name.endswith((".bin", ".pt", ".pkl"))]
 
 

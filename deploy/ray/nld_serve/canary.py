@@ -1,0 +1,74 @@
+"""Move the canary's share of a running application, without a restart.
+
+    python -m nld_serve.canary            # what it is
+    python -m nld_serve.canary 0.1        # a tenth of the requests
+    python -m nld_serve.canary rollback   # none
+
+Talks to the REST interface of the cluster's dashboard, which must be reachable: RAY_DASHBOARD_ADDRESS, or --address.
+"""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import httpx
+
+ENDPOINT = "/api/serve/applications/"
+ADDRESS = os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265")
+
+
+def configs(client: httpx.Client) -> list[dict[str, Any]]:
+    """The configs of all applications, as they were deployed."""
+    answer = client.get(ENDPOINT).raise_for_status().json()
+    return [details["deployed_app_config"] for details in answer["applications"].values()]
+
+
+def router_config(applications: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The router's entry in an application's config, made where there is none. Raises ValueError for another one."""
+    found = [config for config in applications if config and config["name"] == name]
+    if not found:
+        known = ", ".join(config["name"] for config in applications if config) or "none"
+        raise ValueError(f"no application {name!r} was deployed from a config (there are: {known}): see --application")
+    deployments = found[0].setdefault("deployments", [])
+    for deployment in deployments:
+        if deployment["name"] == "router":
+            return deployment
+    deployments.append({"name": "router"})
+    return deployments[-1]
+
+
+def share_of(router: dict[str, Any]) -> float:
+    return (router.get("user_config") or {}).get("canary_share", 0.0)
+
+
+def share(word: str) -> float:
+    """The share that a word on the command line asks for."""
+    value = 0.0 if word == "rollback" else float(word)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"the share must lie in [0, 1], not {word}")
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("share", nargs="?", type=share, help="in [0, 1], or rollback; none: print it")
+    parser.add_argument("--application", default="nld")
+    parser.add_argument("--address", default=ADDRESS, help="of the dashboard (%(default)s)")
+    options = parser.parse_args()
+    try:
+        with httpx.Client(base_url=options.address, timeout=30) as client:
+            applications = configs(client)
+            router = router_config(applications, options.application)
+            if options.share is not None:
+                router["user_config"] = {"canary_share": options.share}
+                client.put(ENDPOINT, json={"applications": applications}).raise_for_status()
+    except (ValueError, httpx.HTTPError) as error:
+        print(f"canary: {error}", file=sys.stderr)
+        return 1
+    print(f"canary share: {share_of(router):g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

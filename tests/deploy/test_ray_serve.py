@@ -1,0 +1,282 @@
+"""The Ray Serve application on a real cluster of two nodes: real servers, real clients, real kills.
+
+By default one replica for each deployment; NLD_FULL=1 gives the stable one two, and runs for longer.
+"""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+import psutil
+import pytest
+import torch
+import yaml
+
+from tests.ray_cluster import actors, two_nodes
+from vllm_nld.nano import heldout
+from vllm_nld.server import free_port
+
+pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="starts several CPU servers; on GPUs each would need one"),
+]
+
+ROOT = Path(__file__).parents[2]
+FULL = bool(os.environ.get("NLD_FULL"))
+SECONDS = 20 if FULL else 4  # of load in each state
+
+
+class Application(NamedTuple):
+    url: str  # of the OpenAI interface
+    dashboard: str
+
+
+def config(file: Path, port: int, stable_replicas: int, **arguments: str) -> Path:
+    """The shipped config for one machine, on another port. Returns the file it was written to."""
+    content = yaml.safe_load((ROOT / "deploy/ray/serve-local.yaml").read_text())
+    content["http_options"]["port"] = port
+    content["proxy_location"] = "HeadOnly"
+    [application] = content["applications"]
+    application["args"] |= arguments
+    [stable] = [each for each in application["deployments"] if each["name"] == "stable"]
+    stable["num_replicas"] = stable_replicas
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """The address of the cluster's dashboard."""
+    import ray
+
+    paths = [str(ROOT), str(ROOT / "deploy/ray"), os.environ.get("PYTHONPATH", "")]
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with two_nodes(dashboard_port=port) as address:
+            patch.setenv("RAY_ADDRESS", address)
+            ray.init(address=address, log_to_driver=True)
+            yield f"http://127.0.0.1:{port}"
+            ray.shutdown()
+
+
+def deploy(dashboard: str, file: Path) -> None:
+    serve = Path(sys.executable).with_name("serve")
+    subprocess.run([serve, "deploy", str(file), "--address", dashboard], check=True)
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 300) -> float:
+    """Seconds that it took."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < timeout, f"{what}: not within {timeout} s"
+        time.sleep(0.5)
+    return time.monotonic() - begin
+
+
+def status(dashboard: str) -> dict[str, Any]:
+    answer = httpx.get(f"{dashboard}/api/serve/applications/", timeout=30).raise_for_status()
+    return answer.json()["applications"]["nld"]
+
+
+def running(dashboard: str) -> bool:
+    found = status(dashboard)
+    assert found["status"] != "DEPLOY_FAILED", found["message"]
+    return found["status"] == "RUNNING"
+
+
+@pytest.fixture(scope="module")
+def app(dashboard: str, tmp_path_factory: pytest.TempPathFactory) -> Application:
+    port = free_port()
+    deploy(dashboard, config(tmp_path_factory.mktemp("serve") / "serve.yaml", port, 2 if FULL else 1))
+    seconds = wait_until(lambda: running(dashboard), "the application runs")
+    print(f"\nThe application was up after {seconds:.0f} s.")
+    return Application(f"http://127.0.0.1:{port}", dashboard)
+
+
+def canary(app: Application, *words: str) -> str:
+    command = [sys.executable, "-m", "nld_serve.canary", *words, "--address", app.dashboard]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'deploy/ray'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+class Answer(NamedTuple):
+    begin: float
+    end: float
+    deployment: str  # empty where there is none
+    text: str
+    failure: str  # empty where there is none
+
+
+class Load:
+    """Clients that ask, one request after the other, until the block ends."""
+
+    def __init__(self, app: Application, clients: int = 4) -> None:
+        self.client = openai.OpenAI(base_url=f"{app.url}/v1", api_key="none", max_retries=0, timeout=300)
+        self.prompts = [prompt for prompt in heldout() if not prompt.thinking and not prompt.tools]
+        self.answers: list[Answer] = []
+        self.stop = threading.Event()
+        self.threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        index = number
+        while not self.stop.is_set():
+            self.answers.append(self.ask(index, stream=index % 2 == 0))
+            index += len(self.threads)
+
+    def ask(self, index: int, stream: bool) -> Answer:
+        prompt, begin = self.prompts[index % len(self.prompts)], time.monotonic()
+        options: dict[str, Any] = {"model": "nano", "messages": list(prompt.messages), "temperature": 0}
+        deployment = text = ""
+        try:
+            raw = self.client.chat.completions.with_raw_response.create(**options, max_tokens=48, stream=stream)
+            deployment, answer = raw.headers["x-nld-deployment"], raw.parse()
+            if stream:
+                text = "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices)
+            else:
+                text = answer.choices[0].message.content
+        except openai.OpenAIError as error:
+            return Answer(begin, time.monotonic(), deployment, text, f"{type(error).__name__}: {error}")
+        return Answer(begin, time.monotonic(), deployment, text, "")
+
+    def since(self, begin: float) -> list[Answer]:
+        """Answers to the requests that were sent after `begin`."""
+        return [answer for answer in self.answers if answer.begin > begin]
+
+
+def test_both_deployments_give_the_same_text(app: Application) -> None:
+    """Self-speculation is lossless: a client cannot tell the canary from the stable deployment but by the header."""
+    canary(app, "0.5")
+    load = Load(app)
+    wait_until(lambda: load.ask(0, stream=False).deployment == "canary", "the share has arrived")
+    for index in range(4):
+        answers = [load.ask(index, stream) for stream in (True, False, False, True)]
+        assert {answer.deployment for answer in answers} == {"stable", "canary"}
+        assert len({answer.text for answer in answers}) == 1 and not any(answer.failure for answer in answers)
+
+
+def test_canary_moves_without_a_failed_request(app: Application) -> None:
+    """10 % -> 50 % -> 0 % under load, each share met exactly."""
+    canary(app, "rollback")
+    with Load(app) as load:
+        for words, share in (("0.1",), 0.1), (("0.5",), 0.5), (("rollback",), 0.0):
+            assert canary(app, *words) == f"canary share: {share:g}"
+            time.sleep(2)  # the new share is on its way
+            begin = time.monotonic()
+            wait_until(lambda begin=begin: len(load.since(begin)) >= 40, "answers")  # type: ignore[misc]
+            time.sleep(SECONDS)
+            answers = load.since(begin)
+            counted = Counter(answer.deployment for answer in answers)
+            print(f"\nshare {share}: {dict(counted)}")
+            assert abs(counted["canary"] - share * len(answers)) <= 1 + len(load.threads)
+    assert not [answer for answer in load.answers if answer.failure]
+    assert canary(app) == "canary share: 0"
+
+
+def test_metrics_of_every_replica_are_listed(app: Application) -> None:
+    groups = httpx.get(f"{app.url}/metrics/targets", timeout=30).raise_for_status().json()
+    assert [group["labels"]["deployment"] for group in groups] == ["stable", "canary"]
+    assert [len(group["targets"]) for group in groups] == [2 if FULL else 1, 1]
+    for group in groups:
+        for target in group["targets"]:
+            text = httpx.get(f"http://{target}/metrics", timeout=30).raise_for_status().text
+            assert sum(map(float, re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", text, re.MULTILINE))) > 0
+            assert ("vllm:spec_decode_num_drafts_total" in text) == (group["labels"]["deployment"] == "canary")
+
+
+def test_bad_requests_reach_the_client_as_vllm_words_them(app: Application) -> None:
+    answer = httpx.post(f"{app.url}/v1/chat/completions", json={"model": "nano", "messages": "hello"}, timeout=60)
+    assert answer.status_code == 400 and "messages" in answer.json()["error"]["message"]
+    assert httpx.get(f"{app.url}/health", timeout=60).status_code == 200
+
+
+def test_client_that_leaves_ends_its_request(app: Application) -> None:
+    """A stream that is closed after its first piece is aborted in the engine."""
+    canary(app, "rollback")
+    body = {"model": "nano", "prompt": "1, 2, 3", "max_tokens": 400, "stream": True, "ignore_eos": True}
+    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=60) as stream:
+        next(stream.iter_lines())
+    [target, *_] = httpx.get(f"{app.url}/metrics/targets", timeout=30).json()[0]["targets"]
+
+    def idle() -> bool:
+        text = httpx.get(f"http://{target}/metrics", timeout=30).text
+        return "} 0.0" in next(line for line in text.splitlines() if line.startswith("vllm:num_requests_running{"))
+
+    wait_until(idle, "the engine is idle", timeout=20)
+
+
+def test_killed_replica_comes_back(app: Application) -> None:
+    """SIGKILL for a replica's actor under load: its server ends with it, only what it ran fails, and Serve mends it."""
+    canary(app, "0.5")
+    with Load(app) as load:
+        begin = time.monotonic()
+        wait_until(lambda: len(load.since(begin)) >= 20, "answers")
+        [replica, *_] = actors("ServeReplica:nld:canary")
+        orphans = replica.children(recursive=True)
+        assert any("serve" in process.cmdline() for process in orphans)
+        killed = time.monotonic()
+        replica.kill()
+        wait_until(lambda: actors("ServeReplica:nld:canary") not in ([], [replica]), "a new replica starts")
+        seconds = wait_until(lambda: running(app.dashboard), "the application runs again")
+        back = time.monotonic()
+        wait_until(lambda: any(a.deployment == "canary" and not a.failure for a in load.since(back)), "canary answers")
+    failed = [answer for answer in load.answers if answer.failure]
+    lost = [answer for answer in failed if answer.begin < killed]
+    print(f"\nback after {seconds:.0f} s; {len(load.answers)} requests, {len(lost)} lost in the replica: {failed[:3]}")
+    assert len(lost) <= len(load.threads), "at most what the replica ran"
+    assert failed == lost, "no request that was sent later"
+    _, alive = psutil.wait_procs(orphans, timeout=30)
+    assert not alive, "the server and its engine end with their actor"
+
+
+@pytest.mark.skipif(not FULL, reason="starts two more engines of two ranks each: set NLD_FULL=1")
+def test_killed_ray_worker_restarts_the_replica(app: Application, dashboard: str, tmp_path: Path) -> None:
+    """A replica whose two ranks Ray placed: without one of them the server ends, and Serve starts another one."""
+    port = int(app.url.rpartition(":")[2])
+    flags = """--tensor-parallel-size 2 --distributed-executor-backend ray --additional-config '{"nld": {}}'"""
+    file = config(tmp_path / "serve.yaml", port, 1, stable=flags)
+    deploy(dashboard, file)
+    time.sleep(5)
+    wait_until(lambda: running(dashboard), "the application runs", timeout=600)
+    with Load(app) as load:
+        begin = time.monotonic()
+        wait_until(lambda: len(load.since(begin)) >= 20, "answers")
+        before = actors("RayCpuWorker")
+        assert len(before) == 2
+        killed = time.monotonic()
+        before[1].kill()
+        seconds = wait_until(
+            lambda: any(answer.begin > killed + 1 and not answer.failure for answer in list(load.answers)),
+            "an answer",
+            600,
+        )
+    failed = [answer for answer in load.answers if answer.failure]
+    print(f"\nanswers again after {seconds:.0f} s; failed: {json.dumps([answer.failure for answer in failed[:5]])}")
+    assert failed and all("send it again" in answer.failure or "EngineCore" in answer.failure for answer in failed)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert before[0].status() == psutil.STATUS_ZOMBIE, "the other rank's process ended too"
