@@ -1,0 +1,204 @@
+"""The chart: lints, renders, and what it renders is valid, locked down and drains."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+
+from tests.deploy.manifests import validate
+from vllm_nld import __version__
+
+CHART = Path(__file__).parents[2] / "deploy/helm"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HUB = {"model": {"revision": COMMIT}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": HUB,
+    "four GPUs": HUB | {"gpus": 4, "nld": {"mode": "ar"}, "extraArgs": ["--max-model-len", "16384"]},
+    "CPU, a folder": {"gpus": 0, "model": {"path": "/cache/nano"}, "networkPolicy": {"egressPorts": []}},
+    "everything": HUB
+    | {
+        "replicaCount": 3,
+        "image": {"digest": "sha256:" + "0" * 64},
+        "imagePullSecrets": [{"name": "registry"}],
+        "huggingFace": {"existingSecret": "hugging-face"},
+        "cache": {"existingClaim": "models"},
+        "extraEnv": [{"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"}],
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"team": "x"},
+        "nodeSelector": {"gpu": "h100"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "runtimeClassName": "nvidia",
+        **{name: {"enabled": True} for name in ("podMonitor", "prometheusRule", "dashboard")},
+    },
+    "no key": HUB | {"apiKey": {"existingSecret": ""}, "networkPolicy": {"enabled": False}},
+}
+
+
+def render(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """All manifests of a release named demo."""
+    with helm_python.Chart.load(CHART) as chart:
+        texts = chart.render(values=values, name="demo", namespace="nld")
+    return [part for name, text in texts.items() if name.endswith(".yaml") for part in yaml.safe_load_all(text) if part]
+
+
+def one(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    [found] = [manifest for manifest in manifests if manifest["kind"] == kind]
+    return found
+
+
+def container(values: dict[str, Any]) -> dict[str, Any]:
+    return one(render(values), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_lints(name: str) -> None:
+    report = helm_python.lint(CHART, VARIANTS[name], strict=True)
+    assert not report["errors"], report
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_manifest_is_valid(name: str) -> None:
+    manifests = render(VARIANTS[name])
+    assert {"Deployment", "Service", "ServiceAccount"} <= {manifest["kind"] for manifest in manifests}
+    for manifest in manifests:
+        validate(manifest)
+
+
+def test_validation_finds_mistakes() -> None:
+    """Or the test above would show nothing."""
+    for kind, change in (
+        ("Deployment", {"spec": {"replicas": "three"}}),
+        ("NetworkPolicy", {"spec": {"podSelecter": {}}}),
+        ("PodMonitor", {"spec": {"podMetricsEndpoints": "http"}}),
+    ):
+        with pytest.raises(Exception, match=r"replicas|podSelecter|podMetricsEndpoints"):
+            validate(one(render(VARIANTS["everything"]), kind) | change)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({}, "revision"),
+        ({"model": {"revision": "main"}}, "revision"),
+        (HUB | {"gpus": -1}, "gpus"),
+        (HUB | {"replicaCount": 0}, "replicaCount"),
+        (HUB | {"nld": {"mode": "fast"}}, "mode"),
+        (HUB | {"nld": {"threshold": 0.5}}, "threshold"),
+        (HUB | {"apikey": "secret"}, "apikey"),
+        (HUB | {"networkPolicy": {"clients": []}}, "clients"),
+        (HUB | {"image": {"digest": "latest"}}, "digest"),
+        (HUB | {"drain": {"timeoutSeconds": "long"}}, "timeoutSeconds"),
+    ],
+    ids=str,
+)
+def test_schema_refuses(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=field):
+        render(values)
+
+
+def test_schema_knows_every_setting() -> None:
+    from vllm_nld.settings import MODES, Settings
+
+    properties = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    assert properties["nld"]["properties"].keys() == set(Settings.__dataclass_fields__)
+    assert properties["nld"]["properties"]["mode"]["enum"] == list(MODES)
+    assert properties.keys() - {"global"} == yaml.safe_load((CHART / "values.yaml").read_text()).keys()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_pods_are_locked_down(name: str) -> None:
+    for manifest in render(VARIANTS[name]):
+        spec = manifest["spec"]["template"]["spec"] if manifest["kind"] == "Deployment" else manifest.get("spec", {})
+        if "containers" not in spec:
+            continue
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 1000
+        for each in spec["containers"]:
+            assert each["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+def test_secrets_come_from_secrets() -> None:
+    environment = {entry["name"]: entry for entry in container(VARIANTS["everything"])["env"]}
+    for name, secret in ("VLLM_API_KEY", "vllm-nld"), ("HF_TOKEN", "hugging-face"):
+        assert environment[name].keys() == {"name", "valueFrom"}
+        assert environment[name]["valueFrom"]["secretKeyRef"]["name"] == secret
+    assert "VLLM_API_KEY" not in str(container(VARIANTS["no key"]))
+
+
+def test_everything_written_is_in_a_volume() -> None:
+    """The root file system is read-only."""
+    vllm = container(HUB)
+    mounts = {mount["mountPath"] for mount in vllm["volumeMounts"]}
+    assert mounts == {"/cache", "/dev/shm", "/tmp"}
+    folders = [entry["value"] for entry in vllm["env"] if entry.get("value", "").startswith("/")]
+    assert len(folders) > 3 and all(any(folder.startswith(mount) for mount in mounts) for folder in folders)
+
+
+def test_pod_has_time_to_drain() -> None:
+    pod = one(render(HUB | {"drain": {"deregisterSeconds": 7, "timeoutSeconds": 300}}), "Deployment")["spec"]
+    pod = pod["template"]["spec"]
+    assert "--shutdown-timeout=300" in pod["containers"][0]["args"]
+    assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
+    assert pod["terminationGracePeriodSeconds"] > 300 + 7
+
+
+def test_flags_are_vllms() -> None:
+    """vLLM's own parser takes the container's arguments."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    for values in VARIANTS.values():
+        arguments = container(values)["args"]
+        parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+        assert parsed.model_tag == arguments[0]
+        assert parsed.tensor_parallel_size == max(values.get("gpus", 1), 1)
+        assert parsed.additional_config == ({"nld": values["nld"]} if "nld" in values else {})
+
+
+def test_rules_and_dashboards_are_those_of_the_repository() -> None:
+    deploy = CHART.parent
+    manifests = render(VARIANTS["everything"])
+    groups = [
+        group
+        for file in sorted((deploy / "prometheus").glob("*.yml"))
+        for group in yaml.safe_load(file.read_text()).get("groups", [])
+    ]
+    assert groups and one(manifests, "PrometheusRule")["spec"]["groups"] == groups
+    shown = [
+        m["data"] for m in manifests if m["kind"] == "ConfigMap" and "grafana_dashboard" in m["metadata"]["labels"]
+    ]
+    files = sorted((deploy / "grafana").rglob("*.json"))
+    assert files and shown == [{file.name: file.read_text()} for file in files]
+
+
+PROMTOOL = shutil.which("promtool", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+@pytest.mark.skipif(not PROMTOOL, reason="promtool is not on PyPI: deploy/prometheus/install.py")
+def test_promtool_takes_the_rendered_rules(tmp_path: Path) -> None:
+    assert PROMTOOL
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump(one(render(VARIANTS["everything"]), "PrometheusRule")["spec"]))
+    subprocess.run([PROMTOOL, "check", "rules", str(file)], check=True)
+
+
+def test_rules_see_what_is_scraped() -> None:
+    """Rules and dashboard select the job vllm-nld."""
+    manifests = render(VARIANTS["everything"])
+    label = one(manifests, "PodMonitor")["spec"]["jobLabel"]
+    assert one(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"][label] == "vllm-nld"
+
+
+def test_version_is_the_projects() -> None:
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__

@@ -1,0 +1,69 @@
+"""Dockerfiles and manifests of Ray: linted, valid, and of the releases that the code names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.manifests import validate
+from vllm_nld import __version__
+from vllm_nld.compat import TESTED_VLLM
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DOCKERFILES = sorted((DEPLOY / "docker").glob("*.Dockerfile"))
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_hadolint(file: Path) -> None:
+    subprocess.run([Path(sys.executable).with_name("hadolint"), str(file)], check=True)
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
+def test_build_context_holds_what_is_copied(file: Path) -> None:
+    """And little else: a clone with its environment has gigabytes."""
+    copied = [name for line in re.findall(r"^COPY (.+)$", file.read_text(), re.MULTILINE) for name in line.split()[:-1]]
+    ignore = file.with_name(file.name + ".dockerignore").read_text().split("\n")
+    assert ignore[1] == "*"
+    assert {f"!{name}" for name in copied} <= set(ignore)
+    assert all((DEPLOY.parent / name).exists() for name in copied)
+
+
+def test_images_run_as_a_numbered_user() -> None:
+    """As the chart's runAsNonRoot wants it."""
+    for file in DOCKERFILES:
+        assert re.findall(r"^USER (.+)$", file.read_text(), re.MULTILINE)[-1] == "10001"
+
+
+def test_gpu_image_has_the_tested_vllm() -> None:
+    text = (DEPLOY / "docker/gpu.Dockerfile").read_text()
+    assert re.search(r"VLLM_IMAGE=vllm/vllm-openai:v(\S+)", text).group(1) == TESTED_VLLM[-1]  # type: ignore[union-attr]
+
+
+def ray_manifests() -> list[dict]:
+    return list(yaml.safe_load_all((DEPLOY / "ray/rayservice.yaml").read_text()))
+
+
+def test_ray_manifests_are_valid() -> None:
+    assert [manifest["kind"] for manifest in ray_manifests()] == ["RayService", "NetworkPolicy", "ScrapeConfig"]
+    for manifest in ray_manifests():
+        validate(manifest)
+
+
+def test_ray_service_runs_the_shipped_config() -> None:
+    """The same one that `serve deploy` takes."""
+    pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
+    import ray
+    from ray.serve.schema import ServeDeploySchema
+
+    shipped = yaml.safe_load((DEPLOY / "ray/serve.yaml").read_text())
+    spec = ray_manifests()[0]["spec"]
+    assert yaml.safe_load(spec["serveConfigV2"]) == shipped
+    for file in (DEPLOY / "ray").glob("serve*.yaml"):
+        ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
+    assert spec["rayClusterConfig"]["rayVersion"] == ray.__version__
+    groups = [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]
+    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
+    assert images == {f"vllm-nld:{__version__}"}, "the plugin is on every node"
