@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import openai
 import pytest
 
@@ -53,6 +54,14 @@ def test_probe_fails_with_a_reason(server: Server) -> None:
     for url, key, reason in (server.url, "wrong", "401"), (nobody, KEY, "refused"):
         failed = probe(url, key)
         assert failed.returncode == 1 and reason in failed.stderr and "does not decode" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v1/models", 401), ("/metrics", 200), ("/health", 200), ("/version", 200)]
+)
+def test_key_covers_the_api_and_no_more(server: Server, path: str, status: int) -> None:
+    """What the README's security notes say."""
+    assert httpx.get(server.url + path, timeout=10).status_code == status
 
 
 def stream(server: Server, outcomes: list[Outcome], started: threading.Event) -> None:
