@@ -65,20 +65,20 @@ class Replica:
             await asyncio.sleep(1)
 
     async def _end_with_server(self) -> NoReturn:
-        """A replica without a server must not take requests, nor wait for three failed health checks."""
-        status = await self.process.wait()
-        logger.error("vllm serve ended with status %s (its own message is above): ending this replica", status)
-        os._exit(1)
+        end(f"ended with status {await self.process.wait()}")
 
     async def forward(
         self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes
     ) -> AsyncIterator[Head | bytes]:
         """Pass a request on. Yields the answer's head, then its body as it comes; a cancelled call aborts it."""
         kept = [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP]
-        async with self.client.stream(method, path, headers=kept, content=body) as answer:
-            yield Head(answer.status_code, [item for item in answer.headers.items() if item[0] not in HOP_BY_HOP])
-            async for piece in answer.aiter_raw():
-                yield piece
+        try:
+            async with self.client.stream(method, path, headers=kept, content=body) as answer:
+                yield Head(answer.status_code, [item for item in answer.headers.items() if item[0] not in HOP_BY_HOP])
+                async for piece in answer.aiter_raw():
+                    yield piece
+        except httpx.ConnectError:
+            end("listens no more")  # it is on its way out
 
     async def check_health(self) -> None:
         """Raises where the server is not well; Serve replaces the replica after three times."""
@@ -98,6 +98,12 @@ class Replica:
             await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def end(reason: str) -> NoReturn:
+    """A replica without a server must not take requests, nor wait for three failed health checks."""
+    logger.error("vllm serve %s (its own messages are in this worker's log): ending this replica", reason)
+    os._exit(1)
 
 
 def command(options: ReplicaOptions, host: str, port: int) -> list[str]:
