@@ -6,7 +6,6 @@ By default one replica for each deployment; NLD_FULL=1 gives the stable one two,
 import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -198,15 +197,27 @@ def test_canary_moves_without_a_failed_request(app: Application) -> None:
     assert canary(app) == "canary share: 0"
 
 
-def test_metrics_of_every_replica_are_listed(app: Application) -> None:
+def targets(app: Application) -> dict[str, list[str]]:
+    """By deployment: where its replicas' metrics are."""
     groups = httpx.get(f"{app.url}/metrics/targets", timeout=30).raise_for_status().json()
-    assert [group["labels"]["deployment"] for group in groups] == ["stable", "canary"]
-    assert [len(group["targets"]) for group in groups] == [2 if FULL else 1, 1]
-    for group in groups:
-        for target in group["targets"]:
-            text = httpx.get(f"http://{target}/metrics", timeout=30).raise_for_status().text
-            assert sum(map(float, re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", text, re.MULTILINE))) > 0
-            assert ("vllm:spec_decode_num_drafts_total" in text) == (group["labels"]["deployment"] == "canary")
+    return {group["labels"]["deployment"]: group["targets"] for group in groups}
+
+
+def requests_ended(target: str, reason: str = "") -> float:
+    text = httpx.get(f"http://{target}/metrics", timeout=30).raise_for_status().text
+    lines = [line for line in text.splitlines() if line.startswith("vllm:request_success_total{") and reason in line]
+    return sum(float(line.split()[-1]) for line in lines)
+
+
+def test_metrics_of_every_replica_are_listed(app: Application) -> None:
+    found = targets(app)
+    assert {name: len(each) for name, each in found.items()} == {"stable": 2 if FULL else 1, "canary": 1}
+    for name, each in found.items():
+        for target in each:
+            assert requests_ended(target) > 0
+            text = httpx.get(f"http://{target}/metrics", timeout=30).text
+            assert ("vllm:spec_decode_num_drafts_total" in text) == (name == "canary")
+            assert "nld:build_info{" in text
 
 
 def test_bad_requests_reach_the_client_as_vllm_words_them(app: Application) -> None:
@@ -215,19 +226,21 @@ def test_bad_requests_reach_the_client_as_vllm_words_them(app: Application) -> N
     assert httpx.get(f"{app.url}/health", timeout=60).status_code == 200
 
 
-def test_client_that_leaves_ends_its_request(app: Application) -> None:
-    """A stream that is closed after its first piece is aborted in the engine."""
+@pytest.mark.parametrize("stream", [True, False], ids=["streaming", "waiting"])
+def test_client_that_leaves_ends_its_request(app: Application, stream: bool) -> None:
+    """The engine aborts what nobody waits for."""
+
+    def aborted() -> float:
+        return sum(requests_ended(target, 'finished_reason="abort"') for target in targets(app)["stable"])
+
     canary(app, "rollback")
-    body = {"model": "nano", "prompt": "1, 2, 3", "max_tokens": 400, "stream": True, "ignore_eos": True}
-    with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=60) as stream:
-        next(stream.iter_lines())
-    [target, *_] = httpx.get(f"{app.url}/metrics/targets", timeout=30).json()[0]["targets"]
-
-    def idle() -> bool:
-        text = httpx.get(f"http://{target}/metrics", timeout=30).text
-        return "} 0.0" in next(line for line in text.splitlines() if line.startswith("vllm:num_requests_running{"))
-
-    wait_until(idle, "the engine is idle", timeout=20)
+    before = aborted()
+    body = {"model": "nano", "prompt": "1, 2, 3", "max_tokens": 490, "stream": stream, "ignore_eos": True}
+    with contextlib.suppress(httpx.ReadTimeout):
+        timeout = httpx.Timeout(60, read=60 if stream else 0.5)
+        with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=timeout) as answer:
+            next(answer.iter_lines())
+    wait_until(lambda: aborted() > before, "the request is aborted", timeout=20)
 
 
 def test_killed_replica_comes_back(app: Application) -> None:
