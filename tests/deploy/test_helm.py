@@ -107,8 +107,9 @@ def test_schema_knows_every_setting() -> None:
     from vllm_nld.settings import MODES, Settings
 
     properties = json.loads((CHART / "values.schema.json").read_text())["properties"]
-    assert properties["nld"]["properties"].keys() == set(Settings.__dataclass_fields__)
-    assert properties["nld"]["properties"]["mode"]["enum"] == list(MODES)
+    nld = properties["nld"]["properties"]
+    assert nld.keys() == set(Settings.__dataclass_fields__), "bring nld in values.schema.json up to date"
+    assert nld["mode"]["enum"] == list(MODES), "bring nld.mode in values.schema.json up to date"
     assert properties.keys() - {"global"} == yaml.safe_load((CHART / "values.yaml").read_text()).keys()
 
 
