@@ -133,3 +133,13 @@ def test_report_patch_is_still_needed() -> None:
     names = {field.name for field in dataclasses.fields(ModelRunnerOutput)}
     assert not [name for name in names if "spec" in name or "draft" in name]
     assert model_runner.GPUModelRunner.sample_tokens.__module__ == "vllm_nld.compat"
+
+
+def test_shutdown_patch_is_still_needed() -> None:
+    """vLLM's own shutdown still ends no request."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    patched = AsyncLLM.shutdown
+    inherited = dict(zip(patched.__code__.co_freevars, patched.__closure__ or (), strict=True))["inherited"]
+    source = inspect.getsource(inherited.cell_contents)
+    assert "abort" not in source and "propagate_error" not in source

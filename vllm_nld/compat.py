@@ -143,6 +143,34 @@ def reserve_slots_for_a_block() -> bool:
     return True
 
 
+def end_requests_with_engine() -> bool:
+    """End the requests that --shutdown-timeout leaves unfinished, as aborted.
+
+    Symptom: after SIGTERM and the timeout their clients hang, and the API server with them until it is killed.
+    Cause: `AsyncLLM.shutdown` ends the engine and the task that hands out its outputs, but not the requests that wait
+    for them; uvicorn waits for their connections to close.
+    Delete when: `AsyncLLM.shutdown` ends them itself.
+    """
+    _patch_on_import("vllm.v1.engine.async_llm", _abort_after_shutdown)
+    return True
+
+
+def _abort_after_shutdown(module: Any) -> None:
+    inherited = module.AsyncLLM.shutdown
+
+    def shutdown(self: Any, timeout: float | None = None) -> None:
+        inherited(self, timeout=timeout)
+        handler = getattr(self, "output_handler", None)  # absent or None where no request has ever come
+        if handler is not None and not handler.get_loop().is_closed():
+            handler.get_loop().call_soon_threadsafe(_abort_all, self.output_processor)
+
+    module.AsyncLLM.shutdown = shutdown
+
+
+def _abort_all(output_processor: Any) -> None:
+    output_processor.abort_requests(list(output_processor.request_states), internal=True)
+
+
 def run_on_ray_without_gpu() -> bool:
     """Let Ray place CPU workers.
 
@@ -508,6 +536,7 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     run_kernels_natively,
     build_self_speculator,
     reserve_slots_for_a_block,
+    end_requests_with_engine,
     run_on_ray_without_gpu,
     give_scheduler_stats_a_slot,
     note_rounds,

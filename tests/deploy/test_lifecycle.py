@@ -20,9 +20,9 @@ from vllm_nld.server import Server, free_port
 pytestmark = pytest.mark.server
 
 KEY = "a-key-of-the-tests"
-GRACE = 60  # seconds; what --shutdown-timeout gives running requests
+GRACE = 120  # seconds; what --shutdown-timeout gives running requests
 ARGUMENTS = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
-LENGTH = 900  # tokens of each request: seconds of work
+LENGTH = 300  # tokens of each request: seconds of work in all
 
 
 class Outcome(NamedTuple):
@@ -114,7 +114,7 @@ def test_sigterm_under_load_finishes_what_runs(server: Server) -> None:
 
 
 def test_requests_that_outlive_the_grace_time_end(tmp_path: Path) -> None:
-    """Each client gets the end of its stream, no later than the grace time and what stopping takes."""
+    """Each client gets the end of its stream, right after the grace time: finish_reason says abort."""
     arguments = [*ARGUMENTS, "--max-model-len", "1024", "--max-num-seqs", "1", "--shutdown-timeout", "1"]
     with Server(checkpoint_path(), arguments, log=tmp_path / "log", environment={"VLLM_API_KEY": KEY}) as server:
         assert server.process is not None
@@ -125,5 +125,8 @@ def test_requests_that_outlive_the_grace_time_end(tmp_path: Path) -> None:
         for thread in threads:
             thread.join(GRACE)
         server.process.wait(GRACE)
-        print(f"\nended in {time.monotonic() - begin:.1f} s: {outcomes}")
-        assert len(outcomes) == 16 and time.monotonic() - begin < 30
+        seconds = time.monotonic() - begin
+    print(f"\nended in {seconds:.1f} s")
+    assert seconds < GRACE / 4
+    reasons = [outcome.reason for outcome in outcomes]
+    assert reasons.count("abort") > 8 and set(reasons) <= {"abort", "length"}
