@@ -66,6 +66,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"speculative_config": drafter("MODEL")["speculative_config"] | {"attention_backend": "TRITON_ATTN"}},
         r"--speculative-config attention_backend .* has no effect",
     ),
+    "an argmax that cannot leave the mask token out": (
+        {"speculative_config": drafter("MODEL")["speculative_config"] | {"use_local_argmax_reduction": True}},
+        r"--speculative-config use_local_argmax_reduction .* has no effect",
+    ),
     "unknown field": (nld(block=3), r"nld\.block is unknown"),
     "absent adapter": (nld(draft_lora="/no/such/folder"), r"/no/such/folder/adapter_config\.json is no readable"),
 }

@@ -118,7 +118,7 @@ def check_possible(vllm_config: "VllmConfig") -> None:
 
 def check_shared(vllm_config: "VllmConfig") -> None:
     """Raise ValueError for a field of --speculative-config that another drafter would obey, and this one cannot."""
-    for name in ("attention_backend", "kv_cache_dtype", "enable_adaptive_verification"):
+    for name in ("attention_backend", "kv_cache_dtype", "enable_adaptive_verification", "use_local_argmax_reduction"):
         if value := getattr(vllm_config.speculative_config, name):
             raise ValueError(
                 f"--speculative-config {name} ({value}) has no effect in linear self-speculation, which drafts with "
