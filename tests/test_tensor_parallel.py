@@ -20,6 +20,7 @@ import torch
 
 from tests.engines import engine, greedy, random_prompts
 from tests.ray_cluster import actors, two_nodes
+from tests.scale import SCALE
 from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, metric, token_ids, write_agreeable_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -32,8 +33,8 @@ MODES = {
     "linear": {"mode": "linear", "block_length": 8},
     "linear-threshold": {"mode": "linear", "block_length": 8, "draft_threshold": 0.5},
 }
-QUICK = "linear"  # the others add up to minutes: NLD_FULL=1 runs them as well
-SKIP_QUICK = pytest.mark.skipif(not os.environ.get("NLD_FULL"), reason="minutes of engine starts: set NLD_FULL=1")
+QUICK = "linear"  # the others add up to minutes: NLD_TEST_SCALE=2 runs them as well
+SKIP_QUICK = pytest.mark.skipif(SCALE <= 1, reason="minutes of engine starts: set NLD_TEST_SCALE=2")
 
 
 @pytest.fixture(scope="module", autouse=True)

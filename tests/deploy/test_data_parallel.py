@@ -1,11 +1,11 @@
 """Two data-parallel engines behind one API server answer as the reference does."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.scale import SCALE
 from tests.test_server import assert_equal_to_reference, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel
@@ -14,7 +14,7 @@ from vllm_nld.server import Server
 pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers; on GPUs it would need two of them"),
-    pytest.mark.skipif(not os.environ.get("NLD_FULL"), reason="a minute of engine starts: set NLD_FULL=1"),
+    pytest.mark.skipif(SCALE <= 1, reason="a minute of engine starts: set NLD_TEST_SCALE=2"),
 ]
 
 

@@ -1,6 +1,6 @@
 """The Ray Serve application on a real cluster of two nodes: real servers, real clients, real kills.
 
-By default one replica for each deployment; NLD_FULL=1 gives the stable one two, and runs for longer.
+By default one replica for each deployment; NLD_TEST_SCALE=2 gives the stable one two, and runs for longer.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from tests.ray_cluster import actors, two_nodes
+from tests.scale import SCALE
 from vllm_nld.nano import heldout
 from vllm_nld.server import free_port
 
@@ -33,7 +34,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-FULL = bool(os.environ.get("NLD_FULL"))
+FULL = SCALE > 1
 SECONDS = 20 if FULL else 4  # of load in each state
 
 
@@ -267,7 +268,7 @@ def test_killed_replica_comes_back(app: Application) -> None:
     assert not alive, "the server and its engine end with their actor"
 
 
-@pytest.mark.skipif(not FULL, reason="starts two more engines of two ranks each: set NLD_FULL=1")
+@pytest.mark.skipif(not FULL, reason="starts two more engines of two ranks each: set NLD_TEST_SCALE=2")
 def test_killed_ray_worker_restarts_the_replica(app: Application, dashboard: str, tmp_path: Path) -> None:
     """A replica whose two ranks Ray placed: without one of them the server ends, and Serve starts another one."""
     port = int(app.url.rpartition(":")[2])
