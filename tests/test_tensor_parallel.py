@@ -1,16 +1,15 @@
-"""Two ranks decide what one rank decides: same tokens as without tensor parallelism, by mp and by Ray.
+"""Two ranks decide what one rank decides, in every mode: same tokens, by mp and by Ray.
 
-Every rank drafts, verifies and accepts for itself, so a rank that saw other logits would soon be out of step with the
-others: the tokens below, and the acceptance, would differ.
+Every rank drafts, verifies, denoises and accepts for itself, so a rank that saw other logits would soon be out of step
+with the others: the tokens below, and the number of accepted drafts, would differ.
 """
 
 import contextlib
-import functools
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,20 +20,15 @@ import torch
 from tests.engines import engine, greedy, random_prompts
 from tests.ray_cluster import actors, two_nodes
 from tests.scale import SCALE
-from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, metric, token_ids, write_agreeable_checkpoint
+from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, linear, metric, token_ids, write_agreeable_checkpoint
+from tests.spec_worker.test_diffusion import MIXTURE, answers
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="binds CPU workers; on GPUs it would need two of them"
 )
 
-PROMPTS = 120
-MODES = {
-    "ar": {"mode": "ar"},
-    "linear": {"mode": "linear", "block_length": 8},
-    "linear-threshold": {"mode": "linear", "block_length": 8, "draft_threshold": 0.5},
-}
-QUICK = "linear"  # the others add up to minutes: NLD_TEST_SCALE=2 runs them as well
-SKIP_QUICK = pytest.mark.skipif(SCALE <= 1, reason="minutes of engine starts: set NLD_TEST_SCALE=2")
+PROMPTS = random_prompts(120, VOCAB, longest=CONTEXT - TOKENS)
+ASKED = [MIXTURE[index % len(MIXTURE)] for index in range(len(PROMPTS))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,11 +46,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
-    return random_prompts(PROMPTS, VOCAB, longest=CONTEXT - TOKENS)
-
-
-@pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
     import ray
@@ -68,9 +57,8 @@ def ray_address() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def ranks(checkpoint: Path, mode: str, executor: str | None = None, split: str = "tensor") -> Iterator[Any]:
+def ranks(checkpoint: Path, executor: str | None = None, split: str = "tensor", **options: Any) -> Iterator[Any]:
     """An engine with two ranks, or with one where no executor is named."""
-    options: dict[str, Any] = {"additional_config": {"nld": MODES[mode]}, "disable_log_stats": False, "block_size": 32}
     if executor:
         options |= {f"{split}_parallel_size": 2, "distributed_executor_backend": executor}
     try:
@@ -81,63 +69,36 @@ def ranks(checkpoint: Path, mode: str, executor: str | None = None, split: str =
             sys.modules["ray"].shutdown()  # vLLM leaves the workers' places reserved until its process ends
 
 
-def accepted(llm: Any) -> int:
-    return metric(llm, "spec_decode_num_accepted_tokens")
+def decode(llm: Any) -> tuple[list[list[int]], int]:
+    """Tokens of all prompts, and how many drafts were accepted."""
+    return answers(llm, PROMPTS, ASKED), metric(llm, "spec_decode_num_accepted_tokens")
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint: Path, prompts: list[list[int]]) -> Callable[[str], tuple[list[list[int]], int]]:
-    """One rank's tokens and number of accepted drafts in a mode."""
-
-    @functools.cache
-    def decode(mode: str) -> tuple[list[list[int]], int]:
-        with ranks(checkpoint, mode) as llm:
-            return token_ids(greedy(llm, prompts, TOKENS)), accepted(llm)
-
-    return decode
+def alone(checkpoint: Path) -> tuple[list[list[int]], int]:
+    """What one rank decides."""
+    with ranks(checkpoint, **linear(32)) as llm:
+        return decode(llm)
 
 
-@pytest.mark.parametrize("mode", [mode if mode == QUICK else pytest.param(mode, marks=SKIP_QUICK) for mode in MODES])
 @pytest.mark.parametrize("executor", ["mp", "ray"])
 def test_two_ranks_decide_as_one(
-    executor: str,
-    mode: str,
-    checkpoint: Path,
-    prompts: list[list[int]],
-    alone: Callable[[str], tuple[list[list[int]], int]],
-    request: pytest.FixtureRequest,
+    executor: str, checkpoint: Path, alone: tuple[list[list[int]], int], request: pytest.FixtureRequest
 ) -> None:
-    """120 prompts of 1 to 236 tokens, 16 at a time; by Ray, each rank is on a node of its own."""
+    """120 prompts of 1 to 236 tokens in all modes, 16 at a time; by Ray, each rank is on a node of its own."""
+    assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
-    expected = alone(mode)
-    with ranks(checkpoint, mode, executor) as llm:
+    with ranks(checkpoint, executor, **linear(32)) as llm:
         assert llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == executor
-        tokens, drafts = token_ids(greedy(llm, prompts, TOKENS)), accepted(llm)
-        assert (tokens, drafts) == expected
-        assert (drafts > 0) == (mode != "ar")
-        if executor == "ray" and mode == QUICK:
-            assert_killed_worker_is_an_error(llm, prompts)
+        tokens, accepted = decode(llm)
+        assert tokens == alone[0]
+        assert accepted == alone[1] > 0
+        if executor == "ray":
+            assert_killed_worker_is_an_error(llm)
 
 
-@SKIP_QUICK
-def test_two_pipeline_stages_decide_as_one(
-    checkpoint: Path, prompts: list[list[int]], alone: Callable[[str], tuple[list[list[int]], int]]
-) -> None:
-    """In mode ar, which does not draft."""
-    with ranks(checkpoint, "ar", "mp", split="pipeline") as llm:
-        assert (token_ids(greedy(llm, prompts, TOKENS)), 0) == alone("ar")
-
-
-def test_drafts_over_pipeline_stages_are_refused(checkpoint: Path) -> None:
-    with (
-        pytest.raises(ValueError, match="one pipeline stage: use --tensor-parallel-size"),
-        ranks(checkpoint, "linear", "mp", split="pipeline"),
-    ):
-        pass
-
-
-def assert_killed_worker_is_an_error(llm: Any, prompts: list[list[int]]) -> None:
+def assert_killed_worker_is_an_error(llm: Any) -> None:
     """The second rank's process is killed in the middle of a batch: no hang, and the executor says that it has failed.
 
     (A server then answers its running requests with an error and ends: tests/deploy/test_ray_serve.py.)
@@ -149,9 +110,28 @@ def assert_killed_worker_is_an_error(llm: Any, prompts: list[list[int]]) -> None
     threading.Timer(0.3, second.kill).start()
     begin = time.monotonic()
     with pytest.raises(RuntimeError):
-        greedy(llm, prompts * 20, TOKENS)
+        greedy(llm, PROMPTS * 20, TOKENS)
     assert executor.is_failed
     assert time.monotonic() - begin < 60
+
+
+@pytest.mark.skipif(SCALE <= 1, reason="half a minute of engine starts: set NLD_TEST_SCALE=2")
+def test_two_pipeline_stages_decide_as_one(checkpoint: Path) -> None:
+    """In mode ar, which does not draft."""
+    options = {"additional_config": {"nld": {"mode": "ar"}}}
+    found = []
+    for executor in (None, "mp"):
+        with ranks(checkpoint, executor, "pipeline", **options) as llm:
+            found.append(token_ids(greedy(llm, PROMPTS, TOKENS)))
+    assert found[0] == found[1]
+
+
+def test_drafts_over_pipeline_stages_are_refused(checkpoint: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="one pipeline stage: use --tensor-parallel-size"),
+        ranks(checkpoint, "mp", "pipeline", **linear(32)),
+    ):
+        pass
 
 
 def test_cluster_with_too_few_places_is_refused(ray_address: str) -> None:

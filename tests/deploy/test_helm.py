@@ -90,7 +90,7 @@ def test_validation_finds_mistakes() -> None:
         (HUB | {"gpus": -1}, "gpus"),
         (HUB | {"replicaCount": 0}, "replicaCount"),
         (HUB | {"nld": {"mode": "fast"}}, "mode"),
-        (HUB | {"nld": {"threshold": 0.5}}, "threshold"),
+        (HUB | {"nld": {"speed": 2}}, "speed"),
         (HUB | {"apikey": "secret"}, "apikey"),
         (HUB | {"networkPolicy": {"clients": []}}, "clients"),
         (HUB | {"image": {"digest": "latest"}}, "digest"),
