@@ -31,7 +31,7 @@ setup(
         "gpu": ["vllm==0.32.0"],
         # An extra: it is large (280 MB), and one machine needs none of it. 2.60 is what the Ray executor and the Serve
         # application are tested with. Not ray[llm], which pins another vLLM.
-        "ray": ["ray[serve]==2.60.*"],
+        "ray": ["ray[serve]==2.60.*"],  # see above
         "xformers": ["xformers"],  # optional attention kernels on GPUs; any version that matches the installed torch
         "bench": [
             "matplotlib>=3.9",  # plots; 3.9 is the first release for numpy 2
