@@ -33,7 +33,7 @@ class Contender:
     forwards: str
     body: Mapping[str, Any] = field(default_factory=dict)
     block_length: int | None = None
-    most: int = MAX_CONCURRENCY  # concurrency up to which it is timed
+    most: int = MAX_CONCURRENCY  # concurrency up to which it is timed; 0: only its answers count
     quick: bool = False  # part of --quick
 
 

@@ -102,8 +102,8 @@ class Bench:
         """`quality` by contender, and `speed`: samples by contender and concurrency."""
         with fleet(SERVERS, servers_of(self.plan), self.model, self.folder, self.plan.flags) as servers:
             quality = {name: self.quality(name, servers, store) for name in self.plan.contenders}
-            for name in tqdm(self.plan.contenders, desc="warm-up", unit="mode"):
-                self.time(CONTENDERS[name], servers, self.plan.concurrencies[-1])
+            for _, concurrency, name in tqdm(self.warm_ups(), desc="warm-up", unit="mode"):
+                self.time(CONTENDERS[name], servers, concurrency)
             speed: dict[str, dict[str, list[Any]]] = {name: {} for name in self.plan.contenders}
             for turn, concurrency, name in tqdm(self.turns(), desc="timing", unit="run"):
                 key = ("speed", turn, concurrency, name)
@@ -113,6 +113,11 @@ class Bench:
                 )
                 speed[name].setdefault(str(concurrency), []).append(sample)
         return {"quality": quality, "speed": speed}
+
+    def warm_ups(self) -> list[tuple[int, int, str]]:
+        """One run of each contender that is timed, at its highest concurrency."""
+        last = {name: (turn, concurrency, name) for turn, concurrency, name in self.turns()}
+        return list(last.values())
 
     def turns(self) -> list[tuple[int, int, str]]:
         """Round, concurrency and contender of every run; who goes first changes from round to round."""
