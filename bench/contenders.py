@@ -55,10 +55,19 @@ SERVERS = {
     "stock": Setup(nld(mode="ar"), STOCK),
     "stock ngram": Setup((*ngram(4), *COUNTED), STOCK),
     "ar": Setup(nld(mode="ar")),
-    "linear 32": Setup((*nld(mode="linear", block_length=32), *COUNTED)),
-    "linear 16": Setup((*nld(mode="linear", block_length=16), *COUNTED)),
-    "linear 8": Setup((*nld(mode="linear", block_length=8), *COUNTED)),
+    "nld": Setup(COUNTED),  # as without flags: linear by default, every mode by request
 }
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    """A request body that chooses its mode."""
+    return {"vllm_xargs": {f"nld_{name}": value for name, value in fields.items()}}
+
+
+def diffusion(threshold: float, most: int = 0, quick: bool = False) -> Contender:
+    body = asked(mode="diffusion", threshold=threshold)
+    return Contender("nld", "server", body, block_length=32, most=most, quick=quick)
+
 
 STOCK_AR, AR = "stock vLLM, AR", "AR"
 CONTENDERS = {
@@ -66,9 +75,12 @@ CONTENDERS = {
     STOCK_AR: Contender("stock", "tokens", quick=True),
     "stock vLLM, ngram": Contender("stock ngram", "lookup"),
     AR: Contender("ar", "tokens", quick=True),
-    "linear, B 32": Contender("linear 32", "rounds", block_length=32, quick=True),
-    "linear, B 16": Contender("linear 16", "rounds", block_length=16),
-    "linear, B 8": Contender("linear 8", "rounds", block_length=8),
+    "linear, B 32": Contender("nld", "rounds", block_length=32, quick=True),
+    "linear, B 16": Contender("nld", "rounds", asked(block_length=16), block_length=16),
+    "linear, B 8": Contender("nld", "rounds", asked(block_length=8), block_length=8),
+    "diffusion, 0.9": diffusion(0.9, most=MAX_CONCURRENCY, quick=True),
+    "diffusion, 0.7": diffusion(0.7),
+    "diffusion, 0.5": diffusion(0.5),
 }
 
 

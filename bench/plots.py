@@ -73,16 +73,17 @@ def speedup(result: dict[str, Any], axes: Any) -> None:
 
 
 def accuracy(result: dict[str, Any], axes: Any) -> None:
-    """Exact match against tokens a forward, a point for each mode; one mode's thresholds are joined."""
-    joined: dict[str, list[tuple[float, float]]] = {}
+    """Exact match against tokens a forward, a point for each mode; the thresholds of diffusion are joined."""
+    thresholds: list[tuple[float, float]] = []
     for name, quality in result["quality"].items():
         if quality and quality["exact"] is not None:
             point = (quality["tpf"], 100 * quality["exact"])
-            joined.setdefault(name.split(",")[0], []).append(point)
+            if name.startswith("diffusion"):
+                thresholds.append(point)
             axes.plot(*point, "o")
             axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize="small")
-    for points in joined.values():
-        axes.plot(*zip(*sorted(points), strict=True), color="grey", lw=1, zorder=0)
+    if thresholds:
+        axes.plot(*zip(*sorted(thresholds), strict=True), color="grey", lw=1, zorder=0)
     axes.set_xlabel("output tokens a forward (TPF)")
     axes.set_ylabel("exact match, %")
     axes.set_xlim(left=0)

@@ -7,7 +7,7 @@ import pytest
 
 from bench.__main__ import main
 
-CONTENDERS = ["AR", "linear, B 32"]
+CONTENDERS = ["AR", "linear, B 32", "diffusion, 0.9"]
 
 
 @pytest.mark.server
@@ -21,11 +21,12 @@ def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for concurrency, runs in samples.items():
             assert len(runs) == 2, concurrency
             assert all(run["tokens_per_s"] > 0 and run["latency_ms"]["p95"] >= run["ttft_ms"]["p50"] for run in runs)
-    plain, linear = (result["quality"][name] for name in CONTENDERS)
+    plain, linear, diffusion = (result["quality"][name] for name in CONTENDERS)
     assert plain["tpf"] == 1 and plain["acceptance_length"] is None
     assert linear["acceptance_length"] > 2 and linear["tpf"] > 1.2, "drafts of a trained model are accepted"
     assert 0 < linear["acceptance_length_mean"] != linear["acceptance_length"]
     assert all(first >= second for first, second in zip(linear["by_position"], linear["by_position"][1:], strict=False))
+    assert diffusion["nfe"] < diffusion["tokens"], "the server counts its forwards, and there are fewer than tokens"
     same = [a == b for a, b in zip(plain["digests"], linear["digests"], strict=True)]
     assert sum(same) >= 0.8 * len(same), "lossless up to bf16's near-ties"
     assert "| linear, B 32 |" in report and "× AR at 1" in report
