@@ -8,6 +8,7 @@ comparing drawings, which differ between releases of matplotlib.
 """
 
 import hashlib
+import itertools
 import json
 import statistics
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def speedup(result: dict[str, Any], axes: Any) -> None:
         style = "--" if name.startswith(STOCK_AR.split(",")[0]) else "-"
         axes.errorbar([c for c, _ in points], middles, yerr=[below, above], label=name, marker="o", ls=style, capsize=3)
     axes.axhline(1, color="black", lw=1)
+    axes.set_ylim(bottom=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks([int(c) for c in at], at)
     axes.set_xlabel("concurrent requests")
@@ -75,20 +77,20 @@ def speedup(result: dict[str, Any], axes: Any) -> None:
 def accuracy(result: dict[str, Any], axes: Any) -> None:
     """Exact match against tokens a forward, a point for each mode; the thresholds of diffusion are joined."""
     thresholds: list[tuple[float, float]] = []
+    markers = itertools.cycle("os^vDP*X")
     for name, quality in result["quality"].items():
         if quality and quality["exact"] is not None:
             point = (quality["tpf"], 100 * quality["exact"])
             if name.startswith("diffusion"):
                 thresholds.append(point)
-            axes.plot(*point, "o")
-            axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize="small")
+            axes.plot(*point, next(markers), label=name, ms=8, alpha=0.7)
     if thresholds:
         axes.plot(*zip(*sorted(thresholds), strict=True), color="grey", lw=1, zorder=0)
     axes.set_xlabel("output tokens a forward (TPF)")
     axes.set_ylabel("exact match, %")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
-    axes.margins(x=0.2)
+    axes.legend(fontsize="small")
     axes.set_title(f"Accuracy against tokens a forward: {result['model']}, {result['questions']} held-out prompts")
 
 
