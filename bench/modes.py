@@ -6,6 +6,7 @@ all alike. Speed is measured by vLLM's own client (`bench.client`); answers and 
 """
 
 import argparse
+import shlex
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,12 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these contenders only")
     parser.add_argument("--limit", type=int, help="this many questions only")
     parser.add_argument("--eager", action="store_true", help="no torch.compile, for all servers (quick: always)")
+    parser.add_argument("--flags", default="", help="more flags for every server, such as '--max-model-len 8192'")
     parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has measured")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for logs and samples")
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
-    flags = ("--enforce-eager",) if options.eager or options.quick else ()
+    flags = (*(["--enforce-eager"] if options.eager or options.quick else []), *shlex.split(options.flags))
     if options.quick:
         chosen = options.only or [name for name, contender in CONTENDERS.items() if contender.quick]
         return Plan(tuple(chosen), (1, 4), options.rounds or 2, 4, flags)
