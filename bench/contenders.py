@@ -84,12 +84,14 @@ CONTENDERS = {
 }
 
 
-def nfe(contender: Contender, tokens: int, accepted: Sequence[int]) -> int:
+def nfe(contender: Contender, tokens: int, accepted: Sequence[int]) -> int | None:
     """Model forwards of a request, from its output tokens and its verify steps by the number of accepted drafts.
 
     "rounds": the prefill, then a draft and a verify forward a step. "lookup": drafts cost no forward, so one for each
-    token that was not an accepted draft. "tokens": one a token. "server": as the server's metrics count them.
+    token that was not an accepted draft. "tokens": one a token. "server": None, the server's metrics count them.
     """
+    if contender.forwards == "server":
+        return None
     if contender.forwards == "rounds":
         return 1 + 2 * sum(accepted)
     return tokens - sum(drafts * steps for drafts, steps in enumerate(accepted))

@@ -29,7 +29,7 @@ class Answer:
     correct: bool | None
     digest: str  # of the text, so that results can be compared without holding any
     tokens: int
-    nfe: int
+    nfe: int | None  # None where only the server's metrics know
     accepted: tuple[int, ...] = ()
     drafted: int = 0
 
@@ -89,15 +89,15 @@ def forwards(url: str) -> int:
 
 def figures(answers: Sequence[Answer], counted: int | None = None) -> dict[str, Any]:
     """Sums over answers; None for what a mode does not have. counted: their forwards, where the server counted them."""
-    total = sum(a.nfe for a in answers) if counted is None else counted
+    total = counted if counted is not None else sum(a.nfe or 0 for a in answers)
     steps, drafted = sum(a.steps for a in answers), sum(a.drafted for a in answers)
     kept, judged = sum(a.kept for a in answers), [a.correct for a in answers if a.correct is not None]
     return {
         "answers": len(answers),
         "exact": sum(judged) / len(judged) if judged else None,
         "tokens": sum(a.tokens for a in answers),
-        "nfe": total,
-        "tpf": sum(a.tokens for a in answers) / total,
+        "nfe": total or None,
+        "tpf": sum(a.tokens for a in answers) / total if total else None,
         "acceptance_length": 1 + kept / steps if steps else None,
         "acceptance_length_mean": statistics.mean(1 + a.kept / a.steps for a in answers if a.steps) if steps else None,
         "by_position": by_position(answers),
