@@ -1,6 +1,5 @@
 """Inside Ray Serve the metrics are Ray's: they reach the metrics agent, and the scrape configuration renames them."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.scale import SCALE
 from vllm_nld.metrics import definitions as m
 
 PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus" / "prometheus.yml"
@@ -47,7 +47,7 @@ ray.shutdown()
 """
 
 
-@pytest.mark.skipif(not os.environ.get("NLD_FULL"), reason="starts a Ray cluster: set NLD_FULL=1")
+@pytest.mark.skipif(SCALE <= 1, reason="starts a Ray cluster: set NLD_TEST_SCALE=2")
 def test_ray_serve_reports_every_kind_under_names_that_the_rules_know() -> None:
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
     done = subprocess.run([sys.executable, "-c", REPLICA], capture_output=True, text=True, timeout=200, check=False)

@@ -7,7 +7,6 @@ traffic and run in order: one server, then the same address with a broken checkp
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
 import threading
@@ -28,6 +27,7 @@ import yaml
 from bench.dashboard import Span, filled, panels, picture
 from bench.prometheus import RULES, Prometheus, prometheus
 from tests.metrics.prom import needs_prometheus, wait_for
+from tests.scale import SCALE
 from tests.test_server import ask, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
@@ -284,7 +284,7 @@ def metrics_of(server: Server) -> dict[str, float]:
 
 
 TWO_RANKS = pytest.param(
-    2, marks=pytest.mark.skipif(not os.environ.get("NLD_FULL"), reason="minutes of engine starts: set NLD_FULL=1")
+    2, marks=pytest.mark.skipif(SCALE <= 1, reason="a minute of engine starts: set NLD_TEST_SCALE=2")
 )
 
 

@@ -32,7 +32,7 @@ class RoundLog:
     def __init__(self, vllm_config: Any) -> None:
         self.default = default_mode(vllm_config)
         self.rounds: list[Round] = []
-        self.passes: Mapping[str, int] = {}  # request id: passes of the block that it verifies
+        self.passes: Mapping[str, int] = {}  # request id: passes of the block that it verifies; 1 if nobody says
         self.lora: bool | None = None
 
     def begin(self, model_runner_output: Any) -> None:
@@ -40,14 +40,14 @@ class RoundLog:
         report = getattr(model_runner_output, "nld", None)
         if report is not None:  # a step without a request has none
             self.lora, passes = report
-            self.passes = dict(zip(model_runner_output.req_ids, passes, strict=True))
+            self.passes = dict(zip(model_runner_output.req_ids, passes, strict=False))
 
     def note(self, request: Any, drafted: int, accepted: int) -> bool:
         """Count one block; returns whether it was verified, which blocks of diffusion mode are not."""
         mode = getattr(request, "nld_mode", None)
         if mode is None:  # read once a request, and kept with it
             mode = request.nld_mode = mode_of(request.sampling_params, self.default)
-        self.rounds.append(Round(mode, drafted, accepted, self.passes[request.request_id]))
+        self.rounds.append(Round(mode, drafted, accepted, self.passes.get(request.request_id, 1)))
         return mode not in UNVERIFIED
 
     def take(self) -> dict[str, Any] | None:
