@@ -1,7 +1,7 @@
 """`vllm-nld demo`: the whole path once, on real input: `vllm serve` on nano, asked through an OpenAI client.
 
-Prints each held-out prompt and its streamed answer, in one mode after the other, then a table of the modes; writes the
-same as JSON. What a mode cost in forwards comes from the server's own metrics.
+Prints each held-out prompt and its streamed answers, each mode's in turn from the same server, then a table of the
+modes; writes the same as JSON. What a mode cost in forwards comes from the server's own metrics.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from vllm_nld.nano import Prompt, checkpoint_path, heldout
 from vllm_nld.server import Server, ServerError
+from vllm_nld.settings import MODES
 
 MAX_TOKENS = 256
-MODES = ("ar", "linear")
 STRONGEST = ("count", "function", "class", "list", "dataclass")  # by the model card; the others come after
 
 
@@ -46,19 +46,19 @@ def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
     return [first[category] for category in dict.fromkeys(prompt.category for prompt in plain)][:count]
 
 
-def counters(url: str) -> tuple[int, int]:
-    """Verify steps and accepted drafts so far, from the server's /metrics; zeros where it does not speculate."""
+def counters(url: str, mode: str) -> tuple[int, int, int]:
+    """Forwards, verify steps and the tokens that these yielded so far, in one mode, from the server's /metrics."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
-        lines = response.read().decode().splitlines()
-    names = ("vllm:spec_decode_num_drafts_total{", "vllm:spec_decode_num_accepted_tokens_total{")
-    values = [sum(float(line.split()[-1]) for line in lines if line.startswith(name)) for name in names]
-    return int(values[0]), int(values[1])
+        lines = [line for line in response.read().decode().splitlines() if f'mode="{mode}"' in line]
+    names = ("nld:forwards_total{", "nld:acceptance_length_count{", "nld:acceptance_length_sum{")
+    forwards, steps, tokens = (sum(float(x.split()[-1]) for x in lines if x.startswith(name)) for name in names)
+    return int(forwards), int(steps), int(tokens)
 
 
 def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[no-untyped-def]  # openai is imported late: it takes a second
     """Stream one answer to the terminal."""
-    rounds_before, accepted_before = counters(url)
-    print(f"\n> {prompt.messages[-1]['content']}\n", flush=True)
+    before = counters(url, mode)
+    print(f"\n> {prompt.messages[-1]['content']}  [{mode}]\n", flush=True)
     begin = time.perf_counter()
     stream = client.chat.completions.create(
         model="nano",
@@ -67,6 +67,7 @@ def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[
         max_tokens=MAX_TOKENS,
         stream=True,
         stream_options={"include_usage": True},
+        extra_body={"vllm_xargs": {"nld_mode": mode}},
     )
     text, tokens = "", 0
     for chunk in stream:
@@ -76,8 +77,7 @@ def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
     seconds = time.perf_counter() - begin
-    rounds, accepted = (now - then for now, then in zip(counters(url), (rounds_before, accepted_before), strict=True))
-    nfe = 1 + 2 * rounds if mode == "linear" else tokens  # the prefill, then a draft and a verify forward a round
+    nfe, steps, verified = (now - then for now, then in zip(counters(url, mode), before, strict=True))
     correct = text.strip() == prompt.expected.strip()
     print(f"\n\n  [{'correct' if correct else 'WRONG'}, {tokens} tokens, {tokens / seconds:.0f} tokens/s]", flush=True)
     return Answer(
@@ -88,24 +88,24 @@ def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[
         correct=correct,
         tokens=tokens,
         nfe=nfe,
-        tpf=tokens / nfe,
-        acceptance_length=1 + accepted / rounds if rounds else None,
+        tpf=tokens / max(nfe, 1),
+        acceptance_length=verified / steps if steps else None,
         tokens_per_s=tokens / seconds,
     )
 
 
 def table(answers: list[Answer]) -> str:
     """The answers as lines, one a mode."""
-    lines = [f"{'mode':<8}{'correct':>9}{'tokens':>8}{'forwards':>10}{'TPF':>7}{'AL':>7}{'tokens/s':>10}"]
+    lines = [f"{'mode':<10}{'correct':>9}{'tokens':>8}{'forwards':>10}{'TPF':>7}{'AL':>7}{'tokens/s':>10}"]
     for mode in dict.fromkeys(answer.mode for answer in answers):
         rows = [answer for answer in answers if answer.mode == mode]
         tokens, nfe = sum(row.tokens for row in rows), sum(row.nfe for row in rows)
         seconds = sum(row.tokens / row.tokens_per_s for row in rows)
         correct = f"{sum(row.correct for row in rows)}/{len(rows)}"
-        lengths = [(row.acceptance_length, (row.nfe - 1) / 2) for row in rows if row.acceptance_length is not None]
-        length = f"{sum(al * n for al, n in lengths) / sum(n for _, n in lengths):.2f}" if lengths else "-"
+        steps = [(row.acceptance_length, row.tokens) for row in rows if row.acceptance_length is not None]
+        length = f"{sum(n for _, n in steps) / sum(n / al for al, n in steps):.2f}" if steps else "-"
         lines.append(
-            f"{mode:<8}{correct:>9}{tokens:>8}{nfe:>10}{tokens / nfe:>7.2f}{length:>7}{tokens / seconds:>10.0f}"
+            f"{mode:<10}{correct:>9}{tokens:>8}{nfe:>10}{tokens / nfe:>7.2f}{length:>7}{tokens / seconds:>10.0f}"
         )
     return "\n".join(lines)
 
@@ -116,35 +116,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=5, help="how many held-out prompts to ask (default: 5)")
 
 
-def serve_and_ask(mode: str, prompts: list[Prompt], log: Path) -> list[Answer]:
-    """All answers of one mode, from a server of its own."""
+def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
+    """All answers, prompt by prompt in each mode, from one server. A first answer that does not count warms it up."""
     import openai
 
     def progress(seconds: float) -> None:
-        print(f"\rStarting vllm serve on the nano checkpoint, mode {mode} ... {seconds:.0f} s ", end="", flush=True)
+        print(f"\rStarting vllm serve on the nano checkpoint ... {seconds:.0f} s ", end="", flush=True)
 
     arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
-    arguments += ["--additional-config", json.dumps({"nld": {"mode": mode}})]
     with Server(checkpoint_path(), arguments, log=log, progress=progress) as server:
         print()
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        return [ask(client, server.url, mode, prompt) for prompt in prompts]
+        for mode in MODES:
+            client.completions.create(
+                model="nano", prompt="1", max_tokens=64, extra_body={"vllm_xargs": {"nld_mode": mode}}
+            )
+        return [ask(client, server.url, mode, prompt) for prompt in prompts for mode in MODES]
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve, ask, report; status 1 when the server did not start or no answer was right."""
     prompts = choose(heldout(), args.prompts)
-    answers: list[Answer] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for mode in MODES:
-                answers += serve_and_ask(mode, prompts, Path(folder) / f"{mode}.log")
+            answers = serve_and_ask(prompts, Path(folder) / "server.log")
         except ServerError as error:
             print(f"\n{error}\n\nvllm-nld doctor may say why.", file=sys.stderr)
             return 1
     print("\n" + table(answers))
-    same = sum(a.answer == b.answer for a, b in zip(answers, answers[len(prompts) :], strict=False))
-    print(f"\n{same} of {len(prompts)} answers are the same text in both modes.")
+    ar, linear = ([answer.answer for answer in answers if answer.mode == mode] for mode in ("ar", "linear"))
+    same = sum(a == b for a, b in zip(ar, linear, strict=True))
+    print(f"\nlinear is lossless: {same} of {len(prompts)} answers are the same text as ar's.")
     if args.json:
         args.json.write_text(json.dumps([asdict(answer) for answer in answers], indent=2) + "\n", encoding="utf-8")
         print(f"\nWritten to {args.json}.")
