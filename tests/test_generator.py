@@ -1,6 +1,5 @@
 """The model card's calls: tokens and NFE equal the reference's, exactly, in fp32."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ import pytest
 import torch
 
 from tests.engines import random_prompts
+from tests.scale import scaled
 from tests.spec_worker.conftest import TOKENS, VOCAB, write_agreeable_checkpoint
 from vllm_nld import Generator
 from vllm_nld.reference import ReferenceModel, generate
 
-COUNT = int(os.environ.get("NLD_PROMPTS", "12"))
-PROMPTS = random_prompts(COUNT, VOCAB, longest=200, seed=11)
+PROMPTS = random_prompts(scaled(12), VOCAB, longest=200, seed=11)
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,15 @@
 """A request's decoding parameters: good ones are read, each bad one is a sentence that names field and range."""
 
-import os
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from tests.bad_requests import bad_parameters
+from tests.scale import scaled
 from vllm_nld.modes import Decoding, Served
 
 SERVED = Served("linear", ("ar", "linear", "diffusion"), block_length=32, max_denoise_steps=None)
-CASES = int(os.environ.get("NLD_BAD_REQUESTS", "2000"))
 
 GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
     "nothing": (None, Decoding("linear", 32)),
@@ -40,7 +39,7 @@ def test_good_parameters_are_read(extra: dict[str, Any] | None, decoding: Decodi
     assert SERVED.read(extra) == decoding
 
 
-@settings(max_examples=CASES, deadline=None)
+@settings(max_examples=scaled(2000), deadline=None)
 @given(bad_parameters())
 def test_bad_parameters_name_the_field(case: tuple[dict[str, Any], str]) -> None:
     extra, field = case

@@ -1,7 +1,6 @@
 """Every mode in one server, over HTTP: parameters, aliases, streams, refusals."""
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.bad_requests import bad_parameters
+from tests.scale import scaled
 from tests.test_server import connect, plain
 from vllm_nld.nano import Prompt, checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
@@ -23,7 +23,7 @@ NAMES = ["--served-model-name", "nld", "nld:ar", "nld:linear", "nld:diffusion"]
 EXACT = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", "1024"]
 MASK = json.loads((checkpoint_path() / "config.json").read_text())["mask_token_id"]
 THINK_END = 13
-CASES = int(os.environ.get("NLD_BAD_REQUESTS", "300"))
+CASES = scaled(200)
 MAX_TOKENS = 80
 
 

@@ -1,4 +1,5 @@
-"""Sampled output follows the AR distribution, whether drafts are argmaxes or draws with their logits kept."""
+"""Sampled output follows the AR distribution, whether drafts are argmaxes or draws with their logits kept; in diffusion
+mode it follows the reference's."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tests.scale import scaled
 from tests.spec_worker.conftest import linear, metric
 from tests.tiny import write_tiny_checkpoint
 from vllm_nld.reference import ReferenceModel
+from vllm_nld.reference.model import KVCache
 
 VOCAB, PROMPT = 16, [5, 9, 7, 3]
 SMALL: dict[str, Any] = {
@@ -97,6 +99,58 @@ def test_samples_follow_the_ar_distribution(name: str, llm: Any, small_checkpoin
     counts = Counter(sample(llm, SAMPLES, **CASES[name]))
     assert metric(llm, "spec_decode_num_accepted_tokens") - before > SAMPLES / 5, "few drafts are accepted"
     found = fit(counts, probs)
+    assert found.freedom > 20 and found.follows, f"chi-square {found.statistic:.1f}, at most {found.bound:.1f}"
+
+
+DIFFUSION: dict[str, tuple[float, dict[str, Any]]] = {
+    "one pass": (0.0, {"temperature": 1.0}),
+    "two passes": (1.0, {"temperature": 1.0}),
+    "two passes, top-k, top-p": (1.0, {"temperature": 1.5, "top_k": 10, "top_p": 0.8}),
+}
+
+
+@torch.no_grad()
+def denoised(
+    model: ReferenceModel, cache: KVCache, block: list[int], **case: Any
+) -> tuple[torch.Tensor, torch.Tensor]:  # both [B, V] float64
+    """What a denoising pass draws each position from, and how sure it is of each token."""
+    start = cache.length
+    logits = model.logits(model(torch.tensor([block]), cache, causal=False)[0])
+    cache.truncate(start)
+    sure = torch.softmax(logits.double(), dim=-1)
+    logits[:, VOCAB - 1] = float("-inf")
+    return shape(logits, **case), sure
+
+
+@torch.no_grad()
+def diffusion_probs(model: ReferenceModel, threshold: float, **case: Any) -> torch.Tensor:  # [V, V, V] float64
+    """The exact probability of the seed and two denoised tokens: blocks of three."""
+    mask, cache = VOCAB - 1, KVCache(model.config.num_hidden_layers)
+    seeds = shape(model.logits(model(torch.tensor([PROMPT]), cache)[0, -1]), **case)
+    found = torch.zeros(VOCAB, VOCAB, VOCAB, dtype=torch.float64)
+    for seed in range(VOCAB):
+        (_, first, second), (_, sure_first, sure_second) = denoised(model, cache, [seed, mask, mask], **case)
+        if threshold == 0:
+            found[seed] = seeds[seed] * first[:, None] * second
+            continue
+        both = first[:, None] * second  # the candidates of the first pass; the surer one is committed
+        earlier = sure_first[:, None] >= sure_second
+        for token in range(VOCAB - 1):
+            left = (both * earlier)[token].sum()
+            right = (both * ~earlier)[:, token].sum()
+            found[seed, token] += seeds[seed] * left * denoised(model, cache, [seed, token, mask], **case)[0][2]
+            found[seed, :, token] += seeds[seed] * right * denoised(model, cache, [seed, mask, token], **case)[0][1]
+    return found
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_denoised_samples_follow_the_references_rule(name: str, llm: Any, small_checkpoint: Path) -> None:
+    """Candidates are drawn anew in each pass; the confidence is of the plain softmax; the seed is AR's."""
+    threshold, case = DIFFUSION[name]
+    probs = diffusion_probs(ReferenceModel.from_pretrained(small_checkpoint), threshold, **case)
+    torch.testing.assert_close(probs.sum(), torch.ones((), dtype=torch.float64))
+    asked = {"nld_mode": "diffusion", "nld_threshold": threshold, "nld_block_length": 3}
+    found = fit(Counter(sample(llm, SAMPLES // 2, extra_args=asked, **case)), probs)
     assert found.freedom > 20 and found.follows, f"chi-square {found.statistic:.1f}, at most {found.bound:.1f}"
 
 
