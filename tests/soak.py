@@ -1,13 +1,14 @@
-"""Mixed load with random aborts on one engine, for as long as asked: every finished answer must be AR's.
+"""Mixed load with random aborts on one engine, for as long as asked: every finished answer must be what it is alone.
 
     python -m tests.soak --minutes 10
 
-Requests with all sampling features come and go, 16 at a time, in random order; some are aborted before, while and after
-they are prefilled; KV blocks are so few that some are preempted. Scheduling is asynchronous, as on GPUs. At the end
-nothing may be left over: no request, no KV block, no slot of the worker.
+Requests in all modes with all sampling features come and go, 16 at a time, in random order; some are aborted before,
+while and after they are prefilled; KV blocks are so few that some are preempted. Scheduling is asynchronous, as on
+GPUs. At the end nothing may be left over: no request, no KV block, no slot of the worker.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -24,16 +25,27 @@ from tests.engines import engine
 from tests.spec_worker.conftest import allow_async, linear, metric
 from tests.spec_worker.features import FEATURES, OPTIONS, SAMPLED, answers, params, prompts
 from tests.spec_worker.leaks import assert_nothing_left
+from vllm_nld.modes import Served, check_combination
 from vllm_nld.nano import checkpoint_path
+from vllm_nld.settings import MODES
 
-AR = {"additional_config": {"nld": {"mode": "ar"}}}
+MIXTURE: tuple[dict[str, Any], ...] = (
+    {},
+    {"nld_mode": "ar"},
+    {"nld_mode": "linear", "nld_draft_threshold": 0.5},
+    {"nld_mode": "linear", "nld_block_length": 3},
+    {"nld_mode": "diffusion"},
+    {"nld_mode": "diffusion", "nld_threshold": 0.0, "nld_block_length": 4},
+    {"nld_mode": "diffusion", "nld_threshold": 0.4, "nld_max_denoise_steps": 3},
+)
 CONCURRENCY = 16
+SERVED = Served("linear", MODES, block_length=8)
 ABORTS = 0.08  # a step
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One request, and what AR mode answered; None where it is sampled, so that there is no one answer."""
+    """One request, and its answer alone; None where it is sampled, so that there is no one answer."""
 
     prompt: Any
     params: Any
@@ -54,13 +66,33 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
+def in_all_modes(requests: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Each request (prompt, params) in each mode that can honour its parameters."""
+    from vllm.sampling_params import RequestOutputKind
+
+    every = []
+    for prompt, p in requests:
+        for asked in MIXTURE:
+            mine = p.clone()
+            mine.extra_args, mine.output_kind = asked, RequestOutputKind.FINAL_ONLY
+            with contextlib.suppress(ValueError):
+                check_combination(SERVED.read(asked), mine)
+                every.append((prompt, mine))
+    return every
+
+
 def answered(model: Any, requests: Sequence[tuple[Any, Any]], **options: Any) -> list[Work]:
-    """Requests (prompt, params) with AR's answers; the sampled ones without."""
-    with engine(model, **AR, **options) as llm:
-        outputs = llm.generate([prompt for prompt, _ in requests], [p for _, p in requests], use_tqdm=False)
+    """Requests (prompt, params) with their answers one at a time, in AR mode unless it is diffusion's."""
+    works = in_all_modes(requests)
+    alone = [p.clone() for _, p in works]
+    for p in alone:
+        if p.extra_args.get("nld_mode") != "diffusion":
+            p.extra_args = {"nld_mode": "ar"}
+    with engine(model, **options, max_num_seqs=1) as llm:
+        outputs = llm.generate([prompt for prompt, _ in works], alone, use_tqdm=False)
     return [
         Work(prompt, p, answers([output]) if p.temperature == 0 or p.top_k == 1 else None)
-        for (prompt, p), output in zip(requests, outputs, strict=True)
+        for (prompt, p), output in zip(works, outputs, strict=True)
     ]
 
 
@@ -104,7 +136,7 @@ def on_nano(minutes: float, seed: int) -> Report:
     features = [*FEATURES.values(), *SAMPLED.values()]
     requests = [(prompt, params(**feature)) for prompt in prompts() for feature in features]
     options: dict[str, Any] = OPTIONS | {"max_model_len": 512}
-    works = answered(checkpoint_path(), requests, **options)
+    works = answered(checkpoint_path(), requests, **linear(16), **options)
     tight = {"max_num_batched_tokens": 256, "num_gpu_blocks_override": 40}
     with pytest.MonkeyPatch.context() as patch:
         allow_async(patch)

@@ -23,10 +23,10 @@ FEATURES: list[dict[str, Any]] = [
 def test_mixed_load_with_aborts(agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import SamplingParams
 
-    prompts = [{"prompt_token_ids": prompt} for prompt in random_prompts(12, VOCAB, longest=200, seed=41)]
+    prompts = [{"prompt_token_ids": prompt} for prompt in random_prompts(6, VOCAB, longest=200, seed=41)]
     common: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "detokenize": False}
     requests = [(prompt, SamplingParams(**(common | feature))) for prompt in prompts for feature in FEATURES]
-    works = answered(agreeable_checkpoint, requests)
+    works = answered(agreeable_checkpoint, requests, **linear(8))
     allow_async(monkeypatch)
     with engine(agreeable_checkpoint, **linear(8), max_num_batched_tokens=64, num_gpu_blocks_override=20) as llm:
         report = soak(llm, works, seconds=scaled(4))
