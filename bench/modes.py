@@ -32,7 +32,7 @@ class Plan:
 
     contenders: tuple[str, ...]
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    rounds: int = 5
+    rounds: int = 3
     least: int = 6
     flags: tuple[str, ...] = ()
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-path", type=Path, help="JSONL of Spec-Bench, SPEED-Bench or prompts (default: nano's)"
     )
-    parser.add_argument("--rounds", type=int, help="how often everything is timed (default: 5, quick: 2)")
+    parser.add_argument("--rounds", type=int, help="how often everything is timed (default: 3, quick: 2)")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these contenders only")
     parser.add_argument("--limit", type=int, help="this many questions only")
     parser.add_argument("--eager", action="store_true", help="no torch.compile, for all servers (quick: always)")
@@ -59,7 +59,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     if options.quick:
         chosen = options.only or [name for name, contender in CONTENDERS.items() if contender.quick]
         return Plan(tuple(chosen), (1, 4), options.rounds or 2, 4, flags)
-    return Plan(tuple(options.only or CONTENDERS), rounds=options.rounds or 5, flags=flags)
+    return Plan(tuple(options.only or CONTENDERS), rounds=options.rounds or 3, flags=flags)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

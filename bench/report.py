@@ -18,8 +18,8 @@ PLOTS = {
 }
 PARTS = {  # name of the result, and the command
     "modes": ("modes",),
-    "steps-nano": ("steps", "--shape", "nano"),
-    "steps-3b": ("steps", "--shape", "3b"),
+    "steps-nano": ("steps", "--shape", "nano", "--blocks", "1", "32", "--steps", "30"),
+    "steps-3b": ("steps", "--shape", "3b", "--blocks", "1", "8", "32"),
     "roofline": ("roofline",),
 }
 
