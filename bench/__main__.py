@@ -7,6 +7,8 @@ result as plain data after printing it.
 import argparse
 import importlib
 import json
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,4 +41,5 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an ordinary end, so that servers and engines end too
     main()
