@@ -42,7 +42,7 @@ DEVICES = {
 
 
 def measure_cpu(launch: float, host: float, rows: int = 128, size: int = 4096) -> Device:
-    """This machine, by two products with one matrix: of a single row, which only reads it, and of many rows.
+    """This machine, by a copy, in which as much is read as is written, and by a product of many rows.
 
     launch, host: seconds a layer and a forward, as `bench steps` measured them.
     """
@@ -50,11 +50,11 @@ def measure_cpu(launch: float, host: float, rows: int = 128, size: int = 4096) -
 
     torch.manual_seed(0)
     weights = [torch.randn(size, size).bfloat16() for _ in range(8)]  # together larger than any cache
-    one, many = torch.randn(1, size).bfloat16(), torch.randn(rows, size).bfloat16()
-    read = len(weights) * 2 * size * size / best_of(lambda: [torch.nn.functional.linear(one, w) for w in weights])
+    many, target = torch.randn(rows, size).bfloat16(), torch.empty_like(weights[0])
+    moved = len(weights) * 2 * weights[0].nbytes / best_of(lambda: [target.copy_(w) for w in weights])
     work = len(weights) * 2 * rows * size * size
     rate = work / best_of(lambda: [torch.nn.functional.linear(many, w) for w in weights])
-    return Device("this CPU", read, rate, launch, host, 1.0, 1.0)
+    return Device("this CPU", moved, rate, launch, host, 1.0, 1.0)
 
 
 def best_of(function, repeats: int = 7) -> float:  # type: ignore[no-untyped-def]  # any callable without arguments

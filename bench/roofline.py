@@ -146,7 +146,7 @@ def report(result: dict[str, Any]) -> str:
     if result["measured"]:
         cpu = result["cpu"]
         parts.append(
-            f"This CPU reads weights at {cpu['bandwidth'] / 1e9:.0f} GB/s and multiplies at {cpu['flops'] / 1e9:.0f} "
+            f"This CPU moves data at {cpu['bandwidth'] / 1e9:.0f} GB/s and multiplies at {cpu['flops'] / 1e9:.0f} "
             f"GFLOP/s; beyond that it takes {cpu['launch'] * 1e3:.2f} ms a layer and {cpu['host'] * 1e3:.2f} ms a "
             "forward (nano's AR step). Tokens/s of `bench steps` and of the model:"
         )
