@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 logger = logging.getLogger("ray.serve")
 
 BUSY = "every replica's queue is full: send the request again later"
+ABSENT = "no replica of this deployment could be started: roll the canary back, or see the status of the application"
 LOST = "the replica ended while it ran this request: send it again"
 
 
@@ -69,6 +70,8 @@ class Router:
             head = await anext(answer)
         except BackPressureError:
             return error(BUSY)
+        except DeploymentUnavailableError:
+            return error(ABSENT)
         except (RayError, RayServeException) as reason:
             logger.warning("A request to %s failed: %r", name, reason)
             return error(LOST)
@@ -81,9 +84,17 @@ class Router:
     async def targets(self) -> list[dict[str, Any]]:
         """One target group for each deployment."""
         return [
-            {"targets": await handle.broadcast("target").results_async(), "labels": {"deployment": name}}
+            {"targets": await addresses(handle), "labels": {"deployment": name}}
             for name, handle in self.deployments.items()
         ]
+
+
+async def addresses(handle: DeploymentHandle) -> list[str]:
+    """Where the metrics of a deployment's running replicas are."""
+    try:
+        return await handle.broadcast("target").results_async()
+    except DeploymentUnavailableError:
+        return []  # none runs now
 
 
 async def body(answer: Any, streamed: bool) -> AsyncIterator[bytes]:
