@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -19,14 +20,15 @@ from vllm_nld.server import Server, free_port
 pytestmark = pytest.mark.server
 
 KEY = "a-key-of-the-tests"
-GRACE = 10  # seconds; what --shutdown-timeout gives running requests
+GRACE = 120  # seconds; what --shutdown-timeout gives running requests
 ARGUMENTS = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
-SHORT, LONG = 20, 900  # tokens; all of the long requests take minutes
+LENGTH = 300  # tokens of each request: seconds of work in all
 
 
 class Outcome(NamedTuple):
     tokens: int
     reason: str  # finish reason, or the error that the client saw
+    end: float
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +64,14 @@ def test_key_covers_the_api_and_no_more(server: Server, path: str, status: int) 
     assert httpx.get(server.url + path, timeout=10).status_code == status
 
 
-def stream(server: Server, length: int, outcomes: list[Outcome], started: threading.Event) -> None:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=GRACE * 6)
+def stream(server: Server, outcomes: list[Outcome], started: threading.Event) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=GRACE * 2)
     tokens, reason = 0, ""
     try:
         chunks = client.completions.create(
             model="nano",
             prompt="1, 2, 3,",
-            max_tokens=length,
+            max_tokens=LENGTH,
             temperature=0,
             stream=True,
             extra_body={"ignore_eos": True},
@@ -80,30 +82,51 @@ def stream(server: Server, length: int, outcomes: list[Outcome], started: thread
             reason = chunk.choices[0].finish_reason or ""
     except openai.OpenAIError as error:
         reason = type(error).__name__
-    outcomes.append(Outcome(tokens, reason))
+    outcomes.append(Outcome(tokens, reason, time.monotonic()))
 
 
-def test_sigterm_under_load_ends_every_request(server: Server) -> None:
-    """What runs is finished within the grace time; what outlives it ends too, with the finish reason abort."""
-    assert server.process is not None
-    short: list[Outcome] = []
-    long: list[Outcome] = []
+def start(server: Server, outcomes: list[Outcome]) -> list[threading.Thread]:
+    """Sixteen clients, whose requests have begun to run or wait."""
     started = threading.Event()
-    threads = [threading.Thread(target=stream, args=(server, SHORT, short, started)) for _ in range(8)]
-    threads += [threading.Thread(target=stream, args=(server, LONG, long, started)) for _ in range(56)]
+    threads = [threading.Thread(target=stream, args=(server, outcomes, started)) for _ in range(16)]
     for thread in threads:
         thread.start()
-    assert started.wait(60)
-    time.sleep(0.5)  # for the others to arrive
+    assert started.wait(GRACE)
+    time.sleep(0.3)  # for the last of the requests to arrive
+    return threads
+
+
+def test_sigterm_under_load_finishes_what_runs(server: Server) -> None:
+    """Eight running requests and eight queued ones end as if nothing had happened; then the server is gone."""
+    assert server.process is not None
+    outcomes: list[Outcome] = []
+    threads = start(server, outcomes)
     begin = time.monotonic()
-    assert not long, "the signal must come while they run"
+    assert not outcomes, "the signal must come while they run"
     server.process.send_signal(signal.SIGTERM)
     for thread in threads:
-        thread.join(GRACE * 6)
-    server.process.wait(GRACE * 6)
-    print(f"\nended in {time.monotonic() - begin:.1f} s, status {server.process.returncode}: {short + long}")
-    assert [outcome.reason for outcome in short] == ["length"] * 8
-    assert len(long) == 56
-    assert {outcome.reason for outcome in long} <= {"length", "abort"} and "abort" in {o.reason for o in long}
-    assert GRACE - 1 < time.monotonic() - begin < GRACE * 3
+        thread.join()
+    assert [outcome.reason for outcome in outcomes] == ["length"] * 16
+    server.process.wait(GRACE)
+    print(f"\ndrained in {time.monotonic() - begin:.1f} s, status {server.process.returncode}")
+    assert time.monotonic() - begin < GRACE
     assert server.process.returncode == 0
+
+
+def test_requests_that_outlive_the_grace_time_end(tmp_path: Path) -> None:
+    """Each client gets the end of its stream or an error, right after the grace time."""
+    arguments = [*ARGUMENTS, "--max-model-len", "1024", "--max-num-seqs", "1", "--shutdown-timeout", "1"]
+    with Server(checkpoint_path(), arguments, log=tmp_path / "log", environment={"VLLM_API_KEY": KEY}) as server:
+        assert server.process is not None
+        outcomes: list[Outcome] = []
+        threads = start(server, outcomes)
+        begin = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(GRACE)
+        server.process.wait(GRACE)
+        seconds = time.monotonic() - begin
+    print(f"\nended in {seconds:.1f} s")
+    assert seconds < GRACE / 4
+    assert len(outcomes) == 16
+    assert not [each for each in outcomes if each.reason == "APITimeoutError"], "no client waits for what never comes"
