@@ -4,7 +4,7 @@
     python -m nld_serve.canary 0.1        # a tenth of the requests
     python -m nld_serve.canary rollback   # none
 
-Talks to the REST interface of the cluster's dashboard, which must be reachable: RAY_DASHBOARD_ADDRESS, or --address.
+Talks to the cluster's dashboard, with the cluster's token if it has one: RAY_DASHBOARD_ADDRESS, or --address.
 """
 
 import argparse
@@ -12,16 +12,14 @@ import os
 import sys
 from typing import Any
 
-import httpx
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-ENDPOINT = "/api/serve/applications/"
 ADDRESS = os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265")
 
 
-def configs(client: httpx.Client) -> list[dict[str, Any]]:
+def configs(client: ServeSubmissionClient) -> list[dict[str, Any]]:
     """The configs of all applications, as they were deployed."""
-    answer = client.get(ENDPOINT).raise_for_status().json()
-    return [details["deployed_app_config"] for details in answer["applications"].values()]
+    return [details["deployed_app_config"] for details in client.get_serve_details()["applications"].values()]
 
 
 def router_config(applications: list[dict[str, Any]], name: str) -> dict[str, Any]:
@@ -57,13 +55,13 @@ def main() -> int:
     parser.add_argument("--address", default=ADDRESS, help="of the dashboard (%(default)s)")
     options = parser.parse_args()
     try:
-        with httpx.Client(base_url=options.address, timeout=30) as client:
-            applications = configs(client)
-            router = router_config(applications, options.application)
-            if options.share is not None:
-                router["user_config"] = {"canary_share": options.share}
-                client.put(ENDPOINT, json={"applications": applications}).raise_for_status()
-    except (ValueError, httpx.HTTPError) as error:
+        client = ServeSubmissionClient(options.address)
+        applications = configs(client)
+        router = router_config(applications, options.application)
+        if options.share is not None:
+            router["user_config"] = {"canary_share": options.share}
+            client.deploy_applications({"applications": applications})
+    except (ValueError, RuntimeError, ConnectionError) as error:
         print(f"canary: {error}", file=sys.stderr)
         return 1
     print(f"canary share: {share_of(router):g}")
