@@ -28,7 +28,7 @@ def linear_engine(shared_engine: Counted) -> Counted:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Short enough that no block is cut at the context's end."""
+    """Short enough that no block is cut at the context's end. A second time all but one token of some are cached."""
     return random_prompts(12, VOCAB, longest=120)
 
 

@@ -43,12 +43,17 @@ class RoundLog:
             self.passes = dict(zip(model_runner_output.req_ids, passes, strict=False))
 
     def note(self, request: Any, drafted: int, accepted: int) -> bool:
-        """Count one block; returns whether it was verified, which blocks of diffusion mode are not."""
+        """Count one block; returns whether it was verified, which blocks of diffusion mode are not.
+
+        No pass made it where vLLM runs the last token of a cached prompt like a decode, with placeholders for drafts.
+        """
         mode = getattr(request, "nld_mode", None)
         if mode is None:  # read once a request, and kept with it
             mode = request.nld_mode = mode_of(request.sampling_params, self.default)
-        self.rounds.append(Round(mode, drafted, accepted, self.passes.get(request.request_id, 1)))
-        return mode not in UNVERIFIED
+        passes = self.passes.get(request.request_id, 1)
+        if passes:
+            self.rounds.append(Round(mode, drafted, accepted, passes))
+        return passes > 0 and mode not in UNVERIFIED
 
     def take(self) -> dict[str, Any] | None:
         """The rounds since the last call, and None where there is nothing to say."""
