@@ -130,6 +130,9 @@ class SelfSpeculator(DraftModelSpeculator):
     ) -> torch.Tensor:  # [R, K] int64
         """Draft for each request of the batch that drafts; the others' rows are not read."""
         requests = input_batch.num_reqs
+        if skip_attn_for_dummy_run:
+            self._rehearse(min(requests, self.blocks_per_pass))
+            return self.draft_tokens[:requests]
         step = Step(
             positions=input_batch.positions,
             query_start_loc=input_batch.query_start_loc[: requests + 1],
@@ -139,12 +142,16 @@ class SelfSpeculator(DraftModelSpeculator):
             last_sampled=last_sampled[:, 0],
             next_prompt=next_prefill_tokens[0],
         )
-        attend = not skip_attn_for_dummy_run
         for rows in self._groups(input_batch):
             blocks = self._lay(step, input_batch.idx_mapping_np, rows)
-            self._fill(blocks, input_batch, attend, write=not dummy_run)
+            self._fill(blocks, input_batch, write=not dummy_run)
             self.draft_tokens[async_tensor_h2d(rows, self.device)] = blocks.ids[:, 1:]
         return self.draft_tokens[:requests]
+
+    def _rehearse(self, blocks: int) -> None:
+        """What a pass over so many blocks takes in memory, before there are requests or a KV cache."""
+        hidden = self._forward(blocks * self.block_length, None, None)
+        self.model.compute_logits(hidden.view(blocks, self.block_length, -1)[:, 1:].flatten(0, 1)).argmax(dim=-1)
 
     def _groups(self, input_batch: InputBatch) -> Iterator[np.ndarray]:
         """Rows of the batch whose requests draft now: those that the adapter is for and those that it is not for, each
@@ -174,7 +181,7 @@ class SelfSpeculator(DraftModelSpeculator):
             self.model_state.slots.count[async_tensor_h2d(slots, self.device)] = masked.sum(dim=1)
         return Blocks(rows, slots, lengths, starts, ids, masked)
 
-    def _fill(self, blocks: Blocks, input_batch: InputBatch, attend: bool, write: bool) -> None:
+    def _fill(self, blocks: Blocks, input_batch: InputBatch, write: bool) -> None:
         """Passes until no position is masked, or a stop token has none before it: `Decoding.passes` at most."""
         slots = self.model_state.slots
         most, diffusion = slots.passes[blocks.slots], bool(slots.diffusion[blocks.slots[0]])
@@ -187,7 +194,7 @@ class SelfSpeculator(DraftModelSpeculator):
         with contextlib.nullcontext() if diffusion else self.model.drafting():
             for count in range(1, int(most.max()) + 1):
                 candidates, confidence = self._pass(
-                    blocks, active, open_, input_batch, count, attend, write, sure=bool(surely.all()) and not diffusion
+                    blocks, active, open_, input_batch, count, write, sure=bool(surely.all()) and not diffusion
                 )
                 chosen = async_tensor_h2d(active, self.device)
                 masked, ids = blocks.masked[chosen], blocks.ids[chosen]
@@ -215,14 +222,13 @@ class SelfSpeculator(DraftModelSpeculator):
         open_: np.ndarray,  # [R, K] bool, their undecided positions
         input_batch: InputBatch,
         count: int,
-        attend: bool,
         write: bool,
         sure: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [A, K] int64 and float64
         """One bidirectional forward: a candidate for each undecided position, and how sure the model is of it."""
         layout = Layout(blocks.lengths[active], self.block_length)
         block, place = np.nonzero(open_[active])
-        hidden = self._run(blocks, active, layout, input_batch, attend, write)
+        hidden = self._run(blocks, active, layout, input_batch, write)
         rows = async_tensor_h2d(layout.rows(block, place + 1), self.device)
         logits = self.model.compute_logits(hidden[rows])  # [M, V], unshifted: a row predicts its own token
         positions = blocks.starts[async_tensor_h2d(active[block], self.device)] + async_tensor_h2d(place, self.device)
@@ -281,7 +287,7 @@ class SelfSpeculator(DraftModelSpeculator):
         return found
 
     def _run(
-        self, blocks: Blocks, active: np.ndarray, layout: Layout, input_batch: InputBatch, attend: bool, write: bool
+        self, blocks: Blocks, active: np.ndarray, layout: Layout, input_batch: InputBatch, write: bool
     ) -> torch.Tensor:  # [T, hidden]
         """The forward over these blocks, one after another."""
         chosen, tokens = async_tensor_h2d(active, self.device), async_tensor_h2d(layout.tokens, self.device)
@@ -291,8 +297,6 @@ class SelfSpeculator(DraftModelSpeculator):
         loras = user_loras(self.model)
         if loras:
             map_blocks(self.model, [loras[row] for row in blocks.rows[active]], layout.lengths.tolist())
-        if not attend:
-            return self._forward(total, None, None)
         bound = input_batch.seq_lens_cpu_upper_bound[torch.from_numpy(blocks.rows[active])]
         metadata, mappings = self._attention(
             blocks.rows[active], blocks.slots[active], starts, layout, tokens, bound, write

@@ -1,5 +1,7 @@
 """The model card's calls: tokens and NFE equal the reference's, exactly, in fp32."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,3 +89,12 @@ def test_bad_parameters_are_value_errors(options: dict[str, Any], message: str, 
 def test_an_empty_prompt_is_refused(generator: Generator) -> None:
     with pytest.raises(ValueError, match="prompt_ids is empty"):
         generator.generate([])
+
+
+@pytest.mark.server
+def test_an_example_runs_as_it_stands() -> None:
+    """In a process of its own, with torch.compile: the profile run drafts before there are requests or a KV cache."""
+    script = Path(__file__).parents[1] / "examples" / "diffusion.py"
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "1. Athens" in result.stdout and "tokens a forward" in result.stdout

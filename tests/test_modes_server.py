@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.bad_requests import bad_parameters
 from tests.scale import scaled
 from tests.test_server import connect, plain
-from vllm_nld.nano import Prompt, checkpoint_path
+from vllm_nld.nano import Prompt, checkpoint_path, heldout
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.server import Server
 
@@ -31,6 +31,7 @@ MAX_TOKENS = 80
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     markers = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
     reasoning = ["--reasoning-parser", "deepseek_v3", "--reasoning-config", json.dumps(markers)]
+    reasoning += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     with Server(
         checkpoint_path(), [*NAMES, *EXACT, *reasoning], log=tmp_path_factory.mktemp("modes") / "log"
     ) as server:
@@ -172,3 +173,18 @@ def test_the_thinking_budget_holds(name: str, budget: int, server: Server) -> No
     thinking = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": budget}
     ids = chat(server, name, max_tokens=40, **thinking)["token_ids"]
     assert THINK_END in ids[: budget + 1], ids
+
+
+@pytest.mark.parametrize("name", ["nld:ar", "nld:linear"])
+def test_tools_are_called(name: str, client: openai.OpenAI) -> None:
+    """Both modes call the same tool; nano gets most of these right."""
+    prompts = [prompt for prompt in heldout() if prompt.tools and not prompt.thinking][:4]
+    right = 0
+    for prompt in prompts:
+        choice = client.chat.completions.create(
+            model=name, messages=list(prompt.messages), tools=list(prompt.tools), temperature=0, max_tokens=96
+        ).choices[0]
+        for call in choice.message.tool_calls or []:
+            expected = json.loads(prompt.expected.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+            right += {"name": call.function.name, "arguments": json.loads(call.function.arguments)} == expected
+    assert right >= 3

@@ -1,0 +1,28 @@
+"""One token a forward.
+
+python examples/ar.py [MODEL]                   # without MODEL, the small checkpoint of this repository
+"""
+
+import sys
+
+from transformers import AutoTokenizer
+
+from vllm_nld import Generator
+from vllm_nld.nano import checkpoint_path
+
+QUESTION = "Make a numbered list of Athens, Oslo, Lima, Quito, Kyoto, Rome."
+
+
+def main() -> None:
+    model = sys.argv[1] if len(sys.argv) > 1 else str(checkpoint_path())
+    with Generator(model) as generator:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        messages = [{"role": "user", "content": QUESTION}]
+        prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        token_ids, nfe = generator.ar_generate(prompt_ids, max_new_tokens=128)
+    print(tokenizer.decode(token_ids, skip_special_tokens=True))
+    print(f"{len(token_ids)} tokens in {nfe} forwards: {len(token_ids) / nfe:.2f} tokens a forward")
+
+
+if __name__ == "__main__":
+    main()
