@@ -52,10 +52,11 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         return super().update_from_output(scheduler_output, model_runner_output)
 
     def make_spec_decoding_stats(self, *args: Any, request_id: str, **kwargs: Any) -> Any:
-        """Called for each verified block: count its passes and the target's forward."""
-        figures = self.requests[request_id].spec_decode_metrics
-        if figures is not None:
-            figures.forwards += self._passes.get(request_id, 1) + 1  # type: ignore[attr-defined]  # see compat
+        """Called for each verified block: count its passes and the target's forward. One that took no pass is vLLM's
+        padding of a cached prompt's last token."""
+        figures, passes = self.requests[request_id].spec_decode_metrics, self._passes.get(request_id, 0)
+        if figures is not None and passes:
+            figures.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
         return super().make_spec_decoding_stats(*args, request_id=request_id, **kwargs)
 
     # A request's own number of drafts
