@@ -25,6 +25,7 @@ MASK = json.loads((checkpoint_path() / "config.json").read_text())["mask_token_i
 THINK_END = 13
 CASES = scaled(200)
 MAX_TOKENS = 80
+HTTP = httpx.Client(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_stream_shows_blocks_as_they_are_taken(client: openai.OpenAI) -> None:
 
 def post(server: Server, xargs: dict[str, Any], name: str = "nld", **options: Any) -> httpx.Response:
     body = {"model": name, "prompt": "1 2 3", "max_tokens": 4, "temperature": 0, "vllm_xargs": xargs} | options
-    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    return HTTP.post(f"{server.url}/v1/completions", json=body)
 
 
 def test_bad_parameters_are_refused_and_harm_nobody(server: Server) -> None:
@@ -146,7 +147,7 @@ def test_what_makes_no_sense_is_refused(
 def chat(server: Server, name: str, **options: Any) -> Any:
     """The first choice of a greedy chat completion."""
     body = {"model": name, "messages": list(plain(1)[0].messages), "temperature": 0, "return_token_ids": True}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body | options, timeout=60)
+    answer = HTTP.post(f"{server.url}/v1/chat/completions", json=body | options)
     assert answer.status_code == 200, answer.text
     return answer.json()["choices"][0]
 
