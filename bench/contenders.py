@@ -75,6 +75,7 @@ CONTENDERS = {
     STOCK_AR: Contender("stock", "tokens", quick=True),
     "stock vLLM, ngram": Contender("stock ngram", "lookup"),
     AR: Contender("ar", "tokens", quick=True),
+    "AR, by request": Contender("nld", "tokens", asked(mode="ar")),
     "linear, B 32": Contender("nld", "rounds", block_length=32, quick=True),
     "linear, B 16": Contender("nld", "rounds", asked(block_length=16), block_length=16),
     "linear, B 8": Contender("nld", "rounds", asked(block_length=8), block_length=8),
