@@ -4,8 +4,8 @@ Every patch is idempotent. `apply` runs in each process, before vLLM builds a co
 it applies nothing, and serving an NLD model there is refused by `check_vllm_version` with one sentence.
 
 `vllm-nld doctor --contract WHEEL` tells, from another release's source, which of the names that we rely on are still
-there. In vLLM 0.33.0 all of them are, and every patch is still needed; ten kernels differ from those that the native
-twins were written for.
+there. In vLLM 0.33.0 all of them are but one: `Scheduler._get_local_prefix_cache_hit`, which `spec_worker.scheduler`
+overrides, takes max_cache_hit_length too. Ten kernels differ there from those that the native twins were written for.
 """
 
 import functools

@@ -1,7 +1,8 @@
 """The seams: every name of vLLM that our code relies on, found in our own source, plus what no import shows.
 
 An import is a seam, a method that overrides one of vLLM's, an attribute that a subclass takes from its base, and a call
-of an imported name with these arguments. OBJECTS lists by hand what we read from vLLM's objects that are handed to us.
+of an imported name with these arguments. Listed by hand is what we read from vLLM's objects that are handed to us, and
+what compat.py replaces.
 """
 
 import ast
@@ -14,6 +15,7 @@ from typing import Literal
 from vllm_nld.contract.sources import PACKAGE, Sources, defined, on_self, statements
 
 OURS = ("vllm_nld", "spec_worker", "attention_backend")  # by name: this package imports neither of the others
+COMPAT = "vllm_nld.compat"
 Kind = Literal["name", "override", "attribute", "call"]
 
 # class: attributes that we read from its instances; a leading underscore is vLLM's own
@@ -31,8 +33,28 @@ OBJECTS = {
     "vllm.v1.worker.gpu.block_table.BlockTables": "block_sizes input_block_tables num_blocks",
     "vllm.lora.model_manager.LoRAModelManager": "_last_mapping set_adapter_mapping",
     "vllm.lora.layers.LoRAMapping": "prompt_mapping",
+    "vllm.sampling_params.SamplingParams": "all_stop_token_ids allowed_token_ids bad_words_token_ids extra_args "
+    "logit_bias min_tokens",
+    "vllm.v1.request.Request": "is_prefill_chunk num_computed_tokens num_output_placeholders num_output_tokens "
+    "num_preemptions num_tokens num_tokens_with_spec request_id sampling_params skip_reading_prefix_cache "
+    "spec_decode_metrics spec_token_ids",
 }
-NAMES = {"vllm.v1.worker.gpu.model_runner": ("init_speculator",)}  # that compat.py replaces where they are used
+# what compat.py replaces on import: methods by class, and names by module
+PATCHED = {
+    "vllm.config.VllmConfig": "num_lookahead_tokens",
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_sampling_params",
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_sampling_params",
+    "vllm.entrypoints.openai.responses.protocol.ResponsesRequest": "to_sampling_params",
+    "vllm.v1.core.sched.scheduler.Scheduler": "__init__ make_spec_decoding_stats make_stats update_from_output",
+    "vllm.v1.engine.async_llm.AsyncLLM": "shutdown",
+    "vllm.v1.engine.input_processor.InputProcessor": "__init__ _validate_params process_inputs",
+    "vllm.v1.engine.output_processor.OutputProcessor": "abort_requests add_request process_outputs",
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "sample_tokens",
+}
+REPLACED = {
+    "vllm.v1.executor.ray_executor_v2": "RayWorkerProc initialize_ray_cluster",
+    "vllm.v1.worker.gpu.model_runner": "init_speculator",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +83,18 @@ def seams(tested: Sources) -> list[Seam]:
         for file in sorted(root.rglob("*.py")):
             module = ".".join((package, *file.relative_to(root).with_suffix("").parts))
             found |= dict.fromkeys(_of_module(ast.parse(file.read_text(encoding="utf-8")), module, tested))
-    for path, members in OBJECTS.items():
-        module, _, name = path.rpartition(".")
-        found |= dict.fromkeys(Seam("attribute", module, name, member) for member in members.split())
-    for module, names in NAMES.items():
-        found |= dict.fromkeys(Seam("name", module, name, used_in="vllm_nld.compat") for name in names)
+    found |= dict.fromkeys(Seam("attribute", *place) for place in _members(OBJECTS))
+    found |= dict.fromkeys(Seam("override", *place, used_in=COMPAT) for place in _members(PATCHED))
+    for module, names in REPLACED.items():
+        found |= dict.fromkeys(Seam("name", module, name, used_in=COMPAT) for name in names.split())
     return list(found)
+
+
+def _members(listed: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(module, class, member) of each member in a table like OBJECTS."""
+    for path, members in listed.items():
+        module, _, name = path.rpartition(".")
+        yield from ((module, name, member) for member in members.split())
 
 
 def _of_module(tree: ast.Module, where: str, tested: Sources) -> Iterator[Seam]:
@@ -80,7 +108,7 @@ def _of_module(tree: ast.Module, where: str, tested: Sources) -> Iterator[Seam]:
             keywords = tuple(sorted(keyword.arg for keyword in node.keywords if keyword.arg))
             yield Seam("call", *imported[node.func.id], positional=len(node.args), keywords=keywords, used_in=where)
         if isinstance(node, ast.ClassDef):
-            for base in node.bases:
+            for base in (part for whole in node.bases for part in ast.walk(whole)):  # a mixin has its base in an `if`
                 if isinstance(base, ast.Name) and base.id in imported:
                     yield from _of_class(node, imported[base.id], where, tested)
 
