@@ -16,6 +16,7 @@ def assert_nothing_left(llm: Any) -> None:
         front.step()
     pool, state = scheduler.kv_cache_manager.block_pool, runner.req_states
     assert not front.has_unfinished_requests() and not scheduler.requests
+    assert not getattr(scheduler, "_decodings", None), "the scheduler remembers how a request decoded"
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "a KV block leaked (block 0 is vLLM's null block)"
     assert sorted(state.free_indices) == list(range(state.max_num_reqs)), "a slot of the worker leaked"
     assert not state.req_id_to_index and not state.index_to_req_id
