@@ -1,8 +1,9 @@
 """The draft adapter in the model: B·A·x on o_proj, in draft passes only.
 
 A switch, one number on the device, multiplies what the adapter adds: its scale in draft passes, 0 in all others. The
-graph is the same in both, so torch.compile and CUDA graphs cannot bake either state in. It stays apart from the base
-weight, which may be quantised, and from user LoRA.
+graph is the same in both, so torch.compile and CUDA graphs cannot bake either state in. On a CPU, where reading the
+switch waits for nothing, the products are left out while it is 0. It stays apart from the base weight, which may be
+quantised, and from user LoRA.
 
 Tensor parallelism: o_proj is row-parallel, so A is sharded on its input like the weight, and B·A·x joins the partial
 sum before the all-reduce.
@@ -15,9 +16,35 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.utils.torch_utils import direct_register_custom_op
 
 from vllm_nld.adapter import Adapter
 from vllm_nld.checkpoint import CheckpointError
+
+
+def add_draft_lora(
+    out: torch.Tensor,  # [T, hidden], is added to
+    x: torch.Tensor,  # [T, in / TP]
+    down: torch.Tensor,  # [r, in / TP], A
+    up: torch.Tensor,  # [hidden, r], B
+    switch: torch.Tensor,  # [1]
+) -> None:
+    """out += switch · B·A·x. An operator of its own, as the compiler would trace the look at the switch away."""
+    if switch.is_cpu and not switch.item():
+        return
+    out += F.linear(F.linear(x, down), up) * switch
+
+
+def _fake_add_draft_lora(
+    out: torch.Tensor, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, switch: torch.Tensor
+) -> None:
+    return
+
+
+LIBRARY = torch.library.Library("nld", "FRAGMENT")
+direct_register_custom_op(
+    "add_draft_lora", add_draft_lora, mutates_args=["out"], fake_impl=_fake_add_draft_lora, target_lib=LIBRARY
+)
 
 
 class DraftLora(nn.Module):
@@ -33,8 +60,9 @@ class DraftLora(nn.Module):
         self.register_buffer("up", up, persistent=False)
         self.register_buffer("switch", switch, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, in / TP] -> [T, hidden]
-        return F.linear(F.linear(x, self.down), self.up) * self.switch
+    def add_to(self, out: torch.Tensor, x: torch.Tensor) -> None:  # [T, hidden], [T, in / TP]
+        """Add what the adapter has to say of x, while it is on."""
+        torch.ops.nld.add_draft_lora(out, x, self.down, self.up, self.switch)
 
 
 class DraftAdapter:

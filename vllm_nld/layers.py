@@ -31,7 +31,7 @@ class OutputProjection(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # [T, in / TP] -> [T, hidden]
         out, _ = self.base(x)
-        out = out + self.lora(x)
+        self.lora.add_to(out, x)
         return (tensor_model_parallel_all_reduce(out) if self.reduce else out), None
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.server import Server, free_port
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.server
 KEY = "a-key-of-the-tests"
 GRACE = 120  # seconds; what --shutdown-timeout gives running requests
 ARGUMENTS = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
-LENGTH = 300  # tokens of each request: seconds of work in all
+CLIENTS = 16
+LENGTH = 900  # tokens of each request: seconds of work in all, of which the last arrives before the first ends
 
 
 class Outcome(NamedTuple):
@@ -64,7 +66,7 @@ def test_key_covers_the_api_and_no_more(server: Server, path: str, status: int) 
     assert httpx.get(server.url + path, timeout=10).status_code == status
 
 
-def stream(server: Server, outcomes: list[Outcome], started: threading.Event) -> None:
+def stream(server: Server, outcomes: list[Outcome]) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=GRACE * 2)
     tokens, reason = 0, ""
     try:
@@ -77,7 +79,6 @@ def stream(server: Server, outcomes: list[Outcome], started: threading.Event) ->
             extra_body={"ignore_eos": True},
         )
         for chunk in chunks:
-            started.set()
             tokens += 1
             reason = chunk.choices[0].finish_reason or ""
     except openai.OpenAIError as error:
@@ -86,14 +87,22 @@ def stream(server: Server, outcomes: list[Outcome], started: threading.Event) ->
 
 
 def start(server: Server, outcomes: list[Outcome]) -> list[threading.Thread]:
-    """Sixteen clients, whose requests have begun to run or wait."""
-    started = threading.Event()
-    threads = [threading.Thread(target=stream, args=(server, outcomes, started)) for _ in range(16)]
+    """Sixteen clients, whose requests run or wait in the engine: one that is still on its way may be refused."""
+    threads = [threading.Thread(target=stream, args=(server, outcomes)) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
-    assert started.wait(GRACE)
-    time.sleep(0.3)  # for the last of the requests to arrive
+    deadline = time.monotonic() + GRACE
+    while in_engine(server) < CLIENTS:
+        assert time.monotonic() < deadline, f"{in_engine(server)} of {CLIENTS} requests are in the engine"
+        assert not outcomes, "the requests are too short to be there all at once"
+        time.sleep(0.05)
     return threads
+
+
+def in_engine(server: Server) -> int:
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=10).text)
+    names = {"vllm:num_requests_running", "vllm:num_requests_waiting"}
+    return int(sum(sample.value for family in families for sample in family.samples if sample.name in names))
 
 
 def test_sigterm_under_load_finishes_what_runs(server: Server) -> None:
@@ -102,11 +111,10 @@ def test_sigterm_under_load_finishes_what_runs(server: Server) -> None:
     outcomes: list[Outcome] = []
     threads = start(server, outcomes)
     begin = time.monotonic()
-    assert not outcomes, "the signal must come while they run"
     server.process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join()
-    assert [outcome.reason for outcome in outcomes] == ["length"] * 16
+    assert [outcome.reason for outcome in outcomes] == ["length"] * CLIENTS
     server.process.wait(GRACE)
     print(f"\ndrained in {time.monotonic() - begin:.1f} s, status {server.process.returncode}")
     assert time.monotonic() - begin < GRACE
@@ -128,5 +136,5 @@ def test_requests_that_outlive_the_grace_time_end(tmp_path: Path) -> None:
         seconds = time.monotonic() - begin
     print(f"\nended in {seconds:.1f} s")
     assert seconds < GRACE / 4
-    assert len(outcomes) == 16
+    assert len(outcomes) == CLIENTS
     assert not [each for each in outcomes if each.reason == "APITimeoutError"], "no client waits for what never comes"
