@@ -143,3 +143,18 @@ def test_shutdown_patch_is_still_needed() -> None:
     inherited = dict(zip(patched.__code__.co_freevars, patched.__closure__ or (), strict=True))["inherited"]
     source = inspect.getsource(inherited.cell_contents)
     assert "abort" not in source and "propagate_error" not in source
+
+
+def test_oversized_lists_are_still_accepted_until_the_worker() -> None:
+    """vLLM still checks their sizes in the worker only, and they are the ones that we know."""
+    from vllm import sampling_params
+    from vllm.v1.worker.gpu.sample import bad_words, logit_bias
+
+    from vllm_nld import limits
+
+    assert logit_bias.MAX_NUM_ALLOWED_TOKEN_IDS == limits.ALLOWED_TOKEN_IDS
+    assert logit_bias.MAX_NUM_LOGIT_BIAS_TOKENS == limits.LOGIT_BIAS
+    assert logit_bias.MAX_NUM_STOP_TOKEN_IDS == limits.STOP_TOKEN_IDS
+    assert "VLLM_MAX_BAD_WORDS_TOTAL_TOKENS" in inspect.getsource(bad_words.BadWordsState)
+    source = inspect.getsource(sampling_params)
+    assert "MAX_NUM_STOP_TOKEN_IDS" not in source and "VLLM_MAX_BAD_WORDS_TOTAL_TOKENS" not in source

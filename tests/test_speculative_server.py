@@ -122,6 +122,24 @@ def test_what_speculation_cannot_do_is_refused(server: Server, option: dict[str,
     assert httpx.post(f"{server.url}/v1/chat/completions", json=GOOD, timeout=60).status_code == 200
 
 
+OVERSIZED: dict[str, tuple[dict[str, Any], str]] = {
+    "allowed tokens": ({"allowed_token_ids": [*range(200, 900), *range(200, 900)]}, "allowed_token_ids: 1400"),
+    "stop tokens": ({"stop_token_ids": list(range(200, 328)), "min_tokens": 2}, "stop_token_ids with min_tokens: 129"),
+    "bad words": ({"bad_words": ["zyx " * 400]}, "bad_words in tokens"),
+}
+
+
+@pytest.mark.parametrize(("option", "message"), OVERSIZED.values(), ids=OVERSIZED)
+def test_lists_that_the_worker_has_no_room_for_are_refused(
+    server: Server, option: dict[str, Any], message: str
+) -> None:
+    """Else the worker refuses them, and dies of it."""
+    refused = httpx.post(f"{server.url}/v1/chat/completions", json=GOOD | option, timeout=60)
+    assert refused.status_code == 400, refused.text
+    assert message in refused.json()["error"]["message"]
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=GOOD, timeout=60).status_code == 200
+
+
 def test_bench_serve_prints_its_speculative_block(server: Server) -> None:
     before = acceptance(server)
     command = [*vllm_command(), "bench", "serve", "--base-url", server.url, "--model", "nano"]

@@ -353,6 +353,34 @@ def _count_requests(module: Any) -> None:
     processor.abort_requests = abort_requests
 
 
+def refuse_oversized_lists() -> bool:
+    """Refuse lists of token ids that are longer than the worker has room for.
+
+    Symptom: one request with 129 stop_token_ids and min_tokens, 1025 allowed_token_ids or bad_words of 1025 tokens ends
+    the whole server.
+    Cause: Model Runner V2 keeps them in tensors of fixed size, and says so in the worker, which does not survive it.
+    Delete when: `SamplingParams.verify` knows the sizes.
+    """
+    _patch_on_import("vllm.v1.engine.input_processor", _refuse_oversized_lists)
+    return True
+
+
+def _refuse_oversized_lists(module: Any) -> None:
+    from vllm_nld.configs import SUPPORTED_ARCHITECTURES
+    from vllm_nld.limits import check_sizes
+
+    inherited = module.InputProcessor.process_inputs
+
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = inherited(self, *args, **kwargs)
+        ours = self.model_config.architecture in SUPPORTED_ARCHITECTURES and self.vllm_config.use_v2_model_runner
+        if ours and request.sampling_params is not None:
+            check_sizes(request.sampling_params)
+        return request
+
+    module.InputProcessor.process_inputs = process_inputs
+
+
 def count_refusals() -> bool:
     """Count requests that are refused for their parameters, which no engine and no stat logger hears of.
 
@@ -542,6 +570,7 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     note_rounds,
     report_passes,
     count_requests,
+    refuse_oversized_lists,
     count_refusals,
     check_requests,
     read_modes_of_http_requests,
