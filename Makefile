@@ -9,6 +9,8 @@ RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 MODEL ?= $$($(BIN)/vllm-nld nano path)
 PORT ?= 8000
 TESTS ?= tests
+# Test processes, of one computing thread each. The tests of a file share an engine, so they stay together.
+WORKERS ?= 2
 
 .PHONY: help demo test serve lint bench clean
 
@@ -32,7 +34,8 @@ demo: $(VENV)/.ready ## Serve the shipped checkpoint and ask it a few held-out p
 
 test: $(VENV)/.ready ## Run the checks and the tests
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(TESTS)
 
 serve: $(VENV)/.ready ## Serve MODEL (default: the shipped checkpoint) on PORT (default: 8000)
 	@$(BIN)/vllm serve "$(MODEL)" --port $(PORT)

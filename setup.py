@@ -49,6 +49,7 @@ setup(
             "pandas>=2.2",  # as in bench, whose quick run is tested
             "pytest==8.*",  # the configuration in pyproject.toml is for 8
             "pytest-timeout>=2.3",  # a hung server fails its test, not the whole run
+            "pytest-xdist==3.*",  # two test files at a time: most wait for engines and servers to start
             "ray[serve]==2.60.*",  # the tests of tensor parallelism and of Ray Serve start real clusters
             "ruff==0.14.*",  # formatter output may change between minor releases
         ],

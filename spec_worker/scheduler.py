@@ -14,7 +14,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import Request
+from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
+from vllm_nld.metrics.rounds import RoundLog
 from vllm_nld.modes import Decoding, Served
 
 
@@ -25,7 +27,7 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         super().__init__(*args, **kwargs)
         self.served = Served.of(self.vllm_config)
         self._decodings: dict[str, Decoding] = {}
-        self._passes: dict[str, int] = {}
+        self.rounds = RoundLog()
 
     def decoding(self, request: Request) -> Decoding:
         """How a request decodes; it was checked when the request came in."""
@@ -43,21 +45,39 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         self._decodings.pop(request.request_id, None)
         return super()._free_request(request, *args, **kwargs)
 
-    # A request's forwards
+    # What each verified block cost and yielded
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         """The worker tells how many passes each block took that this step verified."""
-        _, passes = getattr(model_runner_output, "nld", None) or (None, None)
-        self._passes = dict(zip(model_runner_output.req_ids, passes or (), strict=False))
+        self.rounds.begin(model_runner_output)
         return super().update_from_output(scheduler_output, model_runner_output)
 
-    def make_spec_decoding_stats(self, *args: Any, request_id: str, **kwargs: Any) -> Any:
-        """Called for each verified block: count its passes and the target's forward. One that took no pass is vLLM's
-        padding of a cached prompt's last token."""
-        figures, passes = self.requests[request_id].spec_decode_metrics, self._passes.get(request_id, 0)
-        if figures is not None and passes:
-            figures.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
-        return super().make_spec_decoding_stats(*args, request_id=request_id, **kwargs)
+    def make_spec_decoding_stats(
+        self,
+        spec_decoding_stats: SpecDecodingStats | None,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> SpecDecodingStats | None:
+        """Called for each verified block. Denoised ones are no part of vLLM's figures: they are taken as they are."""
+        request = self.requests[request_id]
+        valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
+        passes = self.rounds.note(request_id, self.decoding(request).mode, valid, num_accepted_tokens)
+        if request.spec_decode_metrics is not None and passes:
+            request.spec_decode_metrics.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
+        if not passes or self._takes_blocks(request):
+            return spec_decoding_stats
+        return super().make_spec_decoding_stats(
+            spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+        )
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """With the rounds since the last call."""
+        stats, rounds = super().make_stats(*args, **kwargs), self.rounds.take()
+        if stats is not None:
+            stats.nld = rounds  # type: ignore[attr-defined]  # see compat
+        return stats
 
     # A request's own number of drafts
 

@@ -90,18 +90,6 @@ def test_scheduler_stats_patch_is_still_needed() -> None:
     assert SchedulerStats().nld is None and SchedulerStats().prefix_cache_stats is not None
 
 
-def test_round_patch_is_still_needed() -> None:
-    """vLLM's scheduler still adds up verified blocks over all requests and calls nobody."""
-    from vllm.v1.core.sched import scheduler
-    from vllm.v1.spec_decode.metrics import SpecDecodingStats
-
-    assert scheduler.Scheduler.make_spec_decoding_stats.__module__ == "vllm_nld.compat"
-    assert list(inspect.signature(SpecDecodingStats.observe_draft).parameters)[1:] == [
-        "num_draft_tokens",
-        "num_accepted_tokens",
-    ]
-
-
 def test_request_patch_is_still_needed() -> None:
     """vLLM still takes a request's statistics before it cuts tokens at a stop string, and none where one is aborted."""
     from vllm.v1.engine import output_processor

@@ -231,60 +231,6 @@ def _restore_defaults(kind: type) -> None:
             setattr(kind, field.name, dataclasses.field(default_factory=field.default_factory))
 
 
-def note_rounds() -> bool:
-    """Have the scheduler note each verified block in a RoundLog, and leave diffusion blocks out of its own figures.
-
-    Symptom: `vllm:spec_decode_*` adds the modes up, and takes a denoised block for one with every draft accepted.
-    Cause: its figures of a step are sums over requests.
-    Delete when: the scheduler calls a hook for each verified block.
-    """
-    _patch_on_import("vllm.v1.core.sched.scheduler", _note_rounds)
-    return True
-
-
-def _note_rounds(module: Any) -> None:
-    from vllm_nld.metrics.rounds import RoundLog
-    from vllm_nld.speculation import drafts_for_itself
-
-    scheduler = module.Scheduler
-    init, update = scheduler.__init__, scheduler.update_from_output
-    observe, make_stats = scheduler.make_spec_decoding_stats, scheduler.make_stats
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        self.nld = RoundLog(self.vllm_config) if self.log_stats and drafts_for_itself(self.vllm_config) else None
-
-    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
-        if self.nld is not None:
-            self.nld.begin(model_runner_output)
-        return update(self, scheduler_output, model_runner_output)
-
-    def make_spec_decoding_stats(
-        self: Any,
-        spec_decoding_stats: Any,
-        num_draft_tokens: int,
-        num_accepted_tokens: int,
-        num_invalid_spec_tokens: dict[str, int] | None,
-        request_id: str,
-    ) -> Any:
-        if self.nld is not None:
-            valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
-            if not self.nld.note(self.requests[request_id], valid, num_accepted_tokens):
-                return spec_decoding_stats
-        return observe(
-            self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
-        )
-
-    def stats_with_rounds(self: Any, *args: Any, **kwargs: Any) -> Any:
-        stats = make_stats(self, *args, **kwargs)
-        if stats is not None and self.nld is not None:
-            stats.nld = self.nld.take()
-        return stats
-
-    scheduler.__init__, scheduler.update_from_output = __init__, update_from_output
-    scheduler.make_spec_decoding_stats, scheduler.make_stats = make_spec_decoding_stats, stats_with_rounds
-
-
 def report_passes() -> bool:
     """Send what a self-drafting worker knows along with each step's tokens, see `spec_worker.report`.
 
@@ -567,7 +513,6 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     end_requests_with_engine,
     run_on_ray_without_gpu,
     give_scheduler_stats_a_slot,
-    note_rounds,
     report_passes,
     count_requests,
     refuse_oversized_lists,

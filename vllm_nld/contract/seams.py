@@ -45,7 +45,6 @@ PATCHED = {
     "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_sampling_params",
     "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_sampling_params",
     "vllm.entrypoints.openai.responses.protocol.ResponsesRequest": "to_sampling_params",
-    "vllm.v1.core.sched.scheduler.Scheduler": "__init__ make_spec_decoding_stats make_stats update_from_output",
     "vllm.v1.engine.async_llm.AsyncLLM": "shutdown",
     "vllm.v1.engine.input_processor.InputProcessor": "__init__ _validate_params process_inputs",
     "vllm.v1.engine.output_processor.OutputProcessor": "abort_requests add_request process_outputs",

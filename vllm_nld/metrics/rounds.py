@@ -3,16 +3,14 @@
 The scheduler notes one `Round` a block; `take` hands them to the step's SchedulerStats as plain lists, since that is
 what vLLM sends from process to process.
 
-    rounds = RoundLog(vllm_config)
-    rounds.begin(model_runner_output)                          # what the worker reports with the step's tokens
-    rounds.note(request, drafted=31, accepted=7)               # True if the block was verified by a rejection sampler
+    rounds = RoundLog()
+    rounds.begin(model_runner_output)                      # what the worker reports with the step's tokens
+    rounds.note(request_id, "linear", drafted=31, accepted=7)
     scheduler_stats.nld = rounds.take()
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-from vllm_nld.metrics.labels import UNVERIFIED, default_mode, mode_of
 
 LORA, ROUNDS = "lora", "rounds"  # keys of what `take` returns
 
@@ -29,10 +27,9 @@ class Round(NamedTuple):
 class RoundLog:
     """The rounds of one engine step."""
 
-    def __init__(self, vllm_config: Any) -> None:
-        self.default = default_mode(vllm_config)
+    def __init__(self) -> None:
         self.rounds: list[Round] = []
-        self.passes: Mapping[str, int] = {}  # request id: passes of the block that it verifies; 1 if nobody says
+        self.passes: Mapping[str, int] = {}  # request id: passes of the block that this step verifies
         self.lora: bool | None = None
 
     def begin(self, model_runner_output: Any) -> None:
@@ -42,18 +39,16 @@ class RoundLog:
             self.lora, passes = report
             self.passes = dict(zip(model_runner_output.req_ids, passes, strict=False))
 
-    def note(self, request: Any, drafted: int, accepted: int) -> bool:
-        """Count one block; returns whether it was verified, which blocks of diffusion mode are not.
+    def note(self, request_id: str, mode: str, drafted: int, accepted: int) -> int:
+        """Keep one block's round; returns the passes that made the block.
 
-        No pass made it where vLLM runs the last token of a cached prompt like a decode, with placeholders for drafts.
+        None did, and there is no round, where vLLM runs the last token of a cached prompt like a decode, with
+        placeholders for drafts.
         """
-        mode = getattr(request, "nld_mode", None)
-        if mode is None:  # read once a request, and kept with it
-            mode = request.nld_mode = mode_of(request.sampling_params, self.default)
-        passes = self.passes.get(request.request_id, 1)
+        passes = self.passes.get(request_id, 0)
         if passes:
             self.rounds.append(Round(mode, drafted, accepted, passes))
-        return passes > 0 and mode not in UNVERIFIED
+        return passes
 
     def take(self) -> dict[str, Any] | None:
         """The rounds since the last call, and None where there is nothing to say."""
