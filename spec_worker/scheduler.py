@@ -27,6 +27,7 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         super().__init__(*args, **kwargs)
         self.served = Served.of(self.vllm_config)
         self._decodings: dict[str, Decoding] = {}
+        self._last: SchedulerOutput = SchedulerOutput.make_empty()
         self.rounds = RoundLog()
 
     def decoding(self, request: Request) -> Decoding:
@@ -88,8 +89,21 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
             if request := self.requests.get(request_id):
                 self._keep_own_drafts(request)
 
+    def unseen_drafts(self) -> DraftTokenIds | None:
+        """Synchronous scheduling: the drafts after the last step, where nothing but their number matters.
+
+        None where a grammar has to see them.
+        """
+        if self._last.has_structured_output_requests:
+            return None
+        ids = list(self._last.num_scheduled_tokens)
+        return DraftTokenIds(
+            ids, [[-1] * self.decoding(self.requests[i]).drafts if i in self.requests else [] for i in ids]
+        )
+
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         """Asynchronous scheduling: the worker will have drafted."""
+        self._last = scheduler_output
         super()._update_after_schedule(scheduler_output)
         for request_id in scheduler_output.num_scheduled_tokens:
             self._keep_own_drafts(self.requests[request_id])

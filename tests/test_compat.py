@@ -146,3 +146,12 @@ def test_oversized_lists_are_still_accepted_until_the_worker() -> None:
     assert "VLLM_MAX_BAD_WORDS_TOTAL_TOKENS" in inspect.getsource(bad_words.BadWordsState)
     source = inspect.getsource(sampling_params)
     assert "MAX_NUM_STOP_TOKEN_IDS" not in source and "VLLM_MAX_BAD_WORDS_TOTAL_TOKENS" not in source
+
+
+def test_draft_question_patch_is_still_needed() -> None:
+    """vLLM's engine core still asks after every step, and its worker answers with placeholders."""
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.worker.gpu.spec_decode.utils import DraftTokensHandler
+
+    assert EngineCore.post_step.__module__ == "vllm_nld.compat"
+    assert "[-1] * self.num_draft_tokens" in inspect.getsource(DraftTokensHandler.get_draft_tokens)

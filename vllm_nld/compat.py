@@ -203,6 +203,30 @@ def _replace_ray_worker(module: Any) -> None:
     module.initialize_ray_cluster = initialize_ray_cluster
 
 
+def spare_asking_for_drafts() -> bool:
+    """Ask the worker for its drafts only where a grammar has to see them.
+
+    Symptom: with synchronous scheduling each step ends with a call to the worker's process, in AR mode too.
+    Cause: the engine core asks after every step; without a grammar the worker answers with placeholders.
+    Delete when: the engine core knows that it needs no answer.
+    """
+    _patch_on_import("vllm.v1.engine.core", _spare_asking_for_drafts)
+    return True
+
+
+def _spare_asking_for_drafts(module: Any) -> None:
+    inherited = module.EngineCore.post_step
+
+    def post_step(self: Any, model_executed: bool) -> None:
+        unseen = getattr(self.scheduler, "unseen_drafts", None)
+        if unseen is None or self.async_scheduling or not model_executed or (drafts := unseen()) is None:
+            return inherited(self, model_executed)
+        self.scheduler.update_draft_token_ids(drafts)
+        return None
+
+    module.EngineCore.post_step = post_step
+
+
 def give_scheduler_stats_a_slot() -> bool:
     """Let a step's SchedulerStats carry `nld`, see `vllm_nld.metrics.rounds`.
 
@@ -512,6 +536,7 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     reserve_slots_for_a_block,
     end_requests_with_engine,
     run_on_ray_without_gpu,
+    spare_asking_for_drafts,
     give_scheduler_stats_a_slot,
     report_passes,
     count_requests,

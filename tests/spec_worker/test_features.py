@@ -96,3 +96,16 @@ def test_sampled_answers_keep_to_the_grammar(drafted: Any) -> None:
         assert value.keys() == {"name", "tags"} and set(value["tags"]) <= {"red", "green", "blue"}
     assert all(re.fullmatch(PHONE, text) for text in texts["regex"])
     assert set(texts["choice"]) <= set(CHOICE)
+
+
+def test_worker_is_asked_for_drafts_by_a_grammar_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With synchronous scheduling the question is a call to another process, each step."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with engine(checkpoint_path(), **linear(16), **OPTIONS) as llm:
+        executor = llm.llm_engine.engine_core.engine_core.model_executor
+        asked, inherited = [], executor.take_draft_token_ids
+        monkeypatch.setattr(executor, "take_draft_token_ids", lambda: asked.append(1) or inherited())
+        ask(llm, {"plain": FEATURES["plain"]})
+        assert not asked
+        ask(llm, {"choice": FEATURES["choice"]})
+        assert asked

@@ -46,6 +46,7 @@ PATCHED = {
     "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_sampling_params",
     "vllm.entrypoints.openai.responses.protocol.ResponsesRequest": "to_sampling_params",
     "vllm.v1.engine.async_llm.AsyncLLM": "shutdown",
+    "vllm.v1.engine.core.EngineCore": "post_step",
     "vllm.v1.engine.input_processor.InputProcessor": "__init__ _validate_params process_inputs",
     "vllm.v1.engine.output_processor.OutputProcessor": "abort_requests add_request process_outputs",
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "sample_tokens",
