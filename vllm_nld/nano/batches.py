@@ -31,8 +31,8 @@ AFTER_END_WEIGHT = 0.2  # tokens after the end are easy and never counted
 class NoiseMix:
     """Shares of the three kinds of block; the rest is masked at random, which is what denoising sees."""
 
-    draft: float = 0.1  # first token visible, all others masked: linear drafting
-    full: float = 0.15  # all masked: quadratic drafting
+    draft: float = 0.0  # first token visible, all others masked: linear drafting, which the adapter learns
+    full: float = 0.1  # all masked: quadratic drafting
     lengths: tuple[int, ...] = (32, 32, 32, 32, 32, 32, 32, 16, 16, 8)  # block lengths, one a batch
 
     def __post_init__(self) -> None:

@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="folder to write the checkpoint to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ar-steps", type=int, default=200, help="steps of next-token loss alone")
-    parser.add_argument("--joint-steps", type=int, default=1500, help="steps of next-token and denoising loss")
+    parser.add_argument("--joint-steps", type=int, default=4000, help="steps of next-token and denoising loss")
     parser.add_argument(
-        "--decay-steps", type=int, default=680, help="last steps, in which the learning rate falls to zero"
+        "--decay-steps", type=int, default=1400, help="last steps, in which the learning rate falls to zero"
     )
-    parser.add_argument("--adapter-steps", type=int, default=300, help="steps of the draft adapter")
+    parser.add_argument("--adapter-steps", type=int, default=400, help="steps of the draft adapter")
     parser.add_argument("--rows", type=int, default=3072, help="tokens a step and process, noisy copies included")
     parser.add_argument("--processes", type=int, default=2, help="single-threaded processes that share a step")
     parser.add_argument("--resume", action="store_true", help="go on from the state saved in --out")
