@@ -25,12 +25,12 @@ from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from attention_backend.masks import Block, kernel_causal
 from spec_worker.adapter_check import check_adapter
 from spec_worker.blocks import NO_SLOT, Layout, Step, lookahead_slots, places, visible
+from spec_worker.candidates import Candidates
 from spec_worker.commit import commit, probability, stopped
 from spec_worker.state import NldModelState
 from spec_worker.user_lora import NO_LORA, map_blocks, user_loras
@@ -49,6 +49,10 @@ class Blocks:
     ids: torch.Tensor  # [R, B] int64, the mask token where undecided
     masked: torch.Tensor  # [R, K] bool
 
+    def drafts(self, block_length: int) -> np.ndarray:  # [R, K] bool
+        """Where drafts belong to a block; as `masked` is at first, but for those past the context's end."""
+        return np.arange(1, block_length) < self.lengths[:, None]
+
 
 class SelfSpeculator(DraftModelSpeculator):
     """Fills blocks with the target's weights and KV cache."""
@@ -66,6 +70,7 @@ class SelfSpeculator(DraftModelSpeculator):
                 f"{FIELD}.draft_threshold keeps the surer of the sampled drafts, which no longer follow their logits: "
                 "leave draft_sample_method of --speculative-config at greedy, or the threshold at 0"
             )
+        self.candidates = Candidates(self.mask_token_id, self.max_model_len, self.draft_logits, self.use_fp64_gumbel)
         self.blocks_per_pass = self.max_num_tokens // self.block_length
         if not self.blocks_per_pass:
             raise ValueError(
@@ -185,35 +190,43 @@ class SelfSpeculator(DraftModelSpeculator):
         """Passes until no position is masked, or a stop token has none before it: `Decoding.passes` at most."""
         slots = self.model_state.slots
         most, diffusion = slots.passes[blocks.slots], bool(slots.diffusion[blocks.slots[0]])
-        surely = most == 1  # done after one pass, whatever it finds
-        stop_ids = async_tensor_h2d(slots.stop_ids[blocks.slots], self.device)
-        active = np.arange(len(blocks.rows))
-        open_ = (
-            np.arange(1, self.block_length) < blocks.lengths[:, None]
-        )  # [R, K], as `masked` but for the context's end
+        sure = not diffusion and bool((most == 1).all())  # done after one pass, whatever it finds
+        active, count = np.arange(len(blocks.rows)), 0
+        open_ = blocks.drafts(self.block_length)
         with contextlib.nullcontext() if diffusion else self.model.drafting():
-            for count in range(1, int(most.max()) + 1):
-                candidates, confidence = self._pass(
-                    blocks, active, open_, input_batch, count, write, sure=bool(surely.all()) and not diffusion
-                )
-                chosen = async_tensor_h2d(active, self.device)
-                masked, ids = blocks.masked[chosen], blocks.ids[chosen]
-                threshold = np.where(most[active] == count, 0.0, slots.threshold[blocks.slots[active]])
-                decided = commit(confidence, masked, async_tensor_h2d(threshold, self.device))
-                ids[:, 1:] = torch.where(decided, candidates, ids[:, 1:])
-                masked &= ~decided
-                masked &= ~stopped(ids[:, 1:], masked, stop_ids[chosen])[:, None]
-                blocks.ids[chosen], blocks.masked[chosen] = ids, masked
-                slots.drafted[blocks.slots[active]] = count
-                if diffusion:
-                    slots.keep(blocks.slots[active], ids[:, 1:], decided, confidence)
+            while len(active):
+                count += 1
+                candidates, confidence = self._pass(blocks, active, open_, input_batch, count, write, sure)
+                self._decide(blocks, active, candidates, confidence, count, diffusion)
                 active = active[most[active] > count]
-                if not len(active):
-                    break
-                open_ = blocks.masked.cpu().numpy()  # the one look at the device a pass
-                active = active[open_[active].any(axis=1)]
-                if not len(active):
-                    break
+                if len(active):
+                    open_ = blocks.masked.cpu().numpy()  # the one look at the device a pass
+                    active = active[open_[active].any(axis=1)]
+
+    def _decide(
+        self,
+        blocks: Blocks,
+        active: np.ndarray,  # [A], blocks that were in the pass
+        candidates: torch.Tensor,  # [A, K] int64
+        confidence: torch.Tensor,  # [A, K] float64
+        count: int,
+        diffusion: bool,
+    ) -> None:
+        """Commit what a pass is sure of: all that is left, in a block's last pass."""
+        slots = self.model_state.slots
+        state, last = blocks.slots[active], slots.passes[blocks.slots[active]] == count
+        threshold = async_tensor_h2d(np.where(last, 0.0, slots.threshold[state]), self.device)
+        stop_ids = async_tensor_h2d(slots.stop_ids[state], self.device)
+        chosen = async_tensor_h2d(active, self.device)
+        masked, ids = blocks.masked[chosen], blocks.ids[chosen]
+        decided = commit(confidence, masked, threshold)
+        ids[:, 1:] = torch.where(decided, candidates, ids[:, 1:])
+        masked &= ~decided
+        masked &= ~stopped(ids[:, 1:], masked, stop_ids)[:, None]
+        blocks.ids[chosen], blocks.masked[chosen] = ids, masked
+        slots.drafted[state] = count
+        if diffusion:
+            slots.keep(state, ids[:, 1:], decided, confidence)
 
     def _pass(
         self,
@@ -232,7 +245,9 @@ class SelfSpeculator(DraftModelSpeculator):
         rows = async_tensor_h2d(layout.rows(block, place + 1), self.device)
         logits = self.model.compute_logits(hidden[rows])  # [M, V], unshifted: a row predicts its own token
         positions = blocks.starts[async_tensor_h2d(active[block], self.device)] + async_tensor_h2d(place, self.device)
-        found = self._candidates(logits, blocks.slots[active][block], place, positions, count)
+        state, sampling = blocks.slots[active][block], self.model_state.sampler.sampling_states
+        diffusion = bool(self.model_state.slots.diffusion[state[0]])
+        found = self.candidates.find(logits, state, place, positions, count, sampling, diffusion)
         shape = (len(active), self.block_length - 1)
         where = async_tensor_h2d(np.ravel_multi_index((block, place), shape), self.device)
         candidates = torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -241,50 +256,6 @@ class SelfSpeculator(DraftModelSpeculator):
         if not sure:
             confidence.view(-1)[where] = probability(logits, found)
         return candidates, confidence
-
-    def _candidates(
-        self,
-        logits: torch.Tensor,  # [M, V]
-        slots: np.ndarray,  # [M]
-        place: np.ndarray,  # [M], which draft of its block
-        positions: torch.Tensor,  # [M] int64, of the token before: draws are keyed by it
-        count: int,
-    ) -> torch.Tensor:  # [M] int64
-        """The argmax, or a draw: in diffusion mode at a temperature, in linear mode where draft logits are kept."""
-        sampling = self.model_state.sampler.sampling_states
-        diffusion = self.model_state.slots.diffusion[slots[0]]
-        own = logits[:, self.mask_token_id].clone()  # no candidate, but it keeps its share of the softmax
-        logits[:, self.mask_token_id] = float("-inf")
-        drawn = bool((sampling.temperature.np[slots] > 0).any()) if diffusion else self.draft_logits is not None
-        if not drawn:
-            found = logits.max(dim=-1).indices  # on CPUs several times as fast as argmax
-        else:
-            state = async_tensor_h2d(slots, self.device)
-            source, cache = (
-                logits,
-                {
-                    "logits_cache": self.draft_logits,
-                    "logits_cache_col": async_tensor_h2d(place.astype(np.int32), self.device),
-                },
-            )
-            if diffusion:
-                source, cache = logits.float(), {}
-                source = source.clone() if source is logits else source
-                sampling.apply_temperature(source, state, slots)
-                source = sampling.apply_top_k_top_p(source, state, slots)
-            found = gumbel_sample(
-                source,
-                state,
-                sampling.temperature.gpu,
-                sampling.seeds.gpu,
-                positions + (count - 1) * self.max_model_len,
-                apply_temperature=not diffusion,
-                is_drafting=True,
-                use_fp64=self.use_fp64_gumbel,
-                **cache,
-            )
-        logits[:, self.mask_token_id] = own
-        return found
 
     def _run(
         self, blocks: Blocks, active: np.ndarray, layout: Layout, input_batch: InputBatch, write: bool
