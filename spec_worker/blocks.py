@@ -92,9 +92,18 @@ class Layout:
         if not len(self.lengths) or self.lengths.min() < 2 or self.lengths.max() > self.block_length:
             raise ValueError(f"blocks must have 2 to {self.block_length} tokens, not {self.lengths}")
 
+    def query_start_loc(self, requests: int) -> np.ndarray:  # [requests + 1] int32
+        """Each block's first row; of requests past the last block, which have no rows, the end."""
+        starts = np.full(requests + 1, self.lengths.sum(), dtype=np.int32)
+        starts[0] = 0
+        np.cumsum(self.lengths, out=starts[1 : len(self.lengths) + 1])
+        return starts
+
     @property
-    def query_start_loc(self) -> np.ndarray:  # [R + 1] int32
-        return np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
+    def uniform(self) -> int | None:
+        """The length that all blocks have; None where they differ."""
+        first = int(self.lengths[0])
+        return first if (self.lengths == first).all() else None
 
     @property
     def tokens(self) -> np.ndarray:  # [T] int64
@@ -103,4 +112,4 @@ class Layout:
 
     def rows(self, block: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Rows of the forward that hold these blocks' tokens at these places."""
-        return self.query_start_loc[:-1].astype(np.int64)[block] + place
+        return self.query_start_loc(len(self.lengths))[block].astype(np.int64) + place

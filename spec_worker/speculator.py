@@ -8,7 +8,8 @@ how the verdict is read in each mode.
 
 Contract: KV is written to lookahead slots only, and the next target forward overwrites every slot that it keeps;
 nothing outlives a call but the proposal; no step waits for the device, unless a threshold asks for passes until every
-position is sure enough. Blocks that are done leave the passes that follow.
+position is sure enough. Blocks that are done leave the passes that follow. Where the target's decodes run in CUDA
+graphs, so do passes over whole blocks, see `graphs.py`.
 """
 
 import contextlib
@@ -29,9 +30,11 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from attention_backend.masks import Block, kernel_causal
 from spec_worker.adapter_check import check_adapter
-from spec_worker.blocks import NO_SLOT, Layout, Step, lookahead_slots, places, visible
+from spec_worker.blocks import Layout, Step
 from spec_worker.candidates import Candidates
 from spec_worker.commit import commit, probability, stopped
+from spec_worker.graphs import DraftGraphs, graph_mode
+from spec_worker.inputs import Inputs, Pass
 from spec_worker.state import NldModelState
 from spec_worker.user_lora import NO_LORA, map_blocks, user_loras
 from vllm_nld.settings import FIELD, Settings
@@ -59,6 +62,7 @@ class SelfSpeculator(DraftModelSpeculator):
 
     supports_mm_inputs = False
     model_state: NldModelState
+    graphs: DraftGraphs  # vLLM's memory profile drops it and asks for a new one
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
@@ -98,17 +102,39 @@ class SelfSpeculator(DraftModelSpeculator):
             raise ValueError(
                 f"self-speculation needs one kind of attention layer, not {len(self.attn_groups)} KV groups"
             )
+        width = block_tables.input_block_tables[0].shape[1]
+        self.inputs = Inputs(self.input_buffers, block_tables.block_sizes[0], width, self.max_model_len)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        """The draft pass runs without a CUDA graph. vLLM calls this once the model can run: check the adapter here."""
+        """Plan the graphs. vLLM calls this once the model can run: check the adapter here."""
+        user_lora = user_loras(self.model) is not None
+        mode = graph_mode(cudagraph_mode, self.attn_cg_support, user_lora)
+        self.graphs = DraftGraphs(self.vllm_config, self.device, mode, decode_query_len=self.block_length)
         self.input_buffers.input_ids[: self.block_length] = self.mask_token_id
         self.input_buffers.positions[: self.block_length] = torch.arange(self.block_length, device=self.device)
-        if user_loras(self.model) is not None:
+        if user_lora:
             map_blocks(self.model, [NO_LORA], [self.block_length])
         check_adapter(self.model, lambda: self._forward(self.block_length, None, None))
 
     def capture(self) -> None:
-        """Nothing to capture."""
+        """Capture the graphs, with the adapter on, and check the adapter once more through one of them."""
+        if not self.graphs.needs_capture():
+            return
+        with self.model.drafting():
+            self.graphs.record(self._forward, self.inputs, self.attn_groups, self.kv_cache_config)
+        check_adapter(self.model, lambda: self._run(self._lone_block()))
+
+    def _lone_block(self) -> Pass:
+        """Masks at the start of a KV cache that holds nothing yet."""
+        blocks, width = self.kv_cache_config.num_blocks, self.inputs.table.shape[1]
+        return Pass(
+            layout=Layout(np.array([self.block_length]), self.block_length),
+            ids=torch.full((1, self.block_length), self.mask_token_id, device=self.device),
+            starts=torch.zeros(1, dtype=torch.int64, device=self.device),
+            table=torch.arange(width, dtype=torch.int32, device=self.device).clamp(max=blocks - 1)[None],
+            owned=torch.full((1,), blocks, dtype=torch.int32, device=self.device),
+            context=torch.zeros(1, dtype=torch.int32),
+        )
 
     # One step
 
@@ -239,10 +265,13 @@ class SelfSpeculator(DraftModelSpeculator):
         sure: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [A, K] int64 and float64
         """One bidirectional forward: a candidate for each undecided position, and how sure the model is of it."""
-        layout = Layout(blocks.lengths[active], self.block_length)
+        given = self._gather(blocks, active, input_batch, write)
+        loras = user_loras(self.model)
+        if loras:
+            map_blocks(self.model, [loras[row] for row in blocks.rows[active]], given.layout.lengths.tolist())
+        hidden = self._run(given)
         block, place = np.nonzero(open_[active])
-        hidden = self._run(blocks, active, layout, input_batch, write)
-        rows = async_tensor_h2d(layout.rows(block, place + 1), self.device)
+        rows = async_tensor_h2d(given.layout.rows(block, place + 1), self.device)
         logits = self.model.compute_logits(hidden[rows])  # [M, V], unshifted: a row predicts its own token
         positions = blocks.starts[async_tensor_h2d(active[block], self.device)] + async_tensor_h2d(place, self.device)
         state, sampling = blocks.slots[active][block], self.model_state.sampler.sampling_states
@@ -257,63 +286,50 @@ class SelfSpeculator(DraftModelSpeculator):
             confidence.view(-1)[where] = probability(logits, found)
         return candidates, confidence
 
-    def _run(
-        self, blocks: Blocks, active: np.ndarray, layout: Layout, input_batch: InputBatch, write: bool
-    ) -> torch.Tensor:  # [T, hidden]
-        """The forward over these blocks, one after another."""
-        chosen, tokens = async_tensor_h2d(active, self.device), async_tensor_h2d(layout.tokens, self.device)
-        starts, total = blocks.starts[chosen], len(layout.tokens)
-        self.input_buffers.input_ids[:total] = blocks.ids[chosen].flatten()[tokens]
-        self.input_buffers.positions[:total] = places(starts, self.block_length, self.max_model_len).flatten()[tokens]
-        loras = user_loras(self.model)
-        if loras:
-            map_blocks(self.model, [loras[row] for row in blocks.rows[active]], layout.lengths.tolist())
-        bound = input_batch.seq_lens_cpu_upper_bound[torch.from_numpy(blocks.rows[active])]
-        metadata, mappings = self._attention(
-            blocks.rows[active], blocks.slots[active], starts, layout, tokens, bound, write
+    def _gather(self, blocks: Blocks, active: np.ndarray, input_batch: InputBatch, write: bool) -> Pass:
+        """What a pass over these blocks runs over."""
+        chosen, rows = async_tensor_h2d(active, self.device), blocks.rows[active]
+        return Pass(
+            layout=Layout(blocks.lengths[active], self.block_length),
+            ids=blocks.ids[chosen],
+            starts=blocks.starts[chosen],
+            table=self.block_tables.input_block_tables[0][async_tensor_h2d(rows, self.device)],
+            owned=self.block_tables.num_blocks.gpu[0][async_tensor_h2d(blocks.slots[active], self.device)],
+            context=input_batch.seq_lens_cpu_upper_bound[torch.from_numpy(rows)],
+            write=write,
         )
-        return self._forward(total, metadata, mappings)
 
-    def _attention(
-        self,
-        rows: np.ndarray,  # [R]
-        slots: np.ndarray,  # [R]
-        starts: torch.Tensor,  # [R]
-        layout: Layout,
-        tokens: torch.Tensor,  # [T]
-        bound: torch.Tensor,  # [R] int32 on the CPU, no sequence is longer before the block
-        write: bool,
-    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Metadata of a bidirectional pass over these requests' blocks, and its KV slots by layer."""
-        count, total = len(rows), len(tokens)
-        length = async_tensor_h2d(layout.lengths, self.device)
-        table = self.block_tables.input_block_tables[0][async_tensor_h2d(rows, self.device)]
-        owned = self.block_tables.num_blocks.gpu[0][async_tensor_h2d(slots, self.device)]
-        size = self.block_tables.block_sizes[0]
-        mapping = lookahead_slots(starts, length, self.block_length, table, owned, size, self.max_model_len)
-        mapping = mapping.flatten()[tokens]
-        if not write:
-            mapping.fill_(NO_SLOT)
-        self.input_buffers.seq_lens[:count] = visible(starts, length, owned, size, self.max_model_len).clamp(min=length)
-        query_start_loc = torch.from_numpy(layout.query_start_loc)
-        bound = (bound + torch.from_numpy(layout.lengths)).clamp(max=self.max_model_len).int()
-        mappings = mapping.view(1, -1)
+    def _run(self, given: Pass) -> torch.Tensor:  # [T, hidden]
+        """The bidirectional forward over blocks one after another, in a graph where one fits."""
+        shape = self.graphs.shape(given.layout)
+        requests = shape.num_reqs or len(given.layout.lengths)
+        self.inputs.fill(given, requests, shape.num_tokens)
+        metadata, mappings = self._attention(given, requests, shape.num_tokens)
+        if shape.cg_mode == CUDAGraphMode.FULL:
+            return self.graphs.run_fullgraph(shape)[: len(given.layout.tokens)]
+        return self._forward(shape.num_tokens, metadata, mappings)
+
+    def _attention(self, given: Pass, requests: int, tokens: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Metadata of a pass that has been laid out, and its KV slots by layer."""
+        buffers, lengths = self.input_buffers, given.layout.lengths
+        longest = given.longest(self.max_model_len)
+        mappings = self.inputs.slots[:, :tokens]
         metadata = build_attn_metadata(
             attn_groups=self.attn_groups,
-            num_reqs=count,
-            num_tokens=total,
-            query_start_loc_gpu=async_tensor_h2d(query_start_loc, self.device),
-            query_start_loc_cpu=query_start_loc,
-            max_query_len=int(layout.lengths.max()),
-            seq_lens=self.input_buffers.seq_lens[:count],
-            max_seq_len=int(bound.max()),
-            seq_lens_cpu_upper_bound=bound,
-            block_tables=[table],
+            num_reqs=requests,
+            num_tokens=tokens,
+            query_start_loc_gpu=buffers.query_start_loc[: requests + 1],
+            query_start_loc_cpu=torch.from_numpy(given.layout.query_start_loc(requests)),
+            max_query_len=int(lengths.max()),
+            seq_lens=buffers.seq_lens[:requests],
+            max_seq_len=int(longest.max()),
+            seq_lens_cpu_upper_bound=torch.nn.functional.pad(longest, (0, requests - len(lengths))),
+            block_tables=[self.inputs.table[:requests]],
             slot_mappings=mappings,
             kv_cache_config=self.kv_cache_config,
             causal=kernel_causal(Block(self.block_length)),
-            positions=self.input_buffers.positions[:total],
-            is_prefilling=self.draft_is_prefilling[:count],
+            positions=buffers.positions[:tokens],
+            is_prefilling=self.draft_is_prefilling[:requests],
         )
         return metadata, build_slot_mappings_by_layer(mappings, self.kv_cache_config)
 

@@ -20,6 +20,7 @@ BROKEN = {  # release: seams that do not hold there, as last read by a person
     "0.33.0": {"vllm.v1.core.sched.scheduler.Scheduler._get_local_prefix_cache_hit"},
 }
 SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator.DraftModelSpeculator"
+GRAPHS = "vllm.v1.worker.gpu.spec_decode.dflash.cudagraph.DFlashCudaGraphManager"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,8 @@ def test_the_tested_release_has_every_seam(installed: Sources) -> None:
     found = {str(finding.seam) for finding in findings}
     assert f"{SPECULATOR}.propose" in found, "an overridden method"
     assert f"{SPECULATOR}.draft_logits" in found, "an attribute"
+    assert f"{GRAPHS}.run_fullgraph" in found, "one that a speculator's helper overrides"
+    assert f"{GRAPHS}.capture" in found and f"{GRAPHS}.dispatch" in found, "methods that a subclass calls"
     assert "vllm.v1.worker.gpu.attn_utils.build_attn_metadata" in found, "a function"
     assert "vllm.v1.worker.gpu.model_runner.init_speculator" in found, "a name that is replaced"
 

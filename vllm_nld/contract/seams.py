@@ -29,8 +29,13 @@ OBJECTS = {
     "vllm.config.CompilationConfig": "static_forward_context",
     "vllm.v1.worker.gpu.input_batch.InputBatch": "num_reqs idx_mapping positions query_start_loc "
     "seq_lens_cpu_upper_bound",
-    "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids positions seq_lens",
-    "vllm.v1.worker.gpu.block_table.BlockTables": "block_sizes input_block_tables num_blocks",
+    "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids max_num_reqs max_num_tokens positions query_start_loc "
+    "seq_lens",
+    "vllm.v1.worker.gpu.block_table.BlockTables": "block_sizes cp_size get_dummy_block_tables get_dummy_slot_mappings "
+    "input_block_tables num_blocks",
+    "vllm.v1.worker.gpu.cudagraph_utils.BatchExecutionDescriptor": "cg_mode num_reqs num_tokens",
+    "vllm.v1.worker.gpu.cudagraph_utils.CudaGraphManager": "needs_capture",
+    "vllm.v1.worker.gpu.attn_utils.AttentionCGSupportInfo": "min_cg_attn_backend min_cg_support",
     "vllm.lora.model_manager.LoRAModelManager": "_last_mapping set_adapter_mapping",
     "vllm.lora.layers.LoRAMapping": "prompt_mapping",
     "vllm.sampling_params.SamplingParams": "all_stop_token_ids allowed_token_ids bad_words_token_ids extra_args "
