@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/nano"), help="folder to write the checkpoint to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ar-steps", type=int, default=200, help="steps of next-token loss alone")
-    parser.add_argument("--joint-steps", type=int, default=4000, help="steps of next-token and denoising loss")
+    parser.add_argument("--joint-steps", type=int, default=2600, help="steps of next-token and denoising loss")
     parser.add_argument(
-        "--decay-steps", type=int, default=1400, help="last steps, in which the learning rate falls to zero"
+        "--decay-steps", type=int, default=1200, help="last steps, in which the learning rate falls to zero"
     )
     parser.add_argument("--adapter-steps", type=int, default=400, help="steps of the draft adapter")
     parser.add_argument("--rows", type=int, default=3072, help="tokens a step and process, noisy copies included")
