@@ -239,14 +239,16 @@ class Probe:
         import torch
 
         layers = [layer.self_attn.o_proj for layer in self.runner.model.model.layers]
-        inputs = torch.randn(requests * self.block, layers[0].lora.down.shape[1]).to(layers[0].lora.down)
+        rows, lora = requests * self.block, layers[0].lora
+        inputs = torch.randn(rows, lora.down.shape[1]).to(lora.down)
+        outputs = torch.zeros(rows, lora.up.shape[0]).to(lora.up)
         samples = []
-        with torch.inference_mode():
+        with torch.inference_mode(), self.runner.model.drafting():
             for _ in range(count + 2):
                 self.synchronize()
                 begin = time.perf_counter()
                 for layer in layers:
-                    layer.lora(inputs)
+                    layer.lora.add_to(outputs, inputs)
                 self.synchronize()
                 samples.append((time.perf_counter() - begin) * 1e3)
         return samples[2:]

@@ -96,10 +96,8 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         """
         if self._last.has_structured_output_requests:
             return None
-        ids = list(self._last.num_scheduled_tokens)
-        return DraftTokenIds(
-            ids, [[-1] * self.decoding(self.requests[i]).drafts if i in self.requests else [] for i in ids]
-        )
+        ids, drafts = list(self._last.num_scheduled_tokens), [-1] * self._last.num_spec_tokens_to_schedule
+        return DraftTokenIds(ids, [drafts.copy() for _ in ids])
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         """Asynchronous scheduling: the worker will have drafted."""
@@ -109,7 +107,7 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
             self._keep_own_drafts(self.requests[request_id])
 
     def _keep_own_drafts(self, request: Request) -> None:
-        drafts = self.decoding(request).drafts
+        drafts = min(self.decoding(request).drafts, self._last.num_spec_tokens_to_schedule)
         if self._has_anchored_block(request):
             request.spec_token_ids = [-1] * drafts
         elif len(request.spec_token_ids) > drafts:

@@ -1,10 +1,11 @@
-"""Offline vLLM engines for tests: the real engine in a process of its own, small enough to start in seconds."""
+"""Offline vLLM engines for tests: the real engine, in this process, where it starts in seconds and can be looked at."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 
@@ -19,7 +20,9 @@ def engine(model: Path, **options: Any) -> Iterator[Any]:
         "enforce_eager": True,
         "max_num_seqs": 16,
     }
-    llm = LLM(str(model), **(defaults | options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        llm = LLM(str(model), **(defaults | options))
     try:
         yield llm
     finally:

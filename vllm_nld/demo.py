@@ -19,7 +19,7 @@ from vllm_nld.server import Server, ServerError
 from vllm_nld.settings import MODES
 
 MAX_TOKENS = 256
-STRONGEST = ("count", "function", "class", "list", "dataclass")  # by the model card; the others come after
+STRONGEST = ("function", "class", "count", "list", "json")  # by the model card; the others come after
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Any
 import prometheus_client
 
 from tests.engines import engine
-from tests.spec_worker.conftest import agreeable_checkpoint, engines_in_this_process, reference
+from tests.spec_worker.conftest import agreeable_checkpoint, reference
 
-__all__ = ["agreeable_checkpoint", "engines_in_this_process", "reference"]
+__all__ = ["agreeable_checkpoint", "reference"]
 
 
 class Counted:

@@ -1,6 +1,5 @@
 """A tiny checkpoint on which drafts are accepted now and then, and engines that speculate on it in this process."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,6 @@ def metric(llm: Any, name: str) -> int:
 
 def token_ids(outputs: list[Any]) -> list[list[int]]:
     return [list(output.token_ids) for output in outputs]
-
-
-@pytest.fixture(scope="package", autouse=True)
-def engines_in_this_process() -> Iterator[None]:
-    """Starts in seconds, and lets tests look at the worker."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,9 @@ SCHEMA = {
 STOPS = range(101, 1024, 9)  # a ninth of the vocabulary, so that answers meet some; vLLM takes 128
 PHONE, CHOICE = r"\+\d{2} \d{3} \d{4}(, ext\. \d)?", ["certainly", "certainly not", "perhaps"]
 CHANGING: dict[str, dict[str, Any]] = {  # what the model would not answer by itself
-    "repetition penalty": {"repetition_penalty": 1.3},
-    "presence penalty": {"presence_penalty": 1.5},
-    "frequency penalty": {"frequency_penalty": 0.8},
-    "penalties": {"repetition_penalty": 1.1, "presence_penalty": -0.5, "frequency_penalty": 0.5},
+    "repetition penalty": {"repetition_penalty": 2.0},
+    "frequency penalty": {"frequency_penalty": 2.0},
+    "penalties": {"repetition_penalty": 1.8, "presence_penalty": -0.5, "frequency_penalty": 1.5},
     "bad words": {"bad_words": [",", "1", "name", "SELECT"]},
     "allowed tokens": {"allowed_token_ids": list(range(200, 600))},
     "min tokens": {"min_tokens": TOKENS - 5, "stop_token_ids": [EOS, *STOPS]},
@@ -38,6 +37,7 @@ CHANGING: dict[str, dict[str, Any]] = {  # what the model would not answer by it
     },
 }
 SAME: dict[str, dict[str, Any]] = {
+    "presence penalty": {"presence_penalty": 2.0},
     "logprobs": {"logprobs": 3},
     "prompt logprobs": {"prompt_logprobs": 2, "logprobs": 0},
     "n": {"n": 3, "temperature": 1.0, "top_k": 1},

@@ -100,7 +100,6 @@ def test_sampled_answers_keep_to_the_grammar(drafted: Any) -> None:
 
 def test_worker_is_asked_for_drafts_by_a_grammar_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """With synchronous scheduling the question is a call to another process, each step."""
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     with engine(checkpoint_path(), **linear(16), **OPTIONS) as llm:
         executor = llm.llm_engine.engine_core.engine_core.model_executor
         asked, inherited = [], executor.take_draft_token_ids
