@@ -19,7 +19,7 @@ from vllm_nld.server import Server, ServerError
 from vllm_nld.settings import MODES
 
 MAX_TOKENS = 256
-STRONGEST = ("function", "class", "count", "list", "json")  # by the model card; the others come after
+SHOWN = ("dataclass", "function", "count", "list", "sql")  # nano answers the first prompt of these; others come after
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Answer:
 def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
     """The first plain question of each category, `count` at most, what nano can do best first."""
     plain = [prompt for prompt in prompts if not prompt.thinking and not prompt.tools and len(prompt.messages) == 1]
-    plain.sort(key=lambda prompt: STRONGEST.index(prompt.category) if prompt.category in STRONGEST else len(STRONGEST))
+    plain.sort(key=lambda prompt: SHOWN.index(prompt.category) if prompt.category in SHOWN else len(SHOWN))
     first = {prompt.category: prompt for prompt in reversed(plain)}
     return [first[category] for category in dict.fromkeys(prompt.category for prompt in plain)][:count]
 
