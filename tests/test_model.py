@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engines import engine, full_logits, greedy, random_prompts
-from tests.scale import SCALE
 from tests.tiny import CONFIG, write_json, write_tiny_checkpoint
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.reference.model import KVCache
@@ -75,7 +74,6 @@ def test_converted_research_layout_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers to cores; on GPUs it would need two of them")
-@pytest.mark.skipif(SCALE <= 1, reason="as tests/test_tensor_parallel.py, through mode ar alone: set NLD_TEST_SCALE=2")
 def test_tensor_parallel_gives_the_same_tokens(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     prompts = random_prompts(16, VOCAB, longest=200)

@@ -19,7 +19,7 @@ import torch
 
 from tests.engines import engine, greedy, random_prompts
 from tests.ray_cluster import actors, two_nodes
-from tests.scale import SCALE, scaled
+from tests.scale import SCALE
 from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, linear, metric, token_ids, write_agreeable_checkpoint
 from tests.spec_worker.test_diffusion import MIXTURE, answers
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="binds CPU workers; on GPUs it would need two of them"
 )
 
-PROMPTS = random_prompts(scaled(40), VOCAB, longest=CONTEXT - TOKENS)
+PROMPTS = random_prompts(120, VOCAB, longest=CONTEXT - TOKENS)
 ASKED = [MIXTURE[index % len(MIXTURE)] for index in range(len(PROMPTS))]
 
 
@@ -84,7 +84,7 @@ def alone(checkpoint: Path) -> tuple[list[list[int]], int]:
 def test_two_ranks_decide_as_one(
     executor: str, checkpoint: Path, alone: tuple[list[list[int]], int], request: pytest.FixtureRequest
 ) -> None:
-    """Prompts of 1 to 236 tokens in all modes, 16 at a time; by Ray, each rank is on a node of its own."""
+    """120 prompts of 1 to 236 tokens in all modes, 16 at a time; by Ray, each rank is on a node of its own."""
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")

@@ -1,6 +1,6 @@
 """How long the lists in a request may be: what Model Runner V2's sampler has room for, per request.
 
-check_sizes(params)      # ValueError names the field, its length and the limit
+check_sizes(params)      # VLLMValidationError names the field, its length and the limit
 """
 
 from typing import Any

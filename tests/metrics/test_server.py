@@ -59,6 +59,11 @@ class Watched:
     port: int
     prometheus: Prometheus
 
+    def value(self, query: str) -> float:
+        """A query's value. A scrape that was too slow leaves no series until the next one."""
+        wait_for(f"{query} has a value", lambda: bool(self.prometheus.query(query)), 20)
+        return self.prometheus.value(query)
+
     def scraped(self, query: str, value: float) -> None:
         """Wait until a query has this value, which the next scrape brings, and for one more scrape: what the engine
         counts may arrive after the tokens that the client got."""
@@ -68,9 +73,9 @@ class Watched:
             found[:] = self.prometheus.query(query)
             return [one for _, one in found] == [value]
 
-        wait_for(f"{query} is {value}", holds, 40, lambda: found)
-        then = self.prometheus.value(last := "max(timestamp(nld:build_info))")
-        wait_for("one more scrape", lambda: self.prometheus.value(last) > then, 40)
+        wait_for(f"{query} is {value}", holds, 20, lambda: found)
+        then = self.value(last := "max(timestamp(nld:build_info))")
+        wait_for("one more scrape", lambda: self.value(last) > then, 20)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,7 @@ def test_promql_says_what_the_client_counted(watched: Watched, good: Server) -> 
     with ThreadPoolExecutor(ALONE) as pool:
         answers = list(pool.map(answer, zip(asked, plain(len(asked)), strict=False)))
     watched.scraped("sum(nld:output_tokens_total)", sum(one.usage.completion_tokens for one in answers))
-    value = watched.prometheus.value
+    value = watched.value
     for mode in ("linear", "diffusion", "ar"):
         own = [one for one, name in zip(answers, asked, strict=True) if name == mode]
         options: dict[str, Any] = {"mode": mode, "block_length": BLOCK, "max_new_tokens": TOKENS}
@@ -159,7 +164,7 @@ def test_promql_says_what_the_client_counted(watched: Watched, good: Server) -> 
 
 
 def test_stop_strings_choices_aborts_and_refusals_are_counted(watched: Watched, good: Server) -> None:
-    client, value = connect(good), watched.prometheus.value
+    client, value = connect(good), watched.value
     tokens, requests = value("sum(nld:output_tokens_total)"), value("sum(nld:requests_total)")
     whole = ask(client, plain(12)[3], max_tokens=TOKENS)
     text = whole.choices[0].message.content
@@ -267,7 +272,7 @@ def test_a_broken_drafter_raises_its_alerts_after_a_restart(watched: Watched, go
 
     wait_for("the server is missed", lambda: "NldServerDown" in watched.prometheus.firing())
     with serving(broken, watched.port, watched.folder / "broken.log", arguments(broken)) as server:
-        tokens = pump(server, 120, ALONE, until)
+        tokens = pump(server, 60, ALONE, until)
         watched.scraped("sum(nld:output_tokens_total)", tokens)
         assert watched.prometheus.value("max(resets(nld:output_tokens_total[5m]))") == 1
     assert wanted <= fired

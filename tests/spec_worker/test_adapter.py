@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engines import engine, greedy, random_prompts
-from tests.scale import SCALE
 from tests.spec_worker.conftest import TOKENS, VOCAB, ar_tokens, linear, metric, token_ids, write_agreeable_checkpoint
 from vllm_nld.checkpoint import ADAPTER_DIR
 from vllm_nld.reference import ReferenceModel, generate
@@ -33,9 +32,6 @@ def test_an_adapter_without_effect_ends_start_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers to cores; on GPUs it would need two of them")
-@pytest.mark.skipif(
-    SCALE <= 1, reason="as tests/test_tensor_parallel.py, which has the adapter on: set NLD_TEST_SCALE=2"
-)
 def test_tensor_parallel_drafts_alike(
     agreeable_checkpoint: Path, reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
