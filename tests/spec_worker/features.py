@@ -5,7 +5,7 @@ from typing import Any
 from vllm_nld.nano import checkpoint_path, heldout
 
 TOKENS, EOS = 48, 11
-CATEGORIES = ("json", "sql", "count", "yaml")
+CATEGORIES = ("json", "sql", "count")
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -19,7 +19,6 @@ STOPS = range(101, 1024, 9)  # a ninth of the vocabulary, so that answers meet s
 PHONE, CHOICE = r"\+\d{2} \d{3} \d{4}(, ext\. \d)?", ["certainly", "certainly not", "perhaps"]
 CHANGING: dict[str, dict[str, Any]] = {  # what the model would not answer by itself
     "repetition penalty": {"repetition_penalty": 2.0},
-    "presence penalty": {"presence_penalty": 2.0},
     "frequency penalty": {"frequency_penalty": 2.0},
     "penalties": {"repetition_penalty": 1.8, "presence_penalty": -0.5, "frequency_penalty": 1.5},
     "bad words": {"bad_words": [",", "1", "name", "SELECT"]},
@@ -38,6 +37,7 @@ CHANGING: dict[str, dict[str, Any]] = {  # what the model would not answer by it
     },
 }
 SAME: dict[str, dict[str, Any]] = {
+    "presence penalty": {"presence_penalty": 2.0},  # vLLM's most; nano is surer than that
     "logprobs": {"logprobs": 3},
     "prompt logprobs": {"prompt_logprobs": 2, "logprobs": 0},
     "n": {"n": 3, "temperature": 1.0, "top_k": 1},
