@@ -96,8 +96,9 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         """
         if self._last.has_structured_output_requests:
             return None
-        ids, drafts = list(self._last.num_scheduled_tokens), [-1] * self._last.num_spec_tokens_to_schedule
-        return DraftTokenIds(ids, [drafts.copy() for _ in ids])
+        running = filter(None, map(self.requests.get, self._last.num_scheduled_tokens))
+        ids = [request.request_id for request in running if self.decoding(request).drafts]
+        return DraftTokenIds(ids, [[-1] * self._last.num_spec_tokens_to_schedule for _ in ids])
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         """Asynchronous scheduling: the worker will have drafted."""

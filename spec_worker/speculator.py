@@ -13,7 +13,6 @@ graphs, so do passes over whole blocks, see `graphs.py`.
 """
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +137,6 @@ class SelfSpeculator(DraftModelSpeculator):
 
     # One step
 
-    @torch.inference_mode()
     def propose(  # type: ignore[no-untyped-def]  # vLLM's own signature
         self,
         input_batch: InputBatch,
@@ -164,6 +162,9 @@ class SelfSpeculator(DraftModelSpeculator):
         if skip_attn_for_dummy_run:
             self._rehearse(min(requests, self.blocks_per_pass))
             return self.draft_tokens[:requests]
+        groups = self._groups(input_batch)
+        if not groups:  # an AR request does not pay for what the others could do
+            return self.draft_tokens[:requests]
         step = Step(
             positions=input_batch.positions,
             query_start_loc=input_batch.query_start_loc[: requests + 1],
@@ -173,7 +174,7 @@ class SelfSpeculator(DraftModelSpeculator):
             last_sampled=last_sampled[:, 0],
             next_prompt=next_prefill_tokens[0],
         )
-        for rows in self._groups(input_batch):
+        for rows in groups:
             blocks = self._lay(step, input_batch.idx_mapping_np, rows)
             self._fill(blocks, input_batch, write=not dummy_run)
             self.draft_tokens[async_tensor_h2d(rows, self.device)] = blocks.ids[:, 1:]
@@ -184,19 +185,20 @@ class SelfSpeculator(DraftModelSpeculator):
         hidden = self._forward(blocks * self.block_length, None, None)
         self.model.compute_logits(hidden.view(blocks, self.block_length, -1)[:, 1:].flatten(0, 1)).argmax(dim=-1)
 
-    def _groups(self, input_batch: InputBatch) -> Iterator[np.ndarray]:
+    def _groups(self, input_batch: InputBatch) -> list[np.ndarray]:
         """Rows of the batch whose requests draft now: those that the adapter is for and those that it is not for, each
         in one group unless the blocks exceed the token budget."""
         slots = self.model_state.slots
         index = input_batch.idx_mapping_np[: input_batch.num_reqs]
+        if slots.block_length[index].max(initial=1) == 1:
+            return []
         end = (input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens)[: input_batch.num_reqs]
         left = input_batch.prefill_len_np[: input_batch.num_reqs] - end
         slots.anchored[index] = slots.resumed[index] & slots.diffusion[index] & (left == 1)
         drafting = (slots.block_length[index] > 1) & ((left <= 0) | slots.anchored[index])
-        for diffusion in (False, True):
-            rows = np.flatnonzero(drafting & (slots.diffusion[index] == diffusion))
-            for first in range(0, len(rows), self.blocks_per_pass):
-                yield rows[first : first + self.blocks_per_pass]
+        kinds = [np.flatnonzero(drafting & (slots.diffusion[index] == diffusion)) for diffusion in (False, True)]
+        most = self.blocks_per_pass
+        return [rows[first : first + most] for rows in kinds for first in range(0, len(rows), most)]
 
     def _lay(self, step: Step, index: np.ndarray, rows: np.ndarray) -> Blocks:
         """[anchor, mask ...] after the accepted tokens of these rows' requests."""
