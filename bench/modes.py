@@ -33,7 +33,7 @@ class Plan:
     contenders: tuple[str, ...]
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     rounds: int = 3
-    least: int = 6
+    least: int = 12
     flags: tuple[str, ...] = ()
 
     def requests(self, concurrency: int) -> int:
