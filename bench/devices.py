@@ -41,23 +41,19 @@ DEVICES = {
 }
 
 
-def measure_cpu(launch: float, host: float, rows: int = 128, size: int = 4096) -> Device:
-    """This machine, by a copy, in which as much is read as is written, and by a product of many rows.
-
-    launch, host: seconds a layer and a forward, as `bench steps` measured them.
-    """
+def cpu_rates(rows: int = 128, size: int = 4096) -> tuple[float, float]:
+    """Bytes a second at which a product of one row reads its weights here, and FLOP/s of a product of many rows."""
     import torch
 
     torch.manual_seed(0)
     weights = [torch.randn(size, size).bfloat16() for _ in range(8)]  # together larger than any cache
-    many, target = torch.randn(rows, size).bfloat16(), torch.empty_like(weights[0])
-    moved = len(weights) * 2 * weights[0].nbytes / best_of(lambda: [target.copy_(w) for w in weights])
-    work = len(weights) * 2 * rows * size * size
-    rate = work / best_of(lambda: [torch.nn.functional.linear(many, w) for w in weights])
-    return Device("this CPU", moved, rate, launch, host, 1.0, 1.0)
+    one, many = torch.randn(1, size).bfloat16(), torch.randn(rows, size).bfloat16()
+    read = median_of(lambda: [torch.nn.functional.linear(one, w) for w in weights])
+    multiply = median_of(lambda: [torch.nn.functional.linear(many, w) for w in weights])
+    return len(weights) * weights[0].nbytes / read, len(weights) * 2 * rows * size * size / multiply
 
 
-def best_of(function, repeats: int = 7) -> float:  # type: ignore[no-untyped-def]  # any callable without arguments
+def median_of(function, repeats: int = 7) -> float:  # type: ignore[no-untyped-def]  # any callable without arguments
     """Median seconds of a call, after one that is not counted."""
     function()
     samples = []

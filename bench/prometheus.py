@@ -79,16 +79,21 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, target: str, factor: int = 60) -> Iterator[Prometheus]:
-    """Scrape `target` every second, under the shipped rules `factor` times as fast. Keeps its data in `folder`."""
+    """Scrape `target`, or what the URL `target` lists, every second; the shipped rules are `factor` times as fast.
+
+    Keeps its data in `folder`.
+    """
     program = find("prometheus")
     if program is None:
         raise FileNotFoundError("no prometheus: python deploy/prometheus/install.py .venv, or put it on PATH")
+    listed = target.startswith("http")
+    source = f"http_sd_configs: [{{url: '{target}'}}]" if listed else f"static_configs: [{{targets: ['{target}']}}]"
     for name in ("recording.yml", "alerts.yml"):
         (folder / name).write_text(faster((RULES / name).read_text(), factor))
     (folder / "prometheus.yml").write_text(
         "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
         "rule_files: [recording.yml, alerts.yml]\n"
-        f"scrape_configs: [{{job_name: vllm-nld, static_configs: [{{targets: ['{target}']}}]}}]\n"
+        f"scrape_configs: [{{job_name: vllm-nld, {source}}}]\n"
     )
     server = Prometheus(f"http://127.0.0.1:{free_port()}")
     command = [

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import verification
+from bench.devices import cpu_rates
 from bench.engines import Engine
 from bench.provenance import describe, provenance
 from bench.published import ACCEPTANCE_LENGTHS
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "verification": {},
         "spans": {},
         "lora": {},
+        "cpu_rates": [],
     }
     with tempfile.TemporaryDirectory() as folder:
         nano = options.shape == "nano"
@@ -74,6 +76,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 result["spans"][str(block)] = {str(n): engine.ask("steps", n, steps) for n in batches}
                 if block != AR:
                     result["lora"][str(block)] = {str(n): engine.ask("lora", n, steps) for n in batches}
+                if not torch.cuda.is_available():  # in turns with the steps, as a shared machine's memory has its moods
+                    result["cpu_rates"].append(cpu_rates())
             finally:
                 engine.close()
     if options.shape != "nano":

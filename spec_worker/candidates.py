@@ -26,7 +26,8 @@ class Candidates:
         logits: torch.Tensor,  # [M, V]
         slots: np.ndarray,  # [M]
         place: np.ndarray,  # [M], which draft of its block
-        positions: torch.Tensor,  # [M] int64, of the token before: draws are keyed by it
+        starts: torch.Tensor,  # [R] int64, positions of the blocks' anchors
+        block: np.ndarray,  # [M], which of those blocks
         count: int,  # of this pass, from 1
         sampling: Any,  # vLLM's SamplingStates
         diffusion: bool,
@@ -38,8 +39,9 @@ class Candidates:
         if not drawn:
             found = logits.max(dim=-1).indices  # on CPUs several times as fast as argmax
         else:
-            # The same position is drawn for once a pass, with a key of its own.
-            key = positions + (count - 1) * self.max_model_len
+            # A draw is keyed by the position of the token before, and by the pass.
+            key = starts[async_tensor_h2d(block, logits.device)] + async_tensor_h2d(place, logits.device)
+            key += (count - 1) * self.max_model_len
             draw = self._draw_denoised if diffusion else self._draw_draft
             found = draw(logits, slots, place, key, sampling)
         logits[:, self.mask_token_id] = own

@@ -218,13 +218,17 @@ class SelfSpeculator(DraftModelSpeculator):
         """Passes until no position is masked, or a stop token has none before it: `Decoding.passes` at most."""
         slots = self.model_state.slots
         most, diffusion = slots.passes[blocks.slots], bool(slots.diffusion[blocks.slots[0]])
-        sure = not diffusion and bool((most == 1).all())  # done after one pass, whatever it finds
         active, count = np.arange(len(blocks.rows)), 0
         open_ = blocks.drafts(self.block_length)
         with contextlib.nullcontext() if diffusion else self.model.drafting():
+            if not diffusion and (most == 1).all():  # the only pass decides all there is, however sure it is
+                found, _ = self._pass(blocks, active, open_, input_batch, 1, write, sure=True)
+                blocks.ids[:, 1:] = torch.where(blocks.masked, found, blocks.ids[:, 1:])
+                slots.drafted[blocks.slots] = 1
+                return
             while len(active):
                 count += 1
-                candidates, confidence = self._pass(blocks, active, open_, input_batch, count, write, sure)
+                candidates, confidence = self._pass(blocks, active, open_, input_batch, count, write)
                 self._decide(blocks, active, candidates, confidence, count, diffusion)
                 active = active[most[active] > count]
                 if len(active):
@@ -264,7 +268,7 @@ class SelfSpeculator(DraftModelSpeculator):
         input_batch: InputBatch,
         count: int,
         write: bool,
-        sure: bool,
+        sure: bool = False,  # whether to take the model's word for it
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [A, K] int64 and float64
         """One bidirectional forward: a candidate for each undecided position, and how sure the model is of it."""
         given = self._gather(blocks, active, input_batch, write)
@@ -275,17 +279,18 @@ class SelfSpeculator(DraftModelSpeculator):
         block, place = np.nonzero(open_[active])
         rows = async_tensor_h2d(given.layout.rows(block, place + 1), self.device)
         logits = self.model.compute_logits(hidden[rows])  # [M, V], unshifted: a row predicts its own token
-        positions = blocks.starts[async_tensor_h2d(active[block], self.device)] + async_tensor_h2d(place, self.device)
         state, sampling = blocks.slots[active][block], self.model_state.sampler.sampling_states
         diffusion = bool(self.model_state.slots.diffusion[state[0]])
-        found = self.candidates.find(logits, state, place, positions, count, sampling, diffusion)
+        found = self.candidates.find(logits, state, place, blocks.starts, active[block], count, sampling, diffusion)
         shape = (len(active), self.block_length - 1)
+        certainty = torch.ones_like(found, dtype=torch.float64) if sure else probability(logits, found)
+        if len(found) == shape[0] * shape[1]:  # nothing is decided yet
+            return found.view(shape), certainty.view(shape)
         where = async_tensor_h2d(np.ravel_multi_index((block, place), shape), self.device)
         candidates = torch.zeros(shape, dtype=torch.int64, device=self.device)
         candidates.view(-1)[where] = found
         confidence = torch.ones(shape, dtype=torch.float64, device=self.device)
-        if not sure:
-            confidence.view(-1)[where] = probability(logits, found)
+        confidence.view(-1)[where] = certainty
         return candidates, confidence
 
     def _gather(self, blocks: Blocks, active: np.ndarray, input_batch: InputBatch, write: bool) -> Pass:

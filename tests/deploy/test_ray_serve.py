@@ -22,6 +22,8 @@ import pytest
 import torch
 import yaml
 
+from bench.prometheus import prometheus
+from tests.metrics.prom import needs_prometheus
 from tests.ray_cluster import actors, two_nodes
 from tests.scale import SCALE
 from vllm_nld.nano import heldout
@@ -219,6 +221,22 @@ def test_metrics_of_every_replica_are_listed(app: Application) -> None:
             text = httpx.get(f"http://{target}/metrics", timeout=30).text
             assert ("vllm:spec_decode_num_drafts_total" in text) == (name == "canary")
             assert "nld:build_info{" in text
+
+
+@needs_prometheus
+def test_prometheus_finds_and_scrapes_every_replica(app: Application, tmp_path: Path) -> None:
+    """By the router's list alone, and each replica says who it is."""
+
+    def scraped(query: str) -> Counter[str]:
+        return Counter(labels["deployment"] for labels, _ in server.query(query))
+
+    with prometheus(tmp_path, f"{app.url}/metrics/targets") as server:
+        for query in ("up == 1", "nld:build_info"):
+            wait_until(
+                lambda query=query: scraped(query) == {"stable": 2, "canary": 1},  # type: ignore[misc]
+                query,
+                timeout=60,
+            )
 
 
 def test_bad_requests_reach_the_client_as_vllm_words_them(app: Application) -> None:
