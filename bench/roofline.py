@@ -210,8 +210,9 @@ not say how long its drafts were and what its drafter's launches cost; the model
 between them, which is too kind. For block lengths other than 32 the acceptance length follows from one accept
 probability for all positions; where the published best block is larger than the model's, real drafts hold out longer.
 
-On the CPU some points are further off than 25 %, for three reasons. The model lets a forward take the longer of reading
-and multiplying, as on a GPU; a core does both, so a product of 32 rows takes nearly the sum, and a small one, as in nano,
-stays far below the rate of large ones: forwards of whole blocks are slower than predicted. The host's work is that of an
-AR step, and a draft pass has more of it, which only nano shows: on a released shape it is a few per cent. And a virtual
-machine's memory is shared: the ranges of the steps say how far its rate moves within one run."""
+On the CPU some points are further off than 25 %, for three reasons. The model lets a forward take the longer of
+reading and multiplying, as on a GPU; a core does both, so a product of 32 rows takes nearly the sum, and a small
+one, as in nano, stays far below the rate of large ones: forwards of whole blocks are slower than predicted. The
+host's work is that of an AR step, and a draft pass has more of it, which only nano shows: on a released shape it is
+a few per cent. And a virtual machine's memory is shared: the ranges of the steps say how far its rate moves within
+one run."""
