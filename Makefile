@@ -48,7 +48,7 @@ lint: $(VENV)/.ready ## Format, lint, type, layering and generated-text checks
 	@$(BIN)/python -m bench.readme --check
 	@$(BIN)/python deploy/grafana/dashboard.py --check
 
-bench: $(VENV)/.ready ## Measure the modes (15 minutes); writes bench/results/report.md and the README's figures
+bench: $(VENV)/.ready ## Measure the modes (20 minutes); writes bench/results/report.md and the README's figures
 	@$(BIN)/python -m bench report
 
 clean: ## Remove the environment and everything generated

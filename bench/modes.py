@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-path", type=Path, help="JSONL of Spec-Bench, SPEED-Bench or prompts (default: nano's)"
     )
-    parser.add_argument("--rounds", type=int, help="how often everything is timed (default: 3, quick: 2)")
+    parser.add_argument("--rounds", type=int, help="how often everything is timed (default: 3, quick: 5)")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these contenders only")
     parser.add_argument("--limit", type=int, help="this many questions only")
     parser.add_argument("--eager", action="store_true", help="no torch.compile, for all servers (quick: always)")
@@ -58,7 +58,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     flags = (*(["--enforce-eager"] if options.eager or options.quick else []), *shlex.split(options.flags))
     if options.quick:
         chosen = options.only or [name for name, contender in CONTENDERS.items() if contender.quick]
-        return Plan(tuple(chosen), (1, 4), options.rounds or 2, 4, flags)
+        return Plan(tuple(chosen), (1, 4), options.rounds or 5, 4, flags)
     return Plan(tuple(options.only or CONTENDERS), rounds=options.rounds or 3, flags=flags)
 
 

@@ -101,11 +101,8 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         return DraftTokenIds(ids, [[-1] * self._last.num_spec_tokens_to_schedule for _ in ids])
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        """Asynchronous scheduling: the worker will have drafted."""
         self._last = scheduler_output
         super()._update_after_schedule(scheduler_output)
-        for request_id in scheduler_output.num_scheduled_tokens:
-            self._keep_own_drafts(self.requests[request_id])
 
     def _keep_own_drafts(self, request: Request) -> None:
         drafts = min(self.decoding(request).drafts, self._last.num_spec_tokens_to_schedule)
@@ -154,6 +151,12 @@ class SyncModes(Modes, Scheduler):
 
 class AsyncModes(Modes, AsyncScheduler):
     """For steps that are scheduled while the one before runs."""
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        """The worker will have drafted."""
+        super()._update_after_schedule(scheduler_output)
+        for request_id in scheduler_output.num_scheduled_tokens:
+            self._keep_own_drafts(self.requests[request_id])
 
 
 def build(vllm_config: Any, *args: Any, **kwargs: Any) -> Scheduler:

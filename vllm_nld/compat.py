@@ -271,8 +271,9 @@ def _report_passes(module: Any) -> None:
 
     def sample_tokens(self: Any, grammar_output: Any) -> Any:
         state = self.execute_model_state
+        verifies = state is not None and state.input_batch is not None and state.input_batch.num_draft_tokens
         told = None
-        if state is not None and type(self.speculator).__module__ == SPECULATOR_MODULE:
+        if verifies and type(self.speculator).__module__ == SPECULATOR_MODULE:
             told = importlib.import_module(REPORT_MODULE).report(self, state.input_batch)
         output = inherited(self, grammar_output)
         if output is not None and told is not None:

@@ -13,7 +13,7 @@ CONTENDERS = ["AR", "linear, B 32", "diffusion, 0.9"]
 @pytest.mark.server
 def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "modes.json"
-    main(["modes", "--quick", "--only", *CONTENDERS, "--out", str(tmp_path), "--json", str(file)])
+    main(["modes", "--quick", "--rounds", "2", "--only", *CONTENDERS, "--out", str(tmp_path), "--json", str(file)])
     report = capsys.readouterr().out
     result = json.loads(file.read_text())
     assert set(result["speed"]) == set(result["quality"]) == set(CONTENDERS)

@@ -35,9 +35,11 @@ class RoundLog:
     def begin(self, model_runner_output: Any) -> None:
         """Read what the worker sent along with a step's tokens, see `spec_worker.report`."""
         report = getattr(model_runner_output, "nld", None)
-        if report is not None:  # a step without a request has none
-            self.lora, passes = report
-            self.passes = dict(zip(model_runner_output.req_ids, passes, strict=False))
+        if report is None:  # a step that verifies no block has none
+            self.passes = {}
+            return
+        self.lora, passes = report
+        self.passes = dict(zip(model_runner_output.req_ids, passes, strict=False))
 
     def note(self, request_id: str, mode: str, drafted: int, accepted: int) -> int:
         """Keep one block's round; returns the passes that made the block.
