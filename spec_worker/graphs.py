@@ -52,9 +52,7 @@ class DraftGraphs(DFlashCudaGraphManager):
 
     def shape(self, layout: Layout) -> BatchExecutionDescriptor:
         """How a pass runs: by the smallest graph that has room for it, or as it is."""
-        return self.dispatch(
-            len(layout.lengths), len(layout.tokens), uniform_token_count=layout.uniform, num_active_loras=0
-        )
+        return self.dispatch(len(layout.lengths), layout.tokens, uniform_token_count=layout.uniform, num_active_loras=0)
 
     def record(
         self,

@@ -10,32 +10,46 @@ and nobody reads its hidden states. Letters in shapes: R requests, B tokens a bl
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from vllm.triton_utils import triton
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBuffers
 
-from spec_worker.blocks import NO_SLOT, Layout, lookahead_slots, places, visible
+from spec_worker.blocks import Layout
+from spec_worker.kernels import fill_pass_kernel
+
+NO_SLOT = -1  # vLLM's slot for "write no KV"
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The blocks that one forward runs over."""
+    """The blocks that one forward runs over, and where to find what it reads of each: R rows of larger tensors."""
 
     layout: Layout
-    ids: torch.Tensor  # [R, B] int64
-    starts: torch.Tensor  # [R] int64, positions of the anchors
-    table: torch.Tensor  # [R, W] int32, KV block ids
-    owned: torch.Tensor  # [R] int32, KV blocks that each request owns
-    context: torch.Tensor  # [R] int32 on the CPU, no request has more tokens before its block
+    ids: torch.Tensor  # [*, B] int64
+    starts: torch.Tensor  # [*] int64, positions of the anchors
+    table: torch.Tensor  # [*, W] int32, KV block ids
+    owned: torch.Tensor  # [*] int32, KV blocks that each request owns
+    block: np.ndarray  # [R], rows of ids and starts
+    row: np.ndarray  # [R], rows of the table
+    slot: np.ndarray  # [R], rows of owned
+    context: np.ndarray  # [R], no request has more tokens before its block
     write: bool = True  # whether their KV is written
 
     def __post_init__(self) -> None:
-        if not len(self.layout.lengths) == len(self.ids) == len(self.starts) == len(self.table) == len(self.owned):
-            raise ValueError(f"{len(self.layout.lengths)} blocks need as many rows of ids, starts and KV blocks")
+        count = len(self.layout.lengths)
+        if not count == len(self.block) == len(self.row) == len(self.slot) == len(self.context):
+            raise ValueError(f"{count} blocks need as many rows of ids, KV blocks and context lengths")
 
-    def longest(self, max_model_len: int) -> torch.Tensor:  # [R] int32 on the CPU
+    def plan(self) -> np.ndarray:  # [5, R] int64
+        """What the kernel has to know of each block: where to look, its length and its first row in the forward."""
+        first = self.layout.query_start_loc(len(self.block))[:-1]
+        return np.stack([self.block, self.row, self.slot, self.layout.lengths, first]).astype(np.int64, copy=False)
+
+    def longest(self, max_model_len: int) -> np.ndarray:  # [R] int32
         """No row of a block sees more tokens than this."""
-        return (self.context + torch.from_numpy(self.layout.lengths)).clamp(max=max_model_len).int()
+        return np.minimum(self.context + self.layout.lengths, max_model_len).astype(np.int32)
 
 
 class Inputs:
@@ -59,33 +73,27 @@ class Inputs:
 
     def fill(self, blocks: Pass, requests: int, tokens: int) -> None:
         """Lay out a pass, padded to so many requests and tokens."""
-        count, total = len(blocks.layout.lengths), len(blocks.layout.tokens)
-        length = async_tensor_h2d(blocks.layout.lengths, self.table.device)
-        self._fill_tokens(blocks, length, total)
-        self._fill_requests(blocks, length, count)
-        starts = async_tensor_h2d(blocks.layout.query_start_loc(requests), self.table.device)
-        self.buffers.query_start_loc[: requests + 1] = starts
-        if tokens > total:
-            self.buffers.input_ids[total:tokens] = 0
-            self.buffers.positions[total:tokens] = 0
-            self.slots[:, total:tokens] = NO_SLOT
-        if requests > count:
-            self.buffers.seq_lens[count:requests] = 0
-            self.table[count:requests] = 0
-
-    def _fill_tokens(self, blocks: Pass, length: torch.Tensor, total: int) -> None:
-        block_length = blocks.layout.block_length
-        index = async_tensor_h2d(blocks.layout.tokens, self.table.device)
-        positions = places(blocks.starts, block_length, self.max_model_len)
-        self.buffers.input_ids[:total] = blocks.ids.flatten()[index]
-        self.buffers.positions[:total] = positions.flatten()[index]
-        if not blocks.write:
-            self.slots[:, :total] = NO_SLOT
-            return
-        where = (block_length, blocks.table, blocks.owned, self.kv_block_size, self.max_model_len)
-        self.slots[0, :total] = lookahead_slots(blocks.starts, length, *where).flatten()[index]
-
-    def _fill_requests(self, blocks: Pass, length: torch.Tensor, count: int) -> None:
-        seen = visible(blocks.starts, length, blocks.owned, self.kv_block_size, self.max_model_len)
-        self.buffers.seq_lens[:count] = seen.clamp(min=length)
-        self.table[:count] = blocks.table
+        fill_pass_kernel[(requests + 1,)](
+            self.buffers.input_ids,
+            self.buffers.positions,
+            self.slots,
+            self.buffers.query_start_loc,
+            self.buffers.seq_lens,
+            self.table,
+            async_tensor_h2d(blocks.plan(), self.table.device),
+            blocks.ids,
+            blocks.starts,
+            blocks.table,
+            blocks.owned,
+            len(blocks.layout.lengths),
+            blocks.layout.tokens,
+            requests,
+            tokens,
+            blocks.layout.block_length,
+            self.table.shape[1],
+            self.kv_block_size,
+            self.max_model_len,
+            WRITE=blocks.write,
+            NO_SLOT=NO_SLOT,
+            WIDTH=triton.next_power_of_2(blocks.layout.block_length),
+        )

@@ -22,6 +22,7 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor, set_forward_context
+from vllm.triton_utils import triton
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer, init_attn_backend
 from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -29,11 +30,12 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from attention_backend.masks import Block, kernel_causal
 from spec_worker.adapter_check import check_adapter
-from spec_worker.blocks import Layout, Step
+from spec_worker.blocks import Layout
 from spec_worker.candidates import Candidates
 from spec_worker.commit import commit, probability, stopped
 from spec_worker.graphs import DraftGraphs, graph_mode
 from spec_worker.inputs import Inputs, Pass
+from spec_worker.kernels import lay_blocks_kernel
 from spec_worker.state import NldModelState
 from spec_worker.user_lora import NO_LORA, map_blocks, user_loras
 from vllm_nld.settings import FIELD, Settings
@@ -126,13 +128,17 @@ class SelfSpeculator(DraftModelSpeculator):
     def _lone_block(self) -> Pass:
         """Masks at the start of a KV cache that holds nothing yet."""
         blocks, width = self.kv_cache_config.num_blocks, self.inputs.table.shape[1]
+        first = np.zeros(1, dtype=np.int64)
         return Pass(
             layout=Layout(np.array([self.block_length]), self.block_length),
             ids=torch.full((1, self.block_length), self.mask_token_id, device=self.device),
             starts=torch.zeros(1, dtype=torch.int64, device=self.device),
             table=torch.arange(width, dtype=torch.int32, device=self.device).clamp(max=blocks - 1)[None],
-            owned=torch.full((1,), blocks, dtype=torch.int32, device=self.device),
-            context=torch.zeros(1, dtype=torch.int32),
+            owned=torch.full((1,), min(blocks, width), dtype=torch.int32, device=self.device),
+            block=first,
+            row=first,
+            slot=first,
+            context=first,
         )
 
     # One step
@@ -165,17 +171,9 @@ class SelfSpeculator(DraftModelSpeculator):
         groups = self._groups(input_batch)
         if not groups:  # an AR request does not pay for what the others could do
             return self.draft_tokens[:requests]
-        step = Step(
-            positions=input_batch.positions,
-            query_start_loc=input_batch.query_start_loc[: requests + 1],
-            slots=input_batch.idx_mapping[:requests],
-            num_sampled=num_sampled[:requests],
-            num_rejected=num_rejected[:requests],
-            last_sampled=last_sampled[:, 0],
-            next_prompt=next_prefill_tokens[0],
-        )
+        kept = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
         for rows in groups:
-            blocks = self._lay(step, input_batch.idx_mapping_np, rows)
+            blocks = self._lay(input_batch, rows, *kept)
             self._fill(blocks, input_batch, write=not dummy_run)
             self.draft_tokens[async_tensor_h2d(rows, self.device)] = blocks.ids[:, 1:]
         return self.draft_tokens[:requests]
@@ -200,18 +198,30 @@ class SelfSpeculator(DraftModelSpeculator):
         most = self.blocks_per_pass
         return [rows[first : first + most] for rows in kinds for first in range(0, len(rows), most)]
 
-    def _lay(self, step: Step, index: np.ndarray, rows: np.ndarray) -> Blocks:
-        """[anchor, mask ...] after the accepted tokens of these rows' requests."""
-        slots, chosen = index[rows], async_tensor_h2d(rows, self.device)
-        lengths = self.model_state.slots.block_length[slots]
-        starts = step.starts()[chosen]
-        ids = torch.full((len(rows), self.block_length), self.mask_token_id, dtype=torch.int64, device=self.device)
-        ids[:, 0] = step.anchors()[chosen]
-        place = torch.arange(1, self.block_length, device=self.device)
-        masked = place < async_tensor_h2d(lengths, self.device)[:, None]
-        masked &= starts[:, None] + place < self.max_model_len
-        if self.model_state.slots.diffusion[slots[0]]:
-            self.model_state.slots.count[async_tensor_h2d(slots, self.device)] = masked.sum(dim=1)
+    def _lay(self, input_batch: InputBatch, rows: np.ndarray, *kept: torch.Tensor) -> Blocks:
+        """[anchor, mask ...] after the accepted tokens of these rows' requests; `kept` as `propose` is given it."""
+        state, block_length, count = self.model_state.slots, self.block_length, len(rows)
+        slots = input_batch.idx_mapping_np[rows]
+        lengths = state.block_length[slots]
+        starts = torch.empty(count, dtype=torch.int64, device=self.device)
+        ids = torch.empty((count, block_length), dtype=torch.int64, device=self.device)
+        masked = torch.empty((count, block_length - 1), dtype=torch.bool, device=self.device)
+        lay_blocks_kernel[(count,)](
+            starts,
+            ids,
+            masked,
+            state.count,
+            *async_tensor_h2d(np.stack([rows, lengths]), self.device),
+            input_batch.positions,
+            input_batch.query_start_loc,
+            input_batch.idx_mapping,
+            *kept,
+            self.mask_token_id,
+            block_length,
+            self.max_model_len,
+            COUNT=bool(state.diffusion[slots[0]]),
+            WIDTH=triton.next_power_of_2(block_length),
+        )
         return Blocks(rows, slots, lengths, starts, ids, masked)
 
     def _fill(self, blocks: Blocks, input_batch: InputBatch, write: bool) -> None:
@@ -295,14 +305,17 @@ class SelfSpeculator(DraftModelSpeculator):
 
     def _gather(self, blocks: Blocks, active: np.ndarray, input_batch: InputBatch, write: bool) -> Pass:
         """What a pass over these blocks runs over."""
-        chosen, rows = async_tensor_h2d(active, self.device), blocks.rows[active]
+        rows = blocks.rows[active]
         return Pass(
             layout=Layout(blocks.lengths[active], self.block_length),
-            ids=blocks.ids[chosen],
-            starts=blocks.starts[chosen],
-            table=self.block_tables.input_block_tables[0][async_tensor_h2d(rows, self.device)],
-            owned=self.block_tables.num_blocks.gpu[0][async_tensor_h2d(blocks.slots[active], self.device)],
-            context=input_batch.seq_lens_cpu_upper_bound[torch.from_numpy(rows)],
+            ids=blocks.ids,
+            starts=blocks.starts,
+            table=self.block_tables.input_block_tables[0],
+            owned=self.block_tables.num_blocks.gpu[0],
+            block=active,
+            row=rows,
+            slot=blocks.slots[active],
+            context=input_batch.seq_lens_cpu_upper_bound.numpy()[rows],
             write=write,
         )
 
@@ -313,7 +326,7 @@ class SelfSpeculator(DraftModelSpeculator):
         self.inputs.fill(given, requests, shape.num_tokens)
         metadata, mappings = self._attention(given, requests, shape.num_tokens)
         if shape.cg_mode == CUDAGraphMode.FULL:
-            return self.graphs.run_fullgraph(shape)[: len(given.layout.tokens)]
+            return self.graphs.run_fullgraph(shape)[: given.layout.tokens]
         return self._forward(shape.num_tokens, metadata, mappings)
 
     def _attention(self, given: Pass, requests: int, tokens: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -330,7 +343,7 @@ class SelfSpeculator(DraftModelSpeculator):
             max_query_len=int(lengths.max()),
             seq_lens=buffers.seq_lens[:requests],
             max_seq_len=int(longest.max()),
-            seq_lens_cpu_upper_bound=torch.nn.functional.pad(longest, (0, requests - len(lengths))),
+            seq_lens_cpu_upper_bound=torch.from_numpy(np.pad(longest, (0, requests - len(lengths)))),
             block_tables=[self.inputs.table[:requests]],
             slot_mappings=mappings,
             kv_cache_config=self.kv_cache_config,

@@ -71,7 +71,7 @@ class Emulation:
             switch.zero_()
         self.speculator.graphs.hidden_states[: graph.tokens] = self.forward(graph.tokens, metadata, mappings)
         switch.copy_(scale)
-        real = len(given.layout.tokens)
+        real = given.layout.tokens
         self.check_writes(before, self.speculator.inputs.slots[0, :real])
         self.replayed.append((graph.tokens, real))
 

@@ -1,60 +1,64 @@
-"""The arithmetic of a draft pass against plain Python, one request at a time."""
+"""Where blocks lie after a target's step, against plain Python; and the layout of a pass."""
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from spec_worker.blocks import NO_SLOT, Step, lookahead_slots, places, visible
+from spec_worker.blocks import Layout
+from spec_worker.kernels import lay_blocks_kernel
 
-P = 4  # tokens a KV block
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    start=st.integers(0, 40),
-    block_length=st.integers(2, 12),
-    length=st.integers(2, 12),
-    owned=st.integers(0, 11),
-    context=st.integers(13, 44),
-)
-def test_slots_lie_in_owned_blocks_only(start: int, block_length: int, length: int, owned: int, context: int) -> None:
-    length = min(length, block_length)
-    table = torch.arange(100, 111, dtype=torch.int32)[None]
-    arguments = (torch.tensor([start]), torch.tensor([length]))
-    blocks = torch.tensor([owned], dtype=torch.int32)
-    slots = lookahead_slots(*arguments, block_length, table, blocks, P, context)[0].tolist()
-    for position, slot in enumerate(slots, start):
-        inside = position < context and position < owned * P and position < start + length
-        assert slot == ((100 + position // P) * P + position % P if inside else NO_SLOT)
-    assert visible(*arguments, blocks, P, context).item() == min(start + length, owned * P, context)
-    assert places(torch.tensor([start]), block_length, context)[0].tolist() == [
-        min(start + i, context - 1) for i in range(block_length)
-    ]
+B, MASK, CONTEXT = 4, 100, 16
+LENGTHS = [4, 3, 2]
 
 
-def step(**overrides: torch.Tensor) -> Step:
-    """Three requests: one that accepted 2 of 4 rows, one inside its prompt, one at its prompt's end."""
-    fields = {
-        "positions": torch.tensor([10, 11, 12, 13, 0, 1, 2, 7]),
-        "query_start_loc": torch.tensor([0, 4, 7, 8], dtype=torch.int32),
-        "slots": torch.tensor([2, 0, 1]),
-        "num_sampled": torch.tensor([2, 0, 1], dtype=torch.int32),
-        "num_rejected": torch.tensor([2, 0, 0], dtype=torch.int32),
-        "last_sampled": torch.tensor([70, 71, 72]),
-        "next_prompt": torch.tensor([80, 81, 82], dtype=torch.int32),
+def lay(rows: list[int], count: bool) -> dict[str, torch.Tensor]:
+    """Blocks of a batch's requests: one accepted 2 of 4 rows, one is inside its prompt, one was asked for its last."""
+    written = {
+        "starts": torch.empty(len(rows), dtype=torch.int64),
+        "ids": torch.empty(len(rows), B, dtype=torch.int64),
+        "masked": torch.empty(len(rows), B - 1, dtype=torch.bool),
+        "count": torch.full((3,), -7),
     }
-    return Step(**(fields | overrides))
+    lay_blocks_kernel[(len(rows),)](
+        *written.values(),
+        torch.tensor(rows),
+        torch.tensor(LENGTHS)[rows],
+        torch.tensor([10, 11, 12, 13, 0, 1, 2, 14]),  # positions
+        torch.tensor([0, 4, 7, 8], dtype=torch.int32),  # query_start_loc
+        torch.tensor([2, 0, 1], dtype=torch.int32),  # idx_mapping
+        torch.tensor([2, 0, 1], dtype=torch.int32),  # num_sampled
+        torch.tensor([2, 0, 0], dtype=torch.int32),  # num_rejected
+        torch.tensor([[70], [71], [72]]),  # last_sampled
+        torch.tensor([[80, 81, 82]], dtype=torch.int32),  # next_prompt
+        MASK,
+        B,
+        CONTEXT,
+        COUNT=count,
+        WIDTH=4,
+    )
+    return written
 
 
-def test_a_block_starts_after_what_was_kept() -> None:
-    assert step().starts().tolist() == [12, 3, 8]
+def test_a_block_follows_what_was_kept() -> None:
+    blocks = lay([0, 1, 2], count=True)
+    assert blocks["starts"].tolist() == [12, 3, 15]
+    assert blocks["ids"].tolist() == [[anchor, MASK, MASK, MASK] for anchor in (72, 80, 71)]
+    assert blocks["masked"].tolist() == [[True, True, True], [True, True, False], [False, False, False]]
+    assert blocks["count"].tolist() == [2, 0, 3], "the last has no room before the context's end"
 
 
-def test_the_anchor_is_the_last_accepted_token() -> None:
-    assert step().anchors().tolist() == [72, 80, 71]
+def test_requests_that_draft_nothing_are_left_out() -> None:
+    blocks = lay([2, 0], count=False)
+    assert blocks["starts"].tolist() == [15, 12]
+    assert blocks["ids"][:, 0].tolist() == [71, 72]
+    assert blocks["count"].tolist() == [-7, -7, -7]
 
 
-def test_a_step_checks_itself() -> None:
-    with pytest.raises(ValueError, match="3 requests need 4 query starts"):
-        step(query_start_loc=torch.tensor([0, 4]))
+def test_only_blocks_of_one_length_are_uniform() -> None:
+    assert Layout(np.array([4, 4, 4]), B).uniform == 4
+    assert Layout(np.array([4, 3]), B).uniform is None
+
+
+def test_a_layout_checks_itself() -> None:
+    with pytest.raises(ValueError, match="blocks must have 2 to 4 tokens"):
+        Layout(np.array([4, 1]), B)

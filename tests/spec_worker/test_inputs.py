@@ -1,5 +1,7 @@
 """What a forward reads: always at the same addresses, equal to plain Python, and padded with what does nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.v1.worker.gpu.input_batch import InputBuffers
 
-from spec_worker.blocks import NO_SLOT, Layout
-from spec_worker.inputs import Inputs, Pass
+from spec_worker.blocks import Layout
+from spec_worker.inputs import NO_SLOT, Inputs, Pass
 
 B, P, W, CONTEXT, REQUESTS, MASK = 6, 4, 10, 40, 5, 100
 
@@ -29,17 +31,22 @@ def tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
     }
 
 
-def blocks(starts: list[int], lengths: list[int], write: bool = True) -> Pass:
-    """Request r owns the KV blocks 10 r + 1, 10 r + 2, ..., as many as its block needs."""
+def blocks(starts: list[int], lengths: list[int], owned: list[int] | None = None, write: bool = True) -> Pass:
+    """Request r owns the KV blocks 10 r + 1, 10 r + 2, ..., as many as its block needs; the last row is the first's."""
     count = len(starts)
-    owned = [min(-(-(start + length) // P), W) for start, length in zip(starts, lengths, strict=True)]
+    owned = owned or [min(-(-(start + length) // P), W) for start, length in zip(starts, lengths, strict=True)]
+    last_first = np.arange(count)[::-1]
+    table = torch.arange(1, W + 1, dtype=torch.int32) + 10 * torch.arange(count, dtype=torch.int32)[:, None]
     return Pass(
         layout=Layout(np.array(lengths), B),
-        ids=torch.arange(count)[:, None] * 1000 + torch.arange(B),
-        starts=torch.tensor(starts),
-        table=torch.arange(1, W + 1, dtype=torch.int32) + 10 * torch.arange(count, dtype=torch.int32)[:, None],
-        owned=torch.tensor(owned, dtype=torch.int32),
-        context=torch.tensor(starts, dtype=torch.int32),
+        ids=(torch.arange(count)[:, None] * 1000 + torch.arange(B)).flip(0),
+        starts=torch.tensor(starts[::-1]),
+        table=table.flip(0),
+        owned=torch.tensor(owned[::-1], dtype=torch.int32),
+        block=last_first,
+        row=last_first,
+        slot=last_first,
+        context=np.array(starts, dtype=np.int32),
         write=write,
     )
 
@@ -61,12 +68,13 @@ def test_a_pass_is_laid_out_and_padded(steps: list[tuple[list[int], list[int], i
     where = {name: tensor.data_ptr() for name, tensor in tensors(inputs).items()}
     for starts, lengths, requests in steps:
         total, tokens = sum(lengths), sum(lengths) + (requests - len(lengths)) * B
-        inputs.fill(blocks(starts, lengths, write), requests, tokens)
+        inputs.fill(blocks(starts, lengths, write=write), requests, tokens)
         buffers, row = inputs.buffers, 0
         for request, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             assert buffers.query_start_loc[request] == row
             assert buffers.seq_lens[request] == max(min(start + length, CONTEXT), length)
-            assert inputs.table[request].tolist() == [10 * request + 1 + block for block in range(W)]
+            owned = min(-(-(start + length) // P), W)
+            assert inputs.table[request, :owned].tolist() == [10 * request + 1 + block for block in range(owned)]
             for place in range(length):
                 position = start + place
                 slot = (10 * request + 1 + position // P) * P + position % P
@@ -84,19 +92,19 @@ def test_a_pass_is_laid_out_and_padded(steps: list[tuple[list[int], list[int], i
     assert inputs.get_dummy_slot_mappings(tokens).data_ptr() == where["slots"]
 
 
+@settings(max_examples=100, deadline=None)
+@given(start=st.integers(0, CONTEXT - 1), length=st.integers(2, B), owned=st.integers(1, W))
+def test_slots_lie_in_owned_blocks_only(start: int, length: int, owned: int) -> None:
+    inputs = empty()
+    inputs.fill(blocks([start], [length], [owned]), 1, length)
+    slots = inputs.slots[0, :length].tolist()
+    for position, slot in enumerate(slots, start):
+        inside = position < CONTEXT and position < owned * P
+        assert slot == ((1 + position // P) * P + position % P if inside else NO_SLOT)
+    assert inputs.buffers.seq_lens[0] == max(min(start + length, owned * P, CONTEXT), length)
+
+
 def test_a_pass_has_a_row_a_block() -> None:
+    one = blocks([0], [2])
     with pytest.raises(ValueError, match="2 blocks need as many rows"):
-        blocks_of_one = blocks([0], [2])
-        Pass(
-            layout=Layout(np.array([2, 2]), B),
-            ids=blocks_of_one.ids,
-            starts=blocks_of_one.starts,
-            table=blocks_of_one.table,
-            owned=blocks_of_one.owned,
-            context=blocks_of_one.context,
-        )
-
-
-def test_only_blocks_of_one_length_are_uniform() -> None:
-    assert Layout(np.array([4, 4, 4]), B).uniform == 4
-    assert Layout(np.array([4, 5]), B).uniform is None
+        replace(one, layout=Layout(np.array([2, 2]), B))

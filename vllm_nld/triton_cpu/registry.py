@@ -1,4 +1,4 @@
-"""Which of vLLM's kernels have a native twin, and for exactly which source of the kernel.
+"""Which kernels, of vLLM and our own, have a native twin, and for exactly which source of the kernel.
 
 A twin is an implementation that we wrote from a kernel's meaning, so it is right only for the kernel it was written
 against: each entry names the kernel by module and name, and by a digest of its source (see `source.py`). On another
@@ -41,6 +41,7 @@ class KernelStatus:
 GPU = "vllm.v1.worker.gpu"
 SPEC = f"{GPU}.spec_decode"
 SAMPLE = f"{GPU}.sample"
+OWN = "spec_worker.kernels"
 
 # module -> (kernel, digest of its source, the twin as "area.function")
 KERNELS: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -113,6 +114,10 @@ KERNELS: dict[str, tuple[tuple[str, str, str], ...]] = {
     f"{SPEC}.ngram.speculator": (
         ("_ngram_scan_kernel", "fde49a182ff66d50", "ngram.scan"),
         ("_ngram_finalize_kernel", "756ea7e54b6a598f", "ngram.finalize"),
+    ),
+    OWN: (
+        ("lay_blocks_kernel", "6b9499909f643811", "self_drafting.lay_blocks"),
+        ("fill_pass_kernel", "edfecfc5ecf2ecfd", "self_drafting.fill_pass"),
     ),
 }
 
