@@ -200,6 +200,7 @@ class Probe:
             return spans.inside(PROPOSE)
 
         kind.__call__ = spans.wrap(lambda: DRAFT if drafting() else VERIFY, kind.__call__)
+        kind.draft = spans.wrap(DRAFT, kind.draft)
         kind.compute_logits = spans.wrap(lambda: DRAFT_LOGITS if drafting() else VERIFY_LOGITS, kind.compute_logits)
         if graphs := getattr(runner, "cudagraph_manager", None):
             graphs.run_fullgraph = spans.wrap(VERIFY, graphs.run_fullgraph)
@@ -242,7 +243,7 @@ class Probe:
         """Milliseconds of the draft adapter alone, all layers, for a draft pass of so many requests."""
         import torch
 
-        layers = [layer.self_attn.o_proj for layer in self.runner.model.model.layers]
+        layers = [layer.self_attn.o_proj for layer in self.runner.model.pathway.layers]
         rows, lora = requests * self.block, layers[0].lora
         inputs = torch.randn(rows, lora.down.shape[1]).to(lora.down)
         outputs = torch.zeros(rows, lora.up.shape[0]).to(lora.up)

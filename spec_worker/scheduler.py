@@ -96,7 +96,7 @@ class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a 
         """
         if self._last.has_structured_output_requests:
             return None
-        running = filter(None, map(self.requests.get, self._last.num_scheduled_tokens))
+        running = [self.requests[name] for name in self._last.num_scheduled_tokens if name in self.requests]
         ids = [request.request_id for request in running if self.decoding(request).drafts]
         return DraftTokenIds(ids, [[-1] * self._last.num_spec_tokens_to_schedule for _ in ids])
 

@@ -168,11 +168,8 @@ class SelfSpeculator(DraftModelSpeculator):
         if skip_attn_for_dummy_run:
             self._rehearse(min(requests, self.blocks_per_pass))
             return self.draft_tokens[:requests]
-        groups = self._groups(input_batch)
-        if not groups:  # an AR request does not pay for what the others could do
-            return self.draft_tokens[:requests]
         kept = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
-        for rows in groups:
+        for rows in self._groups(input_batch):
             blocks = self._lay(input_batch, rows, *kept)
             self._fill(blocks, input_batch, write=not dummy_run)
             self.draft_tokens[async_tensor_h2d(rows, self.device)] = blocks.ids[:, 1:]
@@ -183,13 +180,16 @@ class SelfSpeculator(DraftModelSpeculator):
         hidden = self._forward(blocks * self.block_length, None, None)
         self.model.compute_logits(hidden.view(blocks, self.block_length, -1)[:, 1:].flatten(0, 1)).argmax(dim=-1)
 
+    def drafts(self, input_batch: InputBatch) -> bool:
+        """Whether any request of the batch ever drafts."""
+        index = input_batch.idx_mapping_np[: input_batch.num_reqs]
+        return bool((self.model_state.slots.block_length[index] > 1).any())
+
     def _groups(self, input_batch: InputBatch) -> list[np.ndarray]:
         """Rows of the batch whose requests draft now: those that the adapter is for and those that it is not for, each
         in one group unless the blocks exceed the token budget."""
         slots = self.model_state.slots
         index = input_batch.idx_mapping_np[: input_batch.num_reqs]
-        if slots.block_length[index].max(initial=1) == 1:
-            return []
         end = (input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens)[: input_batch.num_reqs]
         left = input_batch.prefill_len_np[: input_batch.num_reqs] - end
         slots.anchored[index] = slots.resumed[index] & slots.diffusion[index] & (left == 1)
@@ -364,6 +364,4 @@ class SelfSpeculator(DraftModelSpeculator):
             slot_mapping=mappings,
             batch_descriptor=BatchDescriptor(num_tokens=tokens),
         ):
-            return self.model(
-                input_ids=self.input_buffers.input_ids[:tokens], positions=self.input_buffers.positions[:tokens]
-            )
+            return self.model.draft(self.input_buffers.input_ids[:tokens], self.input_buffers.positions[:tokens])

@@ -123,6 +123,27 @@ def test_report_patch_is_still_needed() -> None:
     assert model_runner.GPUModelRunner.sample_tokens.__module__ == "vllm_nld.compat"
 
 
+def test_sparing_patch_is_still_needed() -> None:
+    """vLLM still asks its speculator after every step."""
+    import inspect
+
+    from vllm.v1.worker.gpu import model_runner
+
+    method = inspect.unwrap(model_runner.GPUModelRunner.sample_tokens)
+    while (inner := inspect.getclosurevars(method).nonlocals.get("inherited")) is not None:
+        method = inspect.unwrap(inner)
+    assert "if self.speculator is not None:" in inspect.getsource(method)
+
+
+def test_loading_patch_is_still_needed() -> None:
+    """vLLM still has every compiled function finish its loading."""
+    import inspect
+
+    from vllm.compilation import decorators
+
+    assert "compiled_fn.finalize_loading(" in inspect.getsource(decorators._try_load_aot_compiled_fn)
+
+
 def test_shutdown_patch_is_still_needed() -> None:
     """vLLM's own shutdown still ends no request."""
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -95,6 +95,26 @@ def run_kernels_natively() -> bool:
     return True
 
 
+def load_compiled_models() -> bool:
+    """Load on a CPU what torch.compile made there before.
+
+    Symptom: each start on a CPU compiles the model anew, for ten seconds and more, "due to a load failure".
+    Cause: `_try_load_aot_compiled_fn` has a compiled function finish its loading, which only those of vLLM's own
+    compile backend can; on CPUs it is plain Inductor's, and has nothing to finish.
+    Delete when: it asks whether there is anything to finish.
+    """
+    from vllm_nld.triton_cpu import is_cpu_build
+
+    if not is_cpu_build():
+        return False
+    _patch_on_import("torch._dynamo.aot_compile_types", _let_loading_finish)
+    return True
+
+
+def _let_loading_finish(module: Any) -> None:
+    module.BundledAOTAutogradSerializableCallable.finalize_loading = lambda self, vllm_config: None
+
+
 def build_self_speculator() -> bool:
     """Let Model Runner V2 build our speculator where an NLD model drafts for itself.
 
@@ -221,7 +241,8 @@ def _spare_asking_for_drafts(module: Any) -> None:
         unseen = getattr(self.scheduler, "unseen_drafts", None)
         if unseen is None or self.async_scheduling or not model_executed or (drafts := unseen()) is None:
             return inherited(self, model_executed)
-        self.scheduler.update_draft_token_ids(drafts)
+        if drafts.req_ids:
+            self.scheduler.update_draft_token_ids(drafts)
         return None
 
     module.EngineCore.post_step = post_step
@@ -279,6 +300,42 @@ def _report_passes(module: Any) -> None:
         if output is not None and told is not None:
             getattr(output, "model_runner_output", output).nld = told
         return output
+
+    module.GPUModelRunner.sample_tokens = sample_tokens
+
+
+def spare_drafting_nothing() -> bool:
+    """Leave the speculator out of a step of which no request drafts.
+
+    Symptom: an AR request in a server that can speculate pays for drafts that nobody reads: 70 us a step.
+    Cause: `GPUModelRunner.sample_tokens` asks the speculator after every step, and copies what it says about.
+    Delete when: a speculator can say that it has nothing to propose.
+    """
+    _patch_on_import("vllm.v1.worker.gpu.model_runner", _spare_drafting_nothing)
+    return True
+
+
+def _spare_drafting_nothing(module: Any) -> None:
+    inherited = module.GPUModelRunner.sample_tokens
+
+    def sample_tokens(self: Any, grammar_output: Any) -> Any:
+        state, speculator, steps = self.execute_model_state, self.speculator, self.num_speculative_steps
+        spared = (
+            type(speculator).__module__ == SPECULATOR_MODULE
+            and self.pp_handler is None  # other ranks wait for drafts
+            and state is not None
+            and state.input_batch is not None
+            and not state.input_batch.num_draft_tokens
+            and not speculator.drafts(state.input_batch)
+        )
+        if not spared:
+            return inherited(self, grammar_output)
+        self.speculator, self.num_speculative_steps = None, 0
+        self.draft_tokens_handler.req_ids = []  # nor are those of the step before this one's
+        try:
+            return inherited(self, grammar_output)
+        finally:
+            self.speculator, self.num_speculative_steps = speculator, steps
 
     module.GPUModelRunner.sample_tokens = sample_tokens
 
@@ -533,6 +590,7 @@ def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
 PATCHES: tuple[Callable[[], bool], ...] = (
     permit_amx_tiles,
     run_kernels_natively,
+    load_compiled_models,
     build_self_speculator,
     reserve_slots_for_a_block,
     end_requests_with_engine,
@@ -540,6 +598,7 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     spare_asking_for_drafts,
     give_scheduler_stats_a_slot,
     report_passes,
+    spare_drafting_nothing,
     count_requests,
     refuse_oversized_lists,
     count_refusals,

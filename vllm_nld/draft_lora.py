@@ -1,9 +1,9 @@
-"""The draft adapter in the model: B·A·x on o_proj, in draft passes only.
+"""The draft adapter in the model: B·A·x on o_proj, in linear mode's draft passes only.
 
-A switch, one number on the device, multiplies what the adapter adds: its scale in draft passes, 0 in all others. The
-graph is the same in both, so torch.compile and CUDA graphs cannot bake either state in. On a CPU, where reading the
-switch waits for nothing, the products are left out while it is 0. It stays apart from the base weight, which may be
-quantised, and from user LoRA.
+Other forwards do not have it, see `draft_pathway`. There, a switch, one number on the device, multiplies what the
+adapter adds: its scale where drafts are made, 0 where a block is denoised. The graph is the same in both, so
+torch.compile and CUDA graphs cannot bake either state in. On a CPU, where reading the switch waits for nothing, the
+products are left out while it is 0. It stays apart from the base weight, which may be quantised, and from user LoRA.
 
 Tensor parallelism: o_proj is row-parallel, so A is sharded on its input like the weight, and B·A·x joins the partial
 sum before the all-reduce.

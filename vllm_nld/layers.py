@@ -1,9 +1,10 @@
-"""A decoder layer as vLLM's Mistral has it, with an attention that also drafts.
+"""A decoder layer as vLLM's Mistral has it, on our attention backend, and its twin for draft passes.
 
-Two things differ: attention runs on the backend registered as CUSTOM (`attention_backend`), over the kernel that vLLM
-chose for the platform; and o_proj can carry the draft adapter.
+Attention runs on the backend registered as CUSTOM (`attention_backend`), over the kernel that vLLM chose for the
+platform. The twin shares every module and weight with the layer, but for the draft adapter beside its o_proj.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -23,16 +24,32 @@ class OutputProjection(nn.Module):
 
     def __init__(self, base: Any, lora: DraftLora) -> None:
         super().__init__()
-        self.base = base
-        self.lora = lora
         linear = getattr(base, "base_layer", base)  # inside user LoRA's wrapper
         self.reduce = linear.tp_size > 1 and linear.reduce_results
-        linear.reduce_results = False  # the adapter's share joins the partial sum first
+        self.base = unreduced(base) if self.reduce else base  # the adapter's share joins the partial sum first
+        self.lora = lora
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # [T, in / TP] -> [T, hidden]
         out, _ = self.base(x)
         self.lora.add_to(out, x)
         return (tensor_model_parallel_all_reduce(out) if self.reduce else out), None
+
+
+def unreduced(projection: Any) -> Any:
+    """The same projection, without the sum over tensor-parallel ranks."""
+    twin = shallow_copy(projection)
+    if hasattr(twin, "base_layer"):
+        twin.base_layer = unreduced(twin.base_layer)
+    else:
+        twin.reduce_results = False
+    return twin
+
+
+def shallow_copy(module: Any) -> Any:
+    """A module with the same submodules, parameters and buffers, whose submodules can be exchanged."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
 
 
 class NldAttention(MistralAttention):
@@ -57,10 +74,6 @@ class NldAttention(MistralAttention):
             attn_backend=AttentionBackendEnum.CUSTOM.get_class().over(chosen.attn_backend),
         )
 
-    def add_draft_lora(self, lora: DraftLora) -> None:
-        """Put the draft adapter beside o_proj."""
-        self.o_proj = OutputProjection(self.o_proj, lora)
-
 
 class NldDecoderLayer(MistralDecoderLayer):
     """Mistral's layer around NldAttention."""
@@ -69,3 +82,10 @@ class NldDecoderLayer(MistralDecoderLayer):
         LlamaDecoderLayer.__init__(self, vllm_config, prefix=prefix, config=config, attn_layer_type=NldAttention)
         self.layer_idx = int(prefix.split(".")[-1])
         self.ada_rms_norm_t_cond = None  # the family has no time conditioning
+
+    def with_draft_lora(self, lora: DraftLora) -> "NldDecoderLayer":
+        """The layer's twin, which has the draft adapter beside o_proj."""
+        twin = shallow_copy(self)
+        twin.self_attn = shallow_copy(self.self_attn)
+        twin.self_attn.o_proj = OutputProjection(self.self_attn.o_proj, lora)
+        return twin

@@ -9,7 +9,6 @@ import contextlib
 import importlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from vllm.config import VllmConfig
@@ -20,6 +19,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm_nld.adapter import Adapter
 from vllm_nld.checkpoint import TensorCheck, canonical_name
 from vllm_nld.draft_lora import DraftAdapter
+from vllm_nld.draft_pathway import DraftPathway
 from vllm_nld.layers import NldDecoderLayer
 
 STATE_MODULE = "spec_worker.state"
@@ -31,6 +31,8 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
     hf_to_vllm_mapper = LlamaModel.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_prefix={"language_model.": "", "encoder.": "model.", "diffusion_head.": "lm_head."}
     )
+
+    pathway: DraftPathway  # what draft passes run, once `attach` has made it
 
     def __init__(
         self, *, vllm_config: VllmConfig, prefix: str = "", layer_type: type[NldDecoderLayer] = NldDecoderLayer
@@ -46,11 +48,20 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
         return importlib.import_module(STATE_MODULE).NldModelState
 
     def attach(self, adapter: Adapter, dtype: torch.dtype) -> None:
-        """Put a draft adapter beside every o_proj, switched off."""
-        layers: Any = self.model.layers
+        """Make draft passes run beside a draft adapter, switched off. The model's own forward stays as it is."""
         self.draft_adapter = DraftAdapter(adapter, next(self.parameters()).device, dtype)
-        for index, layer in enumerate(layers):
-            layer.self_attn.add_draft_lora(self.draft_adapter.layer(index))
+        pathway = DraftPathway.beside(self.model, self.draft_adapter)
+        self.__dict__["pathway"] = pathway  # not as a submodule: its own are the model's
+
+    def draft(
+        self,
+        input_ids: torch.Tensor,  # [T] int32
+        positions: torch.Tensor,  # [T] int64
+    ) -> torch.Tensor:  # [T, hidden]
+        """A draft pass's forward, with the adapter inside `drafting`."""
+        if self.draft_adapter is None:
+            return self(input_ids, positions)
+        return self.pathway(input_ids, positions)
 
     def drafting(self) -> contextlib.AbstractContextManager[None]:
         """Around a draft pass: the diffusion pathway, with the draft adapter if there is one."""

@@ -8,6 +8,7 @@ import pytest
 from tests.engines import engine, greedy, random_prompts
 from tests.spec_worker.acceptance import Acceptance, exact_steps
 from tests.spec_worker.conftest import TOKENS, VOCAB, linear, metric, token_ids
+from vllm_nld.draft_lora import DraftLora
 from vllm_nld.reference import ReferenceModel, generate
 
 PROMPTS = random_prompts(6, VOCAB, longest=150, seed=7)
@@ -51,3 +52,18 @@ def test_a_batch_drafts_as_each_of_its_requests_alone(
     ] * 3
     assert token_ids(outputs) == [generation.tokens for generation in exact]
     assert drafts >= sum(len(generation.rounds) for generation in exact)  # the budget cuts some blocks short
+
+
+def test_ar_requests_pay_for_no_drafting(agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their steps leave the speculator out, and no forward but a draft pass has the adapter in it."""
+    with engine(agreeable_checkpoint, **linear(8)) as llm:
+        runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        speculator, asked = runner.speculator, []
+        propose = speculator.propose
+        monkeypatch.setattr(speculator, "propose", lambda *args, **more: asked.append(1) or propose(*args, **more))
+        plain = greedy(llm, PROMPTS, TOKENS, extra_args={"nld_mode": "ar"})
+        assert not asked and runner.speculator is speculator
+        drafted = greedy(llm, PROMPTS, TOKENS)
+        assert asked and token_ids(drafted) == token_ids(plain)
+        assert not [module for module in runner.model.modules() if isinstance(module, DraftLora)]
+        assert [module for module in runner.model.pathway.modules() if isinstance(module, DraftLora)]
