@@ -1,6 +1,7 @@
 """Offline vLLM engines for tests: the real engine, in this process, where it starts in seconds and can be looked at."""
 
 import contextlib
+import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,23 @@ def engine(model: Path, **options: Any) -> Iterator[Any]:
         "enforce_eager": True,
         "max_num_seqs": 16,
     }
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, no_collection():
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         llm = LLM(str(model), **(defaults | options))
     try:
         yield llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
+        with no_collection():
+            llm.llm_engine.engine_core.shutdown()
+        gc.collect()
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """vLLM collects garbage ten times per engine; in this process, with all its imports, each takes half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *_: 0)
+        yield
 
 
 def greedy(llm: Any, prompts: Sequence[Sequence[int]], max_tokens: int, **options: Any) -> list[Any]:

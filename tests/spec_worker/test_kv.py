@@ -11,6 +11,7 @@ from vllm_nld.reference import ReferenceModel
 from vllm_nld.reference.model import KVCache
 
 P = 32  # tokens a KV block
+BLOCKS = 20  # few: each step compares the whole cache
 
 
 def causal_cache(model: ReferenceModel, tokens: list[int]) -> KVCache:
@@ -51,7 +52,7 @@ def test_the_cache_holds_the_causal_kv_of_the_accepted_tokens(
 
     prompts = {"short": [5, 9, 17], "long": list(range(20, 110))}
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, detokenize=False)
-    with engine(agreeable_checkpoint, **linear(8)) as llm:
+    with engine(agreeable_checkpoint, **linear(8), num_gpu_blocks_override=BLOCKS) as llm:
         core = llm.llm_engine
         runner = core.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
         for name, prompt in prompts.items():
