@@ -245,15 +245,14 @@ class Probe:
 
         layers = [layer.self_attn.o_proj for layer in self.runner.model.pathway.layers]
         rows, lora = requests * self.block, layers[0].lora
-        inputs = torch.randn(rows, lora.down.shape[1]).to(lora.down)
-        outputs = torch.zeros(rows, lora.up.shape[0]).to(lora.up)
+        inputs = torch.randn(rows, lora.down.input_size).to(lora.switch)
         samples = []
         with torch.inference_mode(), self.runner.model.drafting():
             for _ in range(count + 2):
                 self.synchronize()
                 begin = time.perf_counter()
                 for layer in layers:
-                    layer.lora.add_to(outputs, inputs)
+                    layer.lora(inputs)
                 self.synchronize()
                 samples.append((time.perf_counter() - begin) * 1e3)
         return samples[2:]

@@ -177,7 +177,8 @@ class SelfSpeculator(DraftModelSpeculator):
 
     def _rehearse(self, blocks: int) -> None:
         """What a pass over so many blocks takes in memory, before there are requests or a KV cache."""
-        hidden = self._forward(blocks * self.block_length, None, None)
+        with self.model.drafting():
+            hidden = self._forward(blocks * self.block_length, None, None)
         self.model.compute_logits(hidden.view(blocks, self.block_length, -1)[:, 1:].flatten(0, 1)).argmax(dim=-1)
 
     def drafts(self, input_batch: InputBatch) -> bool:

@@ -16,7 +16,7 @@ from vllm_nld.draft_lora import DraftAdapter
 
 @support_torch_compile
 class DraftPathway(MistralModel):
-    """The layers' twins. Its switch is the adapter's: off, it computes what the target computes."""
+    """The layers' twins."""
 
     def __init__(self, *, vllm_config: VllmConfig, target: MistralModel, adapter: DraftAdapter) -> None:
         nn.Module.__init__(self)  # no layers of its own

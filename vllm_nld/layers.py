@@ -30,8 +30,7 @@ class OutputProjection(nn.Module):
         self.lora = lora
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # [T, in / TP] -> [T, hidden]
-        out, _ = self.base(x)
-        self.lora.add_to(out, x)
+        out = self.base(x)[0] + self.lora(x)
         return (tensor_model_parallel_all_reduce(out) if self.reduce else out), None
 
 

@@ -58,10 +58,9 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
         input_ids: torch.Tensor,  # [T] int32
         positions: torch.Tensor,  # [T] int64
     ) -> torch.Tensor:  # [T, hidden]
-        """A draft pass's forward, with the adapter inside `drafting`."""
-        if self.draft_adapter is None:
-            return self(input_ids, positions)
-        return self.pathway(input_ids, positions)
+        """A bidirectional pass: inside `drafting` with the adapter, otherwise as the target computes it."""
+        adapted = self.draft_adapter is not None and self.draft_adapter.is_on
+        return self.pathway(input_ids, positions) if adapted else self(input_ids, positions)
 
     def drafting(self) -> contextlib.AbstractContextManager[None]:
         """Around a draft pass: the diffusion pathway, with the draft adapter if there is one."""
