@@ -1,11 +1,12 @@
 """The layout of a draft pass: blocks of unequal length one after another. All of it is known on the CPU."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """Blocks of unequal length one after another, as a forward takes them."""
 
@@ -18,22 +19,26 @@ class Layout:
 
     def query_start_loc(self, requests: int) -> np.ndarray:  # [requests + 1] int32
         """Each block's first row; of requests past the last block, which have no rows, the end."""
-        starts = np.full(requests + 1, self.lengths.sum(), dtype=np.int32)
-        starts[0] = 0
-        np.cumsum(self.lengths, out=starts[1 : len(self.lengths) + 1])
+        starts = np.full(requests + 1, self.tokens, dtype=np.int32)
+        starts[: len(self.lengths)] = self.first
         return starts
 
-    @property
+    @cached_property
+    def first(self) -> np.ndarray:  # [R] int64
+        """Each block's first row in the forward."""
+        return self.lengths.cumsum() - self.lengths
+
+    @cached_property
     def uniform(self) -> int | None:
         """The length that all blocks have; None where they differ."""
         first = int(self.lengths[0])
         return first if (self.lengths == first).all() else None
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens of all blocks, T."""
         return int(self.lengths.sum())
 
     def rows(self, block: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Rows of the forward that hold these blocks' tokens at these places."""
-        return self.query_start_loc(len(self.lengths))[block].astype(np.int64) + place
+        return self.first[block] + place

@@ -44,12 +44,13 @@ class Pass:
 
     def plan(self) -> np.ndarray:  # [5, R] int64
         """What the kernel has to know of each block: where to look, its length and its first row in the forward."""
-        first = self.layout.query_start_loc(len(self.block))[:-1]
-        return np.stack([self.block, self.row, self.slot, self.layout.lengths, first]).astype(np.int64, copy=False)
+        return np.array([self.block, self.row, self.slot, self.layout.lengths, self.layout.first], dtype=np.int64)
 
-    def longest(self, max_model_len: int) -> np.ndarray:  # [R] int32
-        """No row of a block sees more tokens than this."""
-        return np.minimum(self.context + self.layout.lengths, max_model_len).astype(np.int32)
+    def longest(self, requests: int, max_model_len: int) -> np.ndarray:  # [requests] int32
+        """No row of a block sees more tokens than this; 0 past the last block."""
+        seen = np.zeros(requests, dtype=np.int32)
+        seen[: len(self.block)] = np.minimum(self.context + self.layout.lengths, max_model_len)
+        return seen
 
 
 class Inputs:

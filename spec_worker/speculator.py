@@ -332,8 +332,8 @@ class SelfSpeculator(DraftModelSpeculator):
 
     def _attention(self, given: Pass, requests: int, tokens: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Metadata of a pass that has been laid out, and its KV slots by layer."""
-        buffers, lengths = self.input_buffers, given.layout.lengths
-        longest = given.longest(self.max_model_len)
+        buffers = self.input_buffers
+        longest = given.longest(requests, self.max_model_len)
         mappings = self.inputs.slots[:, :tokens]
         metadata = build_attn_metadata(
             attn_groups=self.attn_groups,
@@ -341,10 +341,10 @@ class SelfSpeculator(DraftModelSpeculator):
             num_tokens=tokens,
             query_start_loc_gpu=buffers.query_start_loc[: requests + 1],
             query_start_loc_cpu=torch.from_numpy(given.layout.query_start_loc(requests)),
-            max_query_len=int(lengths.max()),
+            max_query_len=int(given.layout.lengths.max()),
             seq_lens=buffers.seq_lens[:requests],
             max_seq_len=int(longest.max()),
-            seq_lens_cpu_upper_bound=torch.from_numpy(np.pad(longest, (0, requests - len(lengths)))),
+            seq_lens_cpu_upper_bound=torch.from_numpy(longest),
             block_tables=[self.inputs.table[:requests]],
             slot_mappings=mappings,
             kv_cache_config=self.kv_cache_config,
