@@ -6,6 +6,7 @@ slow minute of the machine hits all alike. Requests decode greedily (AR, no spec
 """
 
 import argparse
+import itertools
 import os
 import time
 from multiprocessing.connection import Connection
@@ -19,7 +20,8 @@ from bench.spread import table as markdown
 from vllm_nld.nano import checkpoint_path
 
 SPECULATING = "V2 native, speculating"
-RUNNERS = ("V2 native", SPECULATING, "V2 interpreted", "V1")
+INTERPRETED = "V2 interpreted"  # takes longer than all others together, so it runs once a turn
+RUNNERS = ("V2 native", SPECULATING, INTERPRETED, "V1")
 CONCURRENCIES = (1, 8)
 PROMPT_TOKENS = 16
 
@@ -31,17 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Samples by runner: tokens/s at each concurrency and milliseconds of a step outside the model."""
-    rounds, tokens = (2, 24) if options.quick else (7, 96)
+    rounds, runs, tokens = (2, 1, 24) if options.quick else (7, 5, 96)
     engines: dict[str, Engine] = {}
     try:
         for name in RUNNERS:  # one after another: engines that start together compete for ports and compile caches
             engines[name] = Engine(name, serve, name, options.model, options.eager)
             engines[name].wait()
         speed: dict[str, dict[str, list[float]]] = {name: {str(c): [] for c in CONCURRENCIES} for name in RUNNERS}
-        for turn in range(rounds):
-            order = RUNNERS[turn % len(RUNNERS) :] + RUNNERS[: turn % len(RUNNERS)]
-            for concurrency in CONCURRENCIES:
-                for name in order:
+        for turn, run_, concurrency in itertools.product(range(rounds), range(runs), CONCURRENCIES):
+            first = (turn + run_) % len(RUNNERS)
+            for name in RUNNERS[first:] + RUNNERS[:first]:
+                if run_ == 0 or name != INTERPRETED:
                     speed[name][str(concurrency)].append(engines[name].ask("speed", concurrency, tokens))
         host = {name: engines[name].ask("host", 1, tokens) for name in RUNNERS}
     finally:
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result = {
         "provenance": provenance(),
         "model": "nano" if options.model == checkpoint_path() else options.model.name,
-        "rounds": rounds,
+        "rounds": rounds * runs,
         "tokens": tokens,
         "tokens_per_s": speed,
         "host_ms": host,
@@ -67,7 +69,8 @@ def table(result: dict[str, Any]) -> str:
         speeds = [spread(speed[name][str(c)], 0) for c in CONCURRENCIES]
         rows.append([name, *speeds, spread(result["host_ms"][name], 2)])
     for other in RUNNERS[1:]:
-        gains = [ratios(speed[RUNNERS[0]][str(c)], speed[other][str(c)]) for c in CONCURRENCIES]
+        pairs = [(speed[RUNNERS[0]][str(c)], speed[other][str(c)]) for c in CONCURRENCIES]
+        gains = [ratios(ours[:: len(ours) // len(theirs)], theirs) for ours, theirs in pairs]
         rows.append([f"{RUNNERS[0]} / {other}", *(spread(gain, 2) for gain in gains), ""])
     return markdown(["runner", *(f"tokens/s at {c}" for c in CONCURRENCIES), "host ms a step at 1"], rows)
 
@@ -92,7 +95,7 @@ def serve(name: str, model: Path, eager: bool, pipe: Connection) -> None:
         skip_tokenizer_init=True,
         additional_config={"nld": {} if name == SPECULATING else {"mode": "ar"}},
     )
-    if name == "V2 interpreted":
+    if name == INTERPRETED:
         dispatch.uninstall()
     for concurrency in CONCURRENCIES * 2:
         decode(llm, concurrency, 16)
