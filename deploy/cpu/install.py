@@ -10,6 +10,7 @@ whose builds elsewhere do not fit that torch and fail to import, vLLM with them.
 import argparse
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from importlib.metadata import requires
 from pathlib import Path
@@ -22,8 +23,15 @@ UNFIT = {"torchvision", "torchaudio", "torchcodec"}
 
 
 def pip(*arguments: str) -> int:
-    """Run pip quietly; returns its exit status."""
-    return subprocess.call([sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments])
+    """Install quietly, without compiling; returns pip's exit status."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-compile"]
+    return subprocess.call([*command, *arguments])
+
+
+def compile_all() -> None:
+    """Compile what pip has installed on all cores; it would use one, for a minute and more."""
+    folder = sysconfig.get_path("purelib")
+    subprocess.call([sys.executable, "-m", "compileall", "-q", "-j", "0", folder], stdout=subprocess.DEVNULL)
 
 
 def say(step: int, what: str) -> None:
@@ -53,20 +61,21 @@ def main() -> None:
     extras = parser.parse_args().extras
 
     say(1, f"{TORCH} (200 MB)")
-    if pip("install", TORCH):
-        must(pip("install", TORCH, "--extra-index-url", TORCH_INDEX), f"Installing {TORCH}")
+    if pip(TORCH):
+        must(pip(TORCH, "--extra-index-url", TORCH_INDEX), f"Installing {TORCH}")
     say(2, f"{VLLM} (130 MB)")
-    must(pip("install", "--no-deps", VLLM), f"Installing {VLLM}")
-    must(pip("install", "packaging"), "Installing packaging")
+    must(pip("--no-deps", VLLM), f"Installing {VLLM}")
+    must(pip("packaging"), "Installing packaging")
     say(3, "what vLLM needs to serve text (1 to 3 minutes)")
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "requirements.txt"
         listed.write_text("\n".join(runtime_requirements()))
-        must(pip("install", "-r", str(listed)), "Installing vLLM's requirements")
+        must(pip("-r", str(listed)), "Installing vLLM's requirements")
     say(4, "vllm-nld" + (f" with {extras}" if extras else ""))
-    must(pip("install", "--no-deps", str(ROOT / "deploy/cpu/vllm")), "Installing the vllm name")
+    must(pip("--no-deps", str(ROOT / "deploy/cpu/vllm")), "Installing the vllm name")
     target = f"{ROOT}[{extras}]" if extras else str(ROOT)
-    must(pip("install", "--no-build-isolation", "-e", target), "Installing vllm-nld")
+    must(pip("--no-build-isolation", "-e", target), "Installing vllm-nld")
+    compile_all()
 
 
 if __name__ == "__main__":
