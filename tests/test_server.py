@@ -35,7 +35,9 @@ def connect(server: Server) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(checkpoint_path(), [*EXACT, *UNI, *SMALL_STEPS], log=tmp_path_factory.mktemp("server") / "log") as server:
+    with Server(
+        checkpoint_path(), [*EXACT, *UNI, *SMALL_STEPS], log=tmp_path_factory.mktemp("server") / "log"
+    ) as server:
         yield server
 
 
