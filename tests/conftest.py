@@ -1,4 +1,4 @@
-"""Fixtures that several test folders use: tiny random checkpoints in the released layout."""
+"""Tiny random checkpoints in the released layout, which several test folders use, and the order of the test files."""
 
 from pathlib import Path
 
@@ -6,6 +6,28 @@ import pytest
 import torch
 
 from tests.tiny import write_tiny_checkpoint
+
+# The longest files come first, so that processes which take a file at a time end together; the one that mostly waits
+# runs beside those that compute.
+FIRST = [
+    "metrics/test_server.py",
+    "spec_worker/test_sampling.py",
+    "spec_worker/test_lossless.py",
+    "test_tensor_parallel.py",
+    "test_server.py",
+    "deploy/test_lifecycle.py",
+    "bench/test_modes.py",
+    "test_speculative_server.py",
+    "test_modes_server.py",
+    "spec_worker/test_machine.py",
+    "test_generator.py",
+    "triton_cpu/test_rejection.py",
+    "triton_cpu/test_logits.py",
+    "spec_worker/test_soak.py",
+    "test_demo.py",
+    "bench/test_steps.py",
+]
+RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +37,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` on a machine without one."""
+    """Put the longest files first, and skip what is marked `gpu` on a machine without one."""
+    items.sort(key=lambda item: RANKS.get(item.path, len(RANKS)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -1,4 +1,7 @@
-"""`vllm-nld doctor` as a user runs it: exit status, the line that failed, and its remedy."""
+"""`vllm-nld doctor` as a user runs it: exit status, the line that failed, and its remedy.
+
+In a process of its own where the plugin is loaded or not by what that process finds.
+"""
 
 import json
 import os
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import write_tiny_checkpoint
+from vllm_nld.cli import main
 from vllm_nld.doctor import Check
 
 COMMAND = str(Path(sys.executable).with_name("vllm-nld"))
@@ -42,19 +46,20 @@ def test_says_how_to_enable_a_disabled_plugin() -> None:
     assert "unset VLLM_PLUGINS" in result.stdout
 
 
-def test_names_the_file_and_the_remedy_of_a_broken_checkpoint(tmp_path: Path) -> None:
+def test_names_the_file_and_the_remedy_of_a_broken_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_tiny_checkpoint(tmp_path)
     (path / "model.safetensors").write_bytes(b"not weights")
-    result = doctor(str(path))
-    assert result.returncode == 1
-    assert "model.safetensors is damaged" in result.stdout
-    assert "-> download it again" in result.stdout
+    assert main(["doctor", str(path)]) == 1
+    report = capsys.readouterr().out
+    assert "model.safetensors is damaged" in report
+    assert "-> download it again" in report
 
 
-def test_names_a_folder_that_is_none(tmp_path: Path) -> None:
-    result = doctor(str(tmp_path / "absent"))
-    assert result.returncode == 1
-    assert "absent/config.json does not exist" in result.stdout
+def test_names_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(tmp_path / "absent")]) == 1
+    assert "absent/config.json does not exist" in capsys.readouterr().out
 
 
 def test_a_failed_check_needs_a_remedy() -> None:

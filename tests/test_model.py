@@ -73,17 +73,6 @@ def test_converted_research_layout_loads(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers to cores; on GPUs it would need two of them")
-def test_tensor_parallel_gives_the_same_tokens(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    prompts = random_prompts(16, VOCAB, longest=200)
-    with engine(tiny_checkpoint, tensor_parallel_size=2, **AR) as llm:
-        outputs = greedy(llm, prompts, TOKENS)
-    assert [list(output.token_ids) for output in outputs] == reference_tokens(
-        ReferenceModel.from_pretrained(tiny_checkpoint), prompts, TOKENS
-    )
-
-
 def quantize_int8(path: Path) -> dict[str, torch.Tensor]:
     """Rewrite a checkpoint as compressed-tensors int8 (channel weights, dynamic activations).
 

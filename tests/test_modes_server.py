@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.bad_requests import bad_parameters
 from tests.scale import scaled
-from tests.test_server import connect, plain
+from tests.test_server import UNI, connect, plain
 from vllm_nld.nano import Prompt, checkpoint_path, heldout
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.server import Server
@@ -20,7 +20,7 @@ from vllm_nld.server import Server
 pytestmark = pytest.mark.server
 
 NAMES = ["--served-model-name", "nld", "nld:ar", "nld:linear", "nld:diffusion"]
-EXACT = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", "1024"]
+EXACT = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", "1024", *UNI]
 MASK = json.loads((checkpoint_path() / "config.json").read_text())["mask_token_id"]
 THINK_END = 13
 CASES = scaled(200)

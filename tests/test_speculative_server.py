@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from tests.spec_worker.acceptance import Acceptance, exact_steps
-from tests.test_server import GOOD, ask, connect, plain
+from tests.test_server import GOOD, UNI, ask, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.server import Server, vllm_command
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server
 
 B, TOKENS = 32, 96
 FLAGS = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
-FLAGS += ["--max-model-len", "1024", "--per-request-spec-decode-metrics", "detailed"]
+FLAGS += [*UNI, "--max-model-len", "1024", "--per-request-spec-decode-metrics", "detailed"]
 
 
 @pytest.fixture(scope="module")

@@ -17,17 +17,29 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engines import engine, greedy, random_prompts
+from tests.engines import engine, full_logits, greedy, random_prompts
 from tests.ray_cluster import actors, two_nodes
 from tests.scale import SCALE
-from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, linear, metric, token_ids, write_agreeable_checkpoint
+from tests.spec_worker.conftest import (
+    CONTEXT,
+    TOKENS,
+    VOCAB,
+    ar_tokens,
+    linear,
+    metric,
+    token_ids,
+    write_agreeable_checkpoint,
+)
 from tests.spec_worker.test_diffusion import MIXTURE, answers
+from tests.test_model import reference_logits
+from vllm_nld.reference import ReferenceModel, generate
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="binds CPU workers; on GPUs it would need two of them"
 )
 
 PROMPTS = random_prompts(120, VOCAB, longest=CONTEXT - TOKENS)
+LOGITS = {"logprobs_mode": "raw_logits", "max_logprobs": -1}
 ASKED = [MIXTURE[index % len(MIXTURE)] for index in range(len(PROMPTS))]
 
 
@@ -88,13 +100,38 @@ def test_two_ranks_decide_as_one(
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
-    with ranks(checkpoint, executor, **linear(32)) as llm:
+    with ranks(checkpoint, executor, **linear(32), **LOGITS) as llm:
         assert llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == executor
         tokens, accepted = decode(llm)
         assert tokens == alone[0]
         assert accepted == alone[1] > 0
         if executor == "ray":
             assert_killed_worker_is_an_error(llm)
+        else:
+            model = ReferenceModel.from_pretrained(checkpoint)
+            assert_logits_are_the_references(llm, model)
+            assert_rounds_are_the_references(llm, model)
+
+
+def assert_logits_are_the_references(llm: Any, model: ReferenceModel) -> None:
+    """In AR mode, all logits of each token."""
+    prompts = random_prompts(16, VOCAB, longest=200)
+    outputs = greedy(llm, prompts, 16, logprobs=-1, extra_args={"nld_mode": "ar"})
+    assert token_ids(outputs) == ar_tokens(model, prompts, 16)
+    for prompt, output in zip(prompts, outputs, strict=True):
+        expected = reference_logits(model, prompt, list(output.token_ids))
+        torch.testing.assert_close(full_logits(output), expected, atol=1e-4, rtol=1e-4)
+
+
+def assert_rounds_are_the_references(llm: Any, model: ReferenceModel) -> None:
+    """The adapter's A is split over the ranks: rounds equal the reference's with the whole one."""
+    prompts = random_prompts(6, VOCAB, longest=100, seed=11)
+    before = metric(llm, "spec_decode_num_drafts")
+    outputs = greedy(llm, prompts, TOKENS, extra_args={"nld_block_length": 8})
+    options: dict[str, Any] = {"mode": "linear", "block_length": 8, "max_new_tokens": TOKENS, "ignore_eos": True}
+    exact = [generate(model, prompt, **options) for prompt in prompts]
+    assert token_ids(outputs) == [one.tokens for one in exact] == ar_tokens(model, prompts, TOKENS)
+    assert metric(llm, "spec_decode_num_drafts") - before == sum(len(one.rounds) for one in exact)
 
 
 def assert_killed_worker_is_an_error(llm: Any) -> None:

@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.server, needs_prometheus]
 
 BLOCK, ALONE = 16, 4  # drafts stop where more than ALONE requests run
 TOKENS = 48
+PATIENCE = 180  # seconds until an alert must have fired, on a machine that may be busy
 
 
 def arguments(model: Path, **speculative: Any) -> list[str]:
@@ -249,7 +250,7 @@ def test_overload_and_speculation_that_is_off_raise_their_alerts(watched: Watche
         fired.update(watched.prometheus.firing())
         return wanted <= fired
 
-    pump(good, 60, 24, until)
+    pump(good, PATIENCE, 24, until)
     assert wanted <= fired
     assert not {"NldDraftLoraInactive", "NldAcceptanceLengthCollapsed"} & fired
 
@@ -272,7 +273,7 @@ def test_a_broken_drafter_raises_its_alerts_after_a_restart(watched: Watched, go
 
     wait_for("the server is missed", lambda: "NldServerDown" in watched.prometheus.firing())
     with serving(broken, watched.port, watched.folder / "broken.log", arguments(broken)) as server:
-        tokens = pump(server, 60, ALONE, until)
+        tokens = pump(server, PATIENCE, ALONE, until)
         watched.scraped("sum(nld:output_tokens_total)", tokens)
         assert watched.prometheus.value("max(resets(nld:output_tokens_total[5m]))") == 1
     assert wanted <= fired
