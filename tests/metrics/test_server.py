@@ -28,7 +28,7 @@ from bench.dashboard import Span, filled, panels, picture
 from bench.prometheus import RULES, Prometheus, prometheus
 from tests.metrics.prom import needs_prometheus, wait_for
 from tests.scale import SCALE
-from tests.test_server import ask, connect, plain
+from tests.test_server import UNI, ask, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.server import Server, free_port
@@ -48,7 +48,7 @@ def arguments(model: Path, **speculative: Any) -> list[str]:
 
 @contextlib.contextmanager
 def serving(model: Path, port: int, log: Path, options: list[str]) -> Iterator[Server]:
-    server = Server(model, [*options, "--port", str(port)], log=log)
+    server = Server(model, [*options, *UNI, "--port", str(port)], log=log)
     server.port, server.url = port, f"http://127.0.0.1:{port}"
     with server:
         yield server
