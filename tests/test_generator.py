@@ -92,9 +92,13 @@ def test_an_empty_prompt_is_refused(generator: Generator) -> None:
 
 
 @pytest.mark.server
-def test_an_example_runs_as_it_stands() -> None:
-    """In a process of its own, with torch.compile: the profile run drafts before there are requests or a KV cache."""
-    script = Path(__file__).parents[1] / "examples" / "diffusion.py"
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "1. Athens" in result.stdout and "tokens a forward" in result.stdout
+def test_examples_run_as_they_stand() -> None:
+    """In processes of their own, with torch.compile: the profile run drafts before there are requests or a KV cache.
+    What the first compiles, the target's forward and that of draft passes, the second loads."""
+    for name in ("diffusion.py", "linear.py"):
+        script = Path(__file__).parents[1] / "examples" / name
+        result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert "1. Athens" in result.stdout and "tokens a forward" in result.stdout
+    for part in ("backbone", "draft_pathway"):
+        assert f"[{part}] Directly load AOT compilation" in result.stdout + result.stderr
