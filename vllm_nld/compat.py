@@ -322,7 +322,6 @@ def _spare_drafting_nothing(module: Any) -> None:
         state, speculator, steps = self.execute_model_state, self.speculator, self.num_speculative_steps
         spared = (
             type(speculator).__module__ == SPECULATOR_MODULE
-            and self.pp_handler is None  # other ranks wait for drafts
             and state is not None
             and state.input_batch is not None
             and not state.input_batch.num_draft_tokens

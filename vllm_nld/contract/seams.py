@@ -36,7 +36,7 @@ OBJECTS = {
     "vllm.v1.worker.gpu.cudagraph_utils.BatchExecutionDescriptor": "cg_mode num_reqs num_tokens",
     "vllm.v1.worker.gpu.cudagraph_utils.CudaGraphManager": "needs_capture",
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "draft_tokens_handler execute_model_state num_speculative_steps "
-    "pp_handler speculator",
+    "speculator",
     "vllm.v1.worker.gpu.attn_utils.AttentionCGSupportInfo": "min_cg_attn_backend min_cg_support",
     "vllm.lora.model_manager.LoRAModelManager": "_last_mapping set_adapter_mapping",
     "vllm.lora.layers.LoRAMapping": "prompt_mapping",
