@@ -17,8 +17,8 @@ WORKERS ?= 2
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
 
-$(VENV)/.ready: setup.py deploy/cpu/install.py deploy/cpu/vllm/setup.py deploy/prometheus/install.py
-	@echo "Setting up $(VENV) for $(RUNTIME) (once, 3 to 5 minutes) ..."
+$(VENV)/.ready: setup.py deploy/cpu/install.py deploy/cpu/excludes.txt deploy/cpu/vllm/setup.py deploy/prometheus/install.py
+	@echo "Setting up $(VENV) for $(RUNTIME) (once, 2 to 3 minutes) ..."
 	@$(PYTHON) -c 'import sys; sys.exit("vllm-nld needs Python 3.11 or newer: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV)
 ifeq ($(RUNTIME),gpu)

@@ -18,7 +18,7 @@ COPY spec_worker spec_worker
 COPY attention_backend attention_backend
 COPY deploy/cpu deploy/cpu
 COPY deploy/ray/nld_serve deploy/ray/nld_serve
-RUN PIP_NO_CACHE_DIR=1 python deploy/cpu/install.py --extras ray
+RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 python deploy/cpu/install.py --extras ray
 
 USER 10001
 ENV HF_HOME=/tmp/huggingface VLLM_CACHE_ROOT=/tmp/vllm VLLM_NO_USAGE_STATS=1
