@@ -1,0 +1,53 @@
+"""What is mended in Triton's interpreter: the same results, with less work."""
+
+from typing import Any
+
+import pytest
+import torch
+from triton.runtime import interpreter as triton_interpreter
+from vllm.triton_utils import tl, triton
+
+from vllm_nld.triton_cpu import interpreter
+
+interpreter.repair()
+CALLS = 3
+
+
+@triton.jit
+def doubled(numbers):  # type: ignore[no-untyped-def]  # a Triton function
+    return numbers + numbers
+
+
+@triton.jit
+def totals_kernel(out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # as above
+    numbers = tl.arange(0, SIZE)
+    for _ in range(2):
+        numbers = doubled(numbers)
+    tl.store(out + tl.program_id(0), tl.sum(numbers))
+
+
+def launch(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Launch a kernel that calls jit functions, and check its result; how often the language was searched."""
+    searched = 0
+    search = triton_interpreter._patch_builtin
+
+    def counted(*args: Any) -> None:
+        nonlocal searched
+        searched += 1
+        search(*args)
+
+    monkeypatch.setattr(triton_interpreter, "_patch_builtin", counted)
+    out = torch.zeros(CALLS, dtype=torch.int32)
+    totals_kernel.run(out, SIZE=8, grid=(CALLS,), warmup=False)
+    monkeypatch.undo()
+    assert out.tolist() == [4 * sum(range(8))] * CALLS
+    assert tl.core.is_builtin(tl.load) and tl.core.is_builtin(tl.tensor.__add__), "restored when the launch ends"
+    return searched
+
+
+def test_a_launch_patches_the_language_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton does it again for each call of a jit function: delete the repair when both numbers are equal."""
+    launch(monkeypatch)  # from now on Triton leaves the module behind `tl.sum` patched
+    mended = launch(monkeypatch)
+    monkeypatch.setattr(triton_interpreter, "_patch_lang", interpreter._patch_lang)
+    assert launch(monkeypatch) > 2 * mended
