@@ -87,7 +87,8 @@ def prometheus(folder: Path, target: str, factor: int = 60) -> Iterator[Promethe
     if program is None:
         raise FileNotFoundError("no prometheus: python deploy/prometheus/install.py .venv, or put it on PATH")
     listed = target.startswith("http")
-    source = f"http_sd_configs: [{{url: '{target}'}}]" if listed else f"static_configs: [{{targets: ['{target}']}}]"
+    asked = f"http_sd_configs: [{{url: '{target}', refresh_interval: 1s}}]"
+    source = asked if listed else f"static_configs: [{{targets: ['{target}']}}]"
     for name in ("recording.yml", "alerts.yml"):
         (folder / name).write_text(faster((RULES / name).read_text(), factor))
     (folder / "prometheus.yml").write_text(

@@ -1,11 +1,13 @@
 """`python -m bench modes --quick` against real servers: every figure is there and agrees with the reference's."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from bench.__main__ import main
+from tests.test_server import UNI
 
 CONTENDERS = ["AR", "linear, B 32", "diffusion, 0.9"]
 
@@ -13,7 +15,8 @@ CONTENDERS = ["AR", "linear, B 32", "diffusion, 0.9"]
 @pytest.mark.server
 def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "modes.json"
-    main(["modes", "--quick", "--rounds", "2", "--only", *CONTENDERS, "--out", str(tmp_path), "--json", str(file)])
+    options = ["--rounds", "2", "--only", *CONTENDERS, f"--flags={shlex.join(UNI)}"]
+    main(["modes", "--quick", *options, "--out", str(tmp_path), "--json", str(file)])
     report = capsys.readouterr().out
     result = json.loads(file.read_text())
     assert set(result["speed"]) == set(result["quality"]) == set(CONTENDERS)

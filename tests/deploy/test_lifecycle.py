@@ -15,6 +15,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.test_server import UNI
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.server import Server, free_port
 
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    arguments = [*ARGUMENTS, "--max-model-len", "1024", "--shutdown-timeout", str(GRACE)]
+    arguments = [*ARGUMENTS, *UNI, "--max-model-len", "1024", "--shutdown-timeout", str(GRACE)]
     log = tmp_path_factory.mktemp("lifecycle") / "log"
     with Server(checkpoint_path(), arguments, log=log, environment={"VLLM_API_KEY": KEY}) as server:
         yield server
@@ -122,7 +123,7 @@ def test_sigterm_under_load_finishes_what_runs(server: Server) -> None:
 
 
 def test_requests_that_outlive_the_grace_time_end(tmp_path: Path) -> None:
-    """Each client gets the end of its stream or an error, right after the grace time."""
+    """Each client gets the end of its stream or an error, right after the grace time. The worker is a process."""
     arguments = [*ARGUMENTS, "--max-model-len", "1024", "--max-num-seqs", "1", "--shutdown-timeout", "1"]
     with Server(checkpoint_path(), arguments, log=tmp_path / "log", environment={"VLLM_API_KEY": KEY}) as server:
         assert server.process is not None
