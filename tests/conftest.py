@@ -7,25 +7,25 @@ import torch
 
 from tests.tiny import write_tiny_checkpoint
 
-# The longest files come first, so that processes which take a file at a time end together; the one that mostly waits
-# runs beside those that compute.
+# The longest files come first, so that processes which take a file at a time end together. The one that mostly waits is
+# beside the one whose ranks wait for each other, spinning: what else computes then makes both slow.
 FIRST = [
     "metrics/test_server.py",
-    "spec_worker/test_sampling.py",
-    "spec_worker/test_lossless.py",
     "test_tensor_parallel.py",
     "test_server.py",
+    "test_generator.py",
+    "spec_worker/test_sampling.py",
     "deploy/test_lifecycle.py",
     "bench/test_modes.py",
+    "spec_worker/test_lossless.py",
     "test_speculative_server.py",
-    "test_modes_server.py",
-    "spec_worker/test_machine.py",
-    "test_generator.py",
     "triton_cpu/test_rejection.py",
-    "triton_cpu/test_logits.py",
-    "spec_worker/test_soak.py",
+    "test_modes_server.py",
     "test_demo.py",
+    "triton_cpu/test_logits.py",
+    "triton_cpu/test_sampling.py",
     "bench/test_steps.py",
+    "spec_worker/test_machine.py",
 ]
 RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}
 

@@ -215,14 +215,6 @@ def test_bad_request_is_refused_and_the_next_one_answered(server: Server, name: 
     assert answered.json()["usage"]["completion_tokens"] == 4
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers to cores; on GPUs it would need two of them")
-def test_tensor_parallel_gives_the_same_tokens(tmp_path: Path, model: ReferenceModel) -> None:
-    arguments = [*EXACT, "--tensor-parallel-size", "2"]
-    cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-    with Server(checkpoint_path(), arguments, log=tmp_path / "log", environment=cores) as server:
-        assert_equal_to_reference(connect(server), model, plain(16))
-
-
 def test_no_flag_is_needed(tmp_path: Path) -> None:
     """`vllm serve <nano>` alone, torch.compile and warm-up included, is right in bf16, in the default mode."""
     with Server(checkpoint_path(), log=tmp_path / "log", timeout=400) as server:

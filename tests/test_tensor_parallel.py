@@ -32,7 +32,10 @@ from tests.spec_worker.conftest import (
 )
 from tests.spec_worker.test_diffusion import MIXTURE, answers
 from tests.test_model import reference_logits
+from tests.test_server import EXACT, assert_equal_to_reference, connect, plain
+from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
+from vllm_nld.server import Server
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="binds CPU workers; on GPUs it would need two of them"
@@ -111,6 +114,14 @@ def test_two_ranks_decide_as_one(
             model = ReferenceModel.from_pretrained(checkpoint)
             assert_logits_are_the_references(llm, model)
             assert_rounds_are_the_references(llm, model)
+
+
+@pytest.mark.server
+def test_a_server_with_two_ranks_answers_as_the_reference(tmp_path: Path) -> None:
+    arguments = [*EXACT, "--tensor-parallel-size", "2"]
+    with Server(checkpoint_path(), arguments, log=tmp_path / "log") as server:
+        model = ReferenceModel.from_pretrained(checkpoint_path())
+        assert_equal_to_reference(connect(server), model, plain(16))
 
 
 def assert_logits_are_the_references(llm: Any, model: ReferenceModel) -> None:
