@@ -156,7 +156,8 @@ def assert_killed_worker_is_an_error(llm: Any) -> None:
     assert not executor.is_failed
     threading.Timer(0.3, second.kill).start()
     begin = time.monotonic()
-    with pytest.raises((RuntimeError, AssertionError)):  # whether a step was cut short, or found no workers
+    # whether a step was cut short, found no workers, or lost them between vLLM's check and its use of their queues
+    with pytest.raises((RuntimeError, AssertionError, IndexError)):
         greedy(llm, PROMPTS * 20, TOKENS)
     assert executor.is_failed
     assert time.monotonic() - begin < 60
