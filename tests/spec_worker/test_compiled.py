@@ -1,0 +1,32 @@
+"""With torch.compile: target and draft passes are compiled once a configuration, and loaded after that."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.engines import engine, greedy, random_prompts
+from tests.spec_worker.acceptance import Acceptance, exact_steps
+from tests.spec_worker.conftest import TOKENS, VOCAB, ar_tokens, linear, token_ids, write_agreeable_checkpoint
+from vllm_nld.reference import ReferenceModel
+
+PROMPTS = random_prompts(4, VOCAB, longest=90, seed=3)
+
+
+def test_a_model_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded serves other weights too, with and without the adapter."""
+    from vllm.compilation.counter import compilation_counter as counter
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    before = counter.num_aot_compiles, counter.num_aot_artifacts_loaded
+    for seed, compiled, loaded in ((0, 2, 0), (1, 2, 2)):
+        checkpoint = write_agreeable_checkpoint(tmp_path / "model", seed=seed, num_hidden_layers=1)
+        with engine(checkpoint, **linear(8), enforce_eager=False) as llm:
+            answers = greedy(llm, PROMPTS, TOKENS)
+            found = Acceptance.of_metrics(llm.get_metrics())
+            assert token_ids(greedy(llm, PROMPTS, TOKENS, extra_args={"nld_mode": "ar"})) == token_ids(answers)
+        model = ReferenceModel.from_pretrained(checkpoint)
+        assert token_ids(answers) == ar_tokens(model, PROMPTS, TOKENS)
+        rounds = [round_ for prompt in PROMPTS for round_ in exact_steps(model, prompt, TOKENS, 8)]
+        assert found == Acceptance.of_steps(rounds, 8), "the adapter is in, and on where drafts are made"
+        assert counter.num_aot_compiles - before[0] == compiled
+        assert counter.num_aot_artifacts_loaded - before[1] == loaded
