@@ -55,7 +55,7 @@ setup(
         ],
     },
     entry_points={
-        "console_scripts": ["vllm-nld = vllm_nld.cli:main"],
+        "console_scripts": ["vllm-nld = vllm_nld.tools.cli:main"],
         "triton.backends": ["cpu = vllm_nld.triton_cpu"],
         "vllm.general_plugins": ["nld = vllm_nld:register"],
         "vllm.stat_logger_plugins": ["nld = vllm_nld.metrics.exporter:NldStatLogger"],

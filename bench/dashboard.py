@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.prometheus import Prometheus, prometheus
 from vllm_nld.nano import checkpoint_path, heldout
-from vllm_nld.server import Server
+from vllm_nld.tools.server import Server
 
 DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards" / "vllm-nld.json"
 COLUMNS, WIDTH, HEIGHT = 3, 5.2, 2.7  # of the picture; inches a panel

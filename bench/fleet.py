@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.contenders import COMMON, Setup
-from vllm_nld.server import Server
+from vllm_nld.tools.server import Server
 
 AT_A_TIME = 2  # servers that start; imports keep one core busy each
 

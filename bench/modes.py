@@ -23,7 +23,7 @@ from bench.provenance import provenance
 from bench.quality import Answer, ask_all, by_category, figures, forwards
 from bench.store import Store
 from vllm_nld.nano import checkpoint_path
-from vllm_nld.server import Server
+from vllm_nld.tools.server import Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure and print; returns every sample."""
     from transformers import AutoTokenizer
 
-    from vllm_nld.configs import register_configs
+    from vllm_nld.model.configs import register_configs
 
     register_configs()  # the tokenizer's loader reads config.json too
     plan, source = plan_of(options), provenance()

@@ -17,7 +17,7 @@ def reference(model: Path) -> tuple[Any, Any]:
     """The model and its tokenizer, loaded once."""
     from transformers import AutoTokenizer
 
-    from vllm_nld.configs import register_configs
+    from vllm_nld.model.configs import register_configs
     from vllm_nld.reference import ReferenceModel
 
     register_configs()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vllm_nld.server import free_port
+from vllm_nld.tools.server import free_port
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
 START_TIMEOUT = 60  # seconds to the first answer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_nld.checkpoint import ADAPTER_DIR
+from vllm_nld.model.checkpoint import ADAPTER_DIR
 from vllm_nld.nano import checkpoint_path
 
 
@@ -74,8 +74,8 @@ def write(folder: Path, shape: Shape, layers: int) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from vllm_nld.checkpoint import expected_shapes
-    from vllm_nld.configs import NemotronLabsDiffusionConfig
+    from vllm_nld.model.checkpoint import expected_shapes
+    from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 
     raw = config(shape, layers)
     write_json(folder / "config.json", raw)

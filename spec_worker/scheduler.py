@@ -17,7 +17,7 @@ from vllm.v1.request import Request
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from vllm_nld.metrics.rounds import RoundLog
-from vllm_nld.modes import Decoding, Served
+from vllm_nld.serving.modes import Decoding, Served
 
 
 class Modes(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a mixin: its base is chosen by `build`

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_nld.modes import Decoding
+from vllm_nld.serving.modes import Decoding
 
 STOP_IDS = 8  # stop tokens a request that end a block's denoising early; further ones end the output all the same
 

@@ -38,8 +38,8 @@ from spec_worker.inputs import Inputs, Pass
 from spec_worker.kernels import lay_blocks_kernel
 from spec_worker.state import NldModelState
 from spec_worker.user_lora import NO_LORA, map_blocks, user_loras
-from vllm_nld.settings import FIELD, Settings
-from vllm_nld.speculation import draft_adapter
+from vllm_nld.serving.settings import FIELD, Settings
+from vllm_nld.serving.speculation import draft_adapter
 
 
 @dataclass(slots=True)

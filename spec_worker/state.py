@@ -15,8 +15,8 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from spec_worker.accept import AcceptingSampler, BlockTaker
 from spec_worker.slots import Slots
-from vllm_nld.modes import Served
-from vllm_nld.speculation import drafts_for_itself
+from vllm_nld.serving.modes import Served
+from vllm_nld.serving.speculation import drafts_for_itself
 
 
 class NldModelState(DefaultModelState):

@@ -25,9 +25,9 @@ from tests.engines import engine
 from tests.spec_worker.conftest import allow_async, linear, metric
 from tests.spec_worker.features import FEATURES, OPTIONS, SAMPLED, answers, params, prompts
 from tests.spec_worker.leaks import assert_nothing_left
-from vllm_nld.modes import Served, check_combination
 from vllm_nld.nano import checkpoint_path
-from vllm_nld.settings import MODES
+from vllm_nld.serving.modes import Served, check_combination
+from vllm_nld.serving.settings import MODES
 
 MIXTURE: tuple[dict[str, Any], ...] = (
     {},

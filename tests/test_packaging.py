@@ -54,7 +54,7 @@ def test_entry_points_are_installed() -> None:
         (point.group, point.name): point.value for point in importlib.metadata.distribution("vllm-nld").entry_points
     }
     assert points == {
-        ("console_scripts", "vllm-nld"): "vllm_nld.cli:main",
+        ("console_scripts", "vllm-nld"): "vllm_nld.tools.cli:main",
         ("triton.backends", "cpu"): "vllm_nld.triton_cpu",
         ("vllm.general_plugins", "nld"): "vllm_nld:register",
         ("vllm.stat_logger_plugins", "nld"): "vllm_nld.metrics.exporter:NldStatLogger",

@@ -18,8 +18,10 @@ import pytest
 import torch
 
 from tests.engines import engine, full_logits, greedy, random_prompts
+from tests.model.test_model import reference_logits
 from tests.ray_cluster import actors, two_nodes
 from tests.scale import SCALE
+from tests.serving.test_server import EXACT, assert_equal_to_reference, connect, plain
 from tests.spec_worker.conftest import (
     CONTEXT,
     TOKENS,
@@ -31,11 +33,9 @@ from tests.spec_worker.conftest import (
     write_agreeable_checkpoint,
 )
 from tests.spec_worker.test_diffusion import MIXTURE, answers
-from tests.test_model import reference_logits
-from tests.test_server import EXACT, assert_equal_to_reference, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
-from vllm_nld.server import Server
+from vllm_nld.tools.server import Server
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="binds CPU workers; on GPUs it would need two of them"
@@ -185,7 +185,7 @@ def test_drafts_over_pipeline_stages_are_refused(checkpoint: Path) -> None:
 
 def test_cluster_with_too_few_places_is_refused(ray_address: str) -> None:
     """vLLM itself would wait for half an hour."""
-    from vllm_nld.ray_cpu import check_cluster
+    from vllm_nld.compat.ray_cpu import check_cluster
 
     check_cluster(SimpleNamespace(world_size=2, ray_runtime_env=None))
     with pytest.raises(ValueError, match=r"offers 2 of the 3 vllm_cpu .*`ray start"):

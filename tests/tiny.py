@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from vllm_nld.checkpoint import ADAPTER_DIR, expected_shapes
-from vllm_nld.configs import NemotronLabsDiffusionConfig
+from vllm_nld.model.checkpoint import ADAPTER_DIR, expected_shapes
+from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 
 CONFIG: dict[str, Any] = {
     "architectures": ["NemotronLabsDiffusionModel"],

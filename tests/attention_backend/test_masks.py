@@ -94,7 +94,7 @@ def test_empty_masks_are_refused(make) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_masks_are_drawn(tmp_path: Path) -> None:
-    from vllm_nld.cli import main
+    from vllm_nld.tools.cli import main
 
     assert main(["masks", "--out", str(tmp_path / "masks.png")]) == 0
     assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")

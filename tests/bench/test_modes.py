@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from tests.test_server import UNI
+from tests.serving.test_server import UNI
 
 CONTENDERS = ["AR", "linear, B 32", "diffusion, 0.9"]
 

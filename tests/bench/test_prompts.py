@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from bench.prompts import Question, read, write
-from vllm_nld.configs import register_configs
+from vllm_nld.model.configs import register_configs
 from vllm_nld.nano import checkpoint_path, heldout
 from vllm_nld.nano.batches import encode
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.scale import SCALE
-from tests.test_server import assert_equal_to_reference, connect, plain
+from tests.serving.test_server import assert_equal_to_reference, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel
-from vllm_nld.server import Server
+from vllm_nld.tools.server import Server
 
 pytestmark = [
     pytest.mark.server,

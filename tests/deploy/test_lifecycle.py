@@ -15,9 +15,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.test_server import UNI
+from tests.serving.test_server import UNI
 from vllm_nld.nano import checkpoint_path
-from vllm_nld.server import Server, free_port
+from vllm_nld.tools.server import Server, free_port
 
 pytestmark = pytest.mark.server
 
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def probe(url: str, key: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vllm_nld.cli", "probe", url]
+    command = [sys.executable, "-m", "vllm_nld.tools.cli", "probe", url]
     return subprocess.run(command, env=os.environ | {"VLLM_API_KEY": key}, capture_output=True, text=True)
 
 

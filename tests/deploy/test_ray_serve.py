@@ -27,7 +27,7 @@ from tests.metrics.prom import needs_prometheus
 from tests.ray_cluster import actors, two_nodes
 from tests.scale import SCALE
 from vllm_nld.nano import heldout
-from vllm_nld.server import free_port
+from vllm_nld.tools.server import free_port
 
 pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
 pytestmark = [

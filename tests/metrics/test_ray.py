@@ -17,7 +17,7 @@ REPLICA = """
 import sys, time, urllib.request
 import ray
 from ray import serve
-from vllm_nld.server import free_port
+from vllm_nld.tools.server import free_port
 
 port = free_port()
 ray.init(num_cpus=2, include_dashboard=False, _metrics_export_port=port, log_to_driver=False)

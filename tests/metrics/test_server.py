@@ -28,10 +28,10 @@ from bench.dashboard import Span, filled, panels, picture
 from bench.prometheus import RULES, Prometheus, prometheus
 from tests.metrics.prom import needs_prometheus, wait_for
 from tests.scale import SCALE
-from tests.test_server import UNI, ask, connect, plain
+from tests.serving.test_server import UNI, ask, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
-from vllm_nld.server import Server
+from vllm_nld.tools.server import Server
 
 pytestmark = [pytest.mark.server, needs_prometheus]
 

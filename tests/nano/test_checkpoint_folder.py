@@ -7,8 +7,8 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from vllm_nld.checkpoint import ADAPTER_DIR, check_tensors, read_config, read_shapes
-from vllm_nld.configs import NemotronLabsDiffusionConfig, register_configs
+from vllm_nld.model.checkpoint import ADAPTER_DIR, check_tensors, read_config, read_shapes
+from vllm_nld.model.configs import NemotronLabsDiffusionConfig, register_configs
 from vllm_nld.nano import checkpoint_path, heldout
 from vllm_nld.nano.evaluate import card_table, choose
 from vllm_nld.nano.export import CONFIG

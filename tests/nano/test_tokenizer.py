@@ -5,7 +5,7 @@ import itertools
 import pytest
 from transformers import AutoTokenizer
 
-from vllm_nld.configs import register_configs
+from vllm_nld.model.configs import register_configs
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.nano.batches import encode
 from vllm_nld.nano.prompts import Prompt, stream

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from vllm_nld.configs import register_configs
+from vllm_nld.model.configs import register_configs
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.nano.batches import IGNORED, NoiseMix, batches, collate
 from vllm_nld.nano.copying import copies

@@ -9,7 +9,7 @@ from transformers import Ministral3Config, Ministral3ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.tiny import tiny_config, tiny_raw_config, tiny_weights, write_tiny_checkpoint
-from vllm_nld.checkpoint import ADAPTER_DIR, CheckpointError
+from vllm_nld.model.checkpoint import ADAPTER_DIR, CheckpointError
 from vllm_nld.reference import KVCache, ReferenceModel
 from vllm_nld.reference.rope import rotary_frequencies
 

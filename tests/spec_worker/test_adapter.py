@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.engines import engine, random_prompts
 from tests.spec_worker.conftest import TOKENS, VOCAB, ar_tokens, linear, metric, write_agreeable_checkpoint
-from vllm_nld.checkpoint import ADAPTER_DIR
+from vllm_nld.model.checkpoint import ADAPTER_DIR
 from vllm_nld.reference import ReferenceModel, generate
 
 PROMPTS = random_prompts(6, VOCAB, longest=100, seed=11)
@@ -45,7 +45,7 @@ def test_user_lora_verifies_and_drafts(agreeable_checkpoint: Path, tmp_path: Pat
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from tests.test_model import write_user_lora
+    from tests.model.test_model import write_user_lora
 
     plain = ReferenceModel.from_pretrained(agreeable_checkpoint, adapter=False)
     change = write_user_lora(tmp_path / "one", plain)

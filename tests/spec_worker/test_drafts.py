@@ -8,7 +8,7 @@ import pytest
 from tests.engines import engine, greedy, random_prompts
 from tests.spec_worker.acceptance import Acceptance, exact_steps
 from tests.spec_worker.conftest import TOKENS, VOCAB, linear, metric, token_ids
-from vllm_nld.draft_lora import DraftLora
+from vllm_nld.model.draft_lora import DraftLora
 from vllm_nld.reference import ReferenceModel, generate
 
 PROMPTS = random_prompts(6, VOCAB, longest=150, seed=7)

@@ -12,15 +12,15 @@ from vllm.logger import init_logger
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from vllm_nld import __version__, compat
-from vllm_nld.configs import SUPPORTED_ARCHITECTURES
 from vllm_nld.metrics import definitions as m
 from vllm_nld.metrics.labels import UNVERIFIED, default_mode
 from vllm_nld.metrics.registry import REGISTRY
 from vllm_nld.metrics.requests import Given, RequestTally, Seen, log_end, serve
 from vllm_nld.metrics.rounds import LORA, ROUNDS, Round
-from vllm_nld.modes import Served
-from vllm_nld.settings import Settings
-from vllm_nld.speculation import drafts_for_itself
+from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES
+from vllm_nld.serving.modes import Served
+from vllm_nld.serving.settings import Settings
+from vllm_nld.serving.speculation import drafts_for_itself
 
 logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllm_nld.modes import AUTO, Served, own_names
+from vllm_nld.serving.modes import AUTO, Served, own_names
 
 UNVERIFIED = ("diffusion",)  # modes whose blocks are taken as they are: nothing is accepted or rejected
 

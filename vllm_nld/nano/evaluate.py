@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from transformers import AutoTokenizer
 
-    from vllm_nld.configs import register_configs
+    from vllm_nld.model.configs import register_configs
     from vllm_nld.nano.measure import measure
     from vllm_nld.reference import ReferenceModel
 

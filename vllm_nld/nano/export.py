@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from vllm_nld.checkpoint import ADAPTER_DIR
-from vllm_nld.configs import NemotronLabsDiffusionConfig
+from vllm_nld.model.checkpoint import ADAPTER_DIR
+from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 from vllm_nld.nano.prompts import stream
 from vllm_nld.nano.tokenizer import BOS, EOS, MASK, TEMPLATE, build_tokenizer
 from vllm_nld.reference.model import ReferenceModel

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from vllm_nld.checkpoint import (
+from vllm_nld.model.checkpoint import (
     ADAPTER_DIR,
     CheckpointError,
     canonical_name,
@@ -33,7 +33,7 @@ from vllm_nld.checkpoint import (
     read_shapes,
     weight_files,
 )
-from vllm_nld.configs import NemotronLabsDiffusionConfig
+from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 from vllm_nld.reference import masks
 from vllm_nld.reference.cache import KVCache
 from vllm_nld.reference.rope import rotary_frequencies, rotate

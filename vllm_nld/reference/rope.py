@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from vllm_nld.configs import NemotronLabsDiffusionConfig
+from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 
 
 def yarn_magnitude(factor: float, mscale: float) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_nld.configs import NemotronLabsDiffusionConfig
+from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 
 DEFAULT_THRESHOLD = {"ar": 0.0, "diffusion": 0.9, "linear": 0.0, "quadratic": 0.0}
 MODES = tuple(DEFAULT_THRESHOLD)

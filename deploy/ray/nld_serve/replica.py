@@ -18,8 +18,8 @@ from typing import NamedTuple, NoReturn
 import httpx
 import ray
 
-from vllm_nld.probe import refusal
-from vllm_nld.server import free_port
+from vllm_nld.tools.probe import refusal
+from vllm_nld.tools.server import free_port
 
 logger = logging.getLogger("ray.serve")
 

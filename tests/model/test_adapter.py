@@ -1,0 +1,97 @@
+"""The draft adapter on disk: found, measured and read, or refused with the file's name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import ADAPTER_ALPHA, ADAPTER_RANK, tiny_adapter, tiny_config, write_json, write_tiny_checkpoint
+from vllm_nld.model.adapter import find_adapter
+from vllm_nld.model.checkpoint import ADAPTER_DIR
+
+
+def change_settings(path: Path, **fields: object) -> None:
+    file = path / ADAPTER_DIR / "adapter_config.json"
+    write_json(file, json.loads(file.read_text()) | fields)
+
+
+def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    file = path / ADAPTER_DIR / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def test_the_checkpoints_own_adapter_is_found(tiny_checkpoint: Path) -> None:
+    adapter = find_adapter(str(tiny_checkpoint), None, "auto")
+    assert adapter is not None
+    adapter.check(tiny_config())
+    assert (adapter.rank, adapter.scale) == (ADAPTER_RANK, ADAPTER_ALPHA / ADAPTER_RANK)
+    down, up = adapter.read(1)
+    expected = tiny_adapter(tiny_config())
+    stem = "base_model.model.encoder.layers.1.self_attn.o_proj"
+    assert torch.equal(down, expected[f"{stem}.lora_A.weight"])
+    assert torch.equal(up, expected[f"{stem}.lora_B.weight"])
+
+
+def test_off_and_absent_are_none(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert find_adapter(str(tiny_checkpoint), None, "off") is None
+    assert find_adapter(str(write_tiny_checkpoint(tmp_path, adapter=False)), None, "auto") is None
+
+
+def test_an_adapter_elsewhere_is_found_by_its_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = write_tiny_checkpoint(tmp_path, adapter=False)
+    folder = tiny_checkpoint / ADAPTER_DIR
+    adapter = find_adapter(str(model), None, str(folder))
+    assert adapter is not None and adapter.path == folder
+
+
+def test_of_a_repository_only_the_adapter_is_downloaded(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def snapshot_download(repository: str, **options: object) -> str:
+        asked[repository] = options
+        return str(tiny_checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    adapter = find_adapter("someone/some-model", "main", "auto")
+    assert adapter is not None
+    assert asked == {"someone/some-model": {"revision": "main", "allow_patterns": [f"{ADAPTER_DIR}/*"]}}
+
+
+def test_rank_stabilised_scale(tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path)
+    change_settings(path, use_rslora=True)
+    adapter = find_adapter(str(path), None, "auto")
+    assert adapter is not None and adapter.scale == ADAPTER_ALPHA / 2
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "other target": (lambda path: change_settings(path, target_modules=["q_proj"]), r"target_modules \['q_proj'\]"),
+    "no rank": (lambda path: change_settings(path, r=None), r"adapter_config\.json is no readable"),
+    "no scale": (lambda path: change_settings(path, lora_alpha=0), r"scale 0\.0: no effect"),
+    "DoRA": (lambda path: change_settings(path, use_dora=True), r"asks for DoRA"),
+    "other rank": (
+        lambda path: change_settings(path, r=8),
+        r"layers\.0.*lora_A.*must have shape \[8, 128\], found \[4",
+    ),
+    "missing layer": (
+        lambda path: change_weights(path, lambda t: t.pop(min(name for name in t if "layers.1" in name))),
+        r"layers\.1.*lora_A\.weight.*found nothing",
+    ),
+    "no weights": (lambda path: (path / ADAPTER_DIR / "adapter_model.safetensors").unlink(), r"no readable draft"),
+    "empty folder": (lambda path: (path / ADAPTER_DIR / "adapter_config.json").unlink(), r"adapter_config\.json"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_adapter_is_refused(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path)
+    damage(path)
+    with pytest.raises(ValueError, match=message):
+        adapter = find_adapter(str(path), None, "auto")
+        assert adapter is not None
+        adapter.check(tiny_config())

@@ -1,0 +1,129 @@
+"""The config classes: AutoConfig finds them, both layouts mean the same, and contradictions are errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from tests.tiny import tiny_config, tiny_raw_config
+from vllm_nld.model.configs import (
+    CONFIG_CLASSES,
+    MinistralDLMConfig,
+    NemotronLabsDiffusionConfig,
+    NemotronLabsDiffusionVLMConfig,
+    register_configs,
+)
+
+MODEL_TYPES = {
+    "nemotron_labs_diffusion": NemotronLabsDiffusionConfig,
+    "ministral_dlm": MinistralDLMConfig,
+    "nemotron_labs_diffusion_vlm": NemotronLabsDiffusionVLMConfig,
+}
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    register_configs()
+    register_configs()  # idempotent: vLLM calls plugins more than once a process
+
+
+def load(folder: Path, raw: dict) -> NemotronLabsDiffusionConfig:
+    (folder / "config.json").write_text(json.dumps(raw))
+    return AutoConfig.from_pretrained(folder)
+
+
+def test_every_class_is_covered() -> None:
+    assert set(MODEL_TYPES.values()) == set(CONFIG_CLASSES)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_auto_config_round_trip(tmp_path: Path, model_type: str) -> None:
+    """No field is lost or changed on the way from config.json and back."""
+    raw = tiny_raw_config(model_type=model_type)
+    config = load(tmp_path, raw)
+    assert type(config) is MODEL_TYPES[model_type]
+    for key, value in raw.items():
+        if key == "dtype":
+            assert str(config.dtype).removeprefix("torch.") == value
+        elif key == "rope_parameters":
+            assert value.items() <= config.rope_parameters.items()
+        else:
+            assert getattr(config, key) == value, key
+    config.save_pretrained(tmp_path / "copy")
+    again = AutoConfig.from_pretrained(tmp_path / "copy")
+    assert again.to_diff_dict() | {"_name_or_path": ""} == config.to_diff_dict() | {"_name_or_path": ""}
+
+
+@pytest.mark.parametrize("type_key", ["rope_type", "type"])
+@pytest.mark.parametrize("model_type", ["nemotron_labs_diffusion", "ministral_dlm"])
+def test_legacy_rope_layout(tmp_path: Path, model_type: str, type_key: str) -> None:
+    """rope_theta and rope_scaling at top level mean the same as rope_parameters."""
+    raw = tiny_raw_config(model_type=model_type)
+    modern = load(tmp_path, raw)
+    rope = raw.pop("rope_parameters")
+    theta = rope.pop("rope_theta")
+    rope[type_key] = rope.pop("rope_type")
+    legacy = load(tmp_path, raw | {"rope_theta": theta, "rope_scaling": rope})
+    assert modern.rope_parameters.items() <= legacy.rope_parameters.items()
+    assert legacy.llama_4_scaling == modern.llama_4_scaling
+
+
+@pytest.mark.parametrize(
+    ("eos", "expected"), [(11, (11,)), (0, (0,)), ([2, 11], (2, 11)), (None, ())], ids=["id", "zero", "list", "none"]
+)
+def test_eos_token_ids(eos: int | list[int] | None, expected: tuple[int, ...]) -> None:
+    assert tiny_config(eos_token_id=eos).eos_token_ids == expected
+
+
+def test_head_dim() -> None:
+    """Explicit where given (32, not 64 / 4); hidden size by heads where not."""
+    assert tiny_config().head_dim == 32
+    raw = tiny_raw_config()
+    del raw["head_dim"]
+    assert NemotronLabsDiffusionConfig(**raw).head_dim == 16
+    assert tiny_config(head_dim=None).head_dim == 16
+
+
+def test_llama_4_scaling() -> None:
+    assert tiny_config().llama_4_scaling == {"original_max_position_embeddings": 64, "beta": 0.1}
+    assert tiny_config(rope_parameters={"llama_4_scaling_beta": 0}).llama_4_scaling is None
+    raw = tiny_raw_config()
+    del raw["rope_parameters"]["llama_4_scaling_beta"]
+    assert NemotronLabsDiffusionConfig(**raw).llama_4_scaling is None
+
+
+def test_base_factor_below_one() -> None:
+    config = tiny_config(rope_parameters={"factor": 0.25, "original_max_position_embeddings": 16384})
+    assert config.rope_parameters["factor"] == 0.25
+
+
+def test_is_causal_is_dropped() -> None:
+    """vLLM would take it for an encoder-only model."""
+    assert not hasattr(tiny_config(is_causal=False), "is_causal")
+
+
+def test_known_rope_keys_are_not_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd) -> None:
+    load(tmp_path, tiny_raw_config())
+    assert "llama_4_scaling_beta" not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 3}, r"num_attention_heads \(3\) must be a multiple of num_key_value_heads \(2\)"),
+        ({"mask_token_id": 320}, r"mask_token_id \(320\) must lie in \[0, vocab_size = 320\)"),
+        ({"mask_token_id": -1}, r"mask_token_id \(-1\)"),
+        ({"block_size": 1}, r"block_size \(1\) must be at least 2"),
+        ({"hidden_act": "gelu"}, "hidden_act must be 'silu' in config.json, not 'gelu'"),
+        ({"attention_bias": True}, "attention_bias and mlp_bias must be false"),
+        ({"mlp_bias": True}, "attention_bias and mlp_bias must be false"),
+        ({"dlm_paradigm": "autoregressive"}, "dlm_paradigm must be 'bidirectional' in config.json"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type must be 'default' or 'yarn' in config.json"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_contradictions(tmp_path: Path, model_type: str, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, tiny_raw_config(model_type=model_type, **changes))

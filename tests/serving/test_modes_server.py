@@ -1,0 +1,191 @@
+"""Every mode in one server, over HTTP: parameters, aliases, streams, refusals."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.bad_requests import bad_parameters
+from tests.scale import scaled
+from tests.serving.test_server import UNI, connect, plain
+from vllm_nld.nano import Prompt, checkpoint_path, heldout
+from vllm_nld.reference import ReferenceModel, generate
+from vllm_nld.tools.server import Server
+
+pytestmark = pytest.mark.server
+
+NAMES = ["--served-model-name", "nld", "nld:ar", "nld:linear", "nld:diffusion"]
+EXACT = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", "1024", *UNI]
+MASK = json.loads((checkpoint_path() / "config.json").read_text())["mask_token_id"]
+THINK_END = 13
+CASES = scaled(200)
+MAX_TOKENS = 80
+HTTP = httpx.Client(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    markers = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
+    reasoning = ["--reasoning-parser", "deepseek_v3", "--reasoning-config", json.dumps(markers)]
+    reasoning += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    with Server(
+        checkpoint_path(), [*NAMES, *EXACT, *reasoning], log=tmp_path_factory.mktemp("modes") / "log"
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return connect(server)
+
+
+@pytest.fixture(scope="module")
+def model() -> ReferenceModel:
+    return ReferenceModel.from_pretrained(checkpoint_path())
+
+
+def ask(client: openai.OpenAI, prompt: Prompt, name: str = "nld", **xargs: Any) -> Any:
+    extra: dict[str, Any] = {"return_token_ids": True} | ({"vllm_xargs": xargs} if xargs else {})
+    return client.chat.completions.create(
+        model=name, messages=list(prompt.messages), temperature=0, max_tokens=MAX_TOKENS, extra_body=extra
+    )
+
+
+REQUESTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("nld", {}, {"mode": "ar"}),
+    ("nld:ar", {}, {"mode": "ar"}),
+    ("nld", {"nld_mode": "ar"}, {"mode": "ar"}),
+    ("nld:diffusion", {}, {"mode": "diffusion"}),
+    ("nld", {"nld_mode": "diffusion", "nld_threshold": 0.5}, {"mode": "diffusion", "threshold": 0.5}),
+    ("nld:diffusion", {"nld_block_length": 8}, {"mode": "diffusion", "block_length": 8}),
+    ("nld", {"diffusion_mode": "fast_diffuser", "block_size": 16}, {"mode": "diffusion", "block_length": 16}),
+]
+
+
+def test_each_request_decodes_in_its_own_mode(client: openai.OpenAI, model: ReferenceModel) -> None:
+    cases = [(prompt, *request) for prompt in plain(8) for request in REQUESTS]
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda case: ask(client, case[0], case[1], **case[2]), cases))
+    known: dict[str, list[int]] = {}
+    for (prompt, _, _, options), answer in zip(cases, answers, strict=True):
+        key = f"{prompt.messages} {options}"
+        if key not in known:
+            known[key] = generate(model, answer.prompt_token_ids, max_new_tokens=MAX_TOKENS, **options).tokens
+        assert answer.choices[0].token_ids == known[key], options
+
+
+def test_a_stream_shows_blocks_as_they_are_taken(client: openai.OpenAI) -> None:
+    """In fewer pieces than tokens, never a mask token, nothing after the end."""
+    for prompt in plain(4):
+        whole = ask(client, prompt, "nld:diffusion").choices[0]
+        pieces, ids = [], []
+        for chunk in client.chat.completions.create(
+            model="nld:diffusion",
+            messages=list(prompt.messages),
+            temperature=0,
+            max_tokens=MAX_TOKENS,
+            stream=True,
+            extra_body={"return_token_ids": True},
+        ):
+            for choice in chunk.choices:
+                ids += getattr(choice, "token_ids", None) or []
+                pieces.append(choice.delta.content or "")
+        assert "".join(pieces) == whole.message.content
+        assert ids == whole.token_ids and MASK not in ids
+        assert len(pieces) < len(ids)
+
+
+def post(server: Server, xargs: dict[str, Any], name: str = "nld", **options: Any) -> httpx.Response:
+    body = {"model": name, "prompt": "1 2 3", "max_tokens": 4, "temperature": 0, "vllm_xargs": xargs} | options
+    return HTTP.post(f"{server.url}/v1/completions", json=body)
+
+
+def test_bad_parameters_are_refused_and_harm_nobody(server: Server) -> None:
+    count = 0
+
+    @settings(
+        max_examples=CASES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(bad_parameters())
+    def refused(case: tuple[dict[str, Any], str]) -> None:
+        nonlocal count
+        xargs, field = case
+        answer = post(server, xargs)
+        assert answer.status_code == 400 and field in answer.text, (xargs, answer.status_code, answer.text)
+        count += 1
+        if count % 100 == 0:
+            assert post(server, {"nld_mode": "diffusion"}).status_code == 200
+
+    refused()
+    assert count >= CASES
+
+
+COMBINATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "penalty": ({"nld_mode": "diffusion"}, {"repetition_penalty": 1.2}, "repetition_penalty has no effect"),
+    "alias": ({"nld_mode": "ar"}, {"name": "nld:diffusion"}, "contradicts the model name"),
+    "in a stream": ({"nld_threshold": 2}, {"stream": True, "name": "nld:diffusion"}, "nld_threshold must lie in"),
+}
+
+
+@pytest.mark.parametrize(("xargs", "options", "message"), COMBINATIONS.values(), ids=COMBINATIONS)
+def test_what_makes_no_sense_is_refused(
+    xargs: dict[str, Any], options: dict[str, Any], message: str, server: Server
+) -> None:
+    answer = post(server, xargs, **options)
+    assert answer.status_code == 400 and message in answer.text
+
+
+def chat(server: Server, name: str, **options: Any) -> Any:
+    """The first choice of a greedy chat completion."""
+    body = {"model": name, "messages": list(plain(1)[0].messages), "temperature": 0, "return_token_ids": True}
+    answer = HTTP.post(f"{server.url}/v1/chat/completions", json=body | options)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]
+
+
+def test_structured_output_holds_in_diffusion(server: Server) -> None:
+    """A denoised token that the grammar forbids is not taken: the answer is one of the choices in every mode."""
+    for name in ("nld:ar", "nld:linear", "nld:diffusion"):
+        for choices in (["yes", "no"], ["SELECT 1", "DELETE 2"]):
+            answer = chat(server, name, max_tokens=16, structured_outputs={"choice": choices})
+            assert answer["message"]["content"] in choices, name
+
+
+def test_logprobs_in_diffusion_are_those_of_the_commit(server: Server) -> None:
+    """Each is at least the threshold, or the pass's best; the first token is the AR pathway's."""
+    answer = chat(server, "nld:diffusion", max_tokens=32, logprobs=True, vllm_xargs={"nld_threshold": 0.9})
+    logprobs = [entry["logprob"] for entry in answer["logprobs"]["content"]]
+    assert all(value <= 0 for value in logprobs)
+    assert sum(value >= -0.1054 for value in logprobs) > len(logprobs) / 3, "0.9 is exp(-0.1054)"
+
+
+@pytest.mark.parametrize("name", ["nld:ar", "nld:linear", "nld:diffusion"])
+@pytest.mark.parametrize("budget", [0, 1, 5])
+def test_the_thinking_budget_holds(name: str, budget: int, server: Server) -> None:
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": budget}
+    ids = chat(server, name, max_tokens=40, **thinking)["token_ids"]
+    assert THINK_END in ids[: budget + 1], ids
+
+
+@pytest.mark.parametrize("name", ["nld:ar", "nld:linear"])
+def test_tools_are_called(name: str, client: openai.OpenAI) -> None:
+    """Both modes call the same tool; nano gets most of these right."""
+    prompts = [prompt for prompt in heldout() if prompt.tools and not prompt.thinking][:4]
+    right = 0
+    for prompt in prompts:
+        choice = client.chat.completions.create(
+            model=name, messages=list(prompt.messages), tools=list(prompt.tools), temperature=0, max_tokens=96
+        ).choices[0]
+        for call in choice.message.tool_calls or []:
+            expected = json.loads(prompt.expected.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+            right += {"name": call.function.name, "arguments": json.loads(call.function.arguments)} == expected
+    assert right >= 3

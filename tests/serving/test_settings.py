@@ -1,0 +1,53 @@
+"""`--additional-config nld`: every mistake is one sentence that names the field."""
+
+from typing import Any
+
+import pytest
+
+from vllm_nld.serving.settings import Settings
+
+GOOD: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "ar": {"mode": "ar"},
+    "all": {"mode": "linear", "block_length": 16, "draft_threshold": 0.9, "draft_lora": "off"},
+    "whole number": {"draft_threshold": 1},
+    "diffusion": {"mode": "diffusion", "threshold": 0.5, "max_denoise_steps": 8},
+    "drafts on request": {"mode": "ar", "allowed_modes": ("ar", "linear"), "block_length": 8},
+}
+
+
+@pytest.mark.parametrize("raw", GOOD.values(), ids=GOOD)
+def test_good_settings_are_read(raw: dict[str, Any]) -> None:
+    settings = Settings.parse(raw)
+    assert all(getattr(settings, name) == value for name, value in raw.items())
+
+
+def test_no_settings_are_the_defaults() -> None:
+    assert Settings.parse(None) == Settings.parse({}) == Settings()
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "not an object": ("linear", r"nld must be an object, not 'linear'"),
+    "unknown field": ({"blocklength": 8}, r"nld\.blocklength is unknown; known are mode, allowed_modes, block_length"),
+    "unknown mode": ({"mode": "fast"}, r"nld\.mode must be one of ar, linear, diffusion, not 'fast'"),
+    "block as text": ({"block_length": "8"}, r"nld\.block_length must be an integer, not '8'"),
+    "block as bool": ({"block_length": True}, r"nld\.block_length must be an integer"),
+    "block too short": ({"block_length": 1}, r"nld\.block_length must be at least 2, not 1"),
+    "threshold as text": ({"draft_threshold": "0.9"}, r"nld\.draft_threshold must be a number"),
+    "threshold too high": ({"draft_threshold": 1.1}, r"nld\.draft_threshold must lie in \[0, 1\], not 1\.1"),
+    "threshold is no number": ({"draft_threshold": float("nan")}, r"nld\.draft_threshold must lie in \[0, 1\]"),
+    "adapter as bool": ({"draft_lora": False}, r"nld\.draft_lora must be 'auto', 'off' or a folder, not False"),
+    "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use where only mode 'ar' is served"),
+    "denoising in ar": ({"mode": "ar", "threshold": 0.5}, r"nld\.threshold has no use"),
+    "no passes": ({"max_denoise_steps": 0}, r"nld\.max_denoise_steps must be at least 1, not 0"),
+    "modes as text": ({"allowed_modes": "ar"}, r"nld\.allowed_modes must be a list of ar, linear, diffusion"),
+    "no modes": ({"allowed_modes": []}, r"nld\.allowed_modes must be a list"),
+    "unknown among modes": ({"allowed_modes": ["linear", "fast"]}, r"nld\.allowed_modes must be a list"),
+    "mode not among modes": ({"allowed_modes": ["ar"]}, r"allowed_modes \['ar'\] leaves out the mode 'linear'"),
+}
+
+
+@pytest.mark.parametrize(("raw", "message"), BAD.values(), ids=BAD)
+def test_bad_settings_are_refused(raw: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings.parse(raw)

@@ -1,0 +1,93 @@
+"""How a server comes to its mode: no flag, settings, an explicit speculative config, and contradictions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.test_startup import start
+from tests.tiny import write_tiny_checkpoint
+from vllm_nld.serving.speculation import drafts_for_itself
+
+
+def nld(**settings: Any) -> dict[str, Any]:
+    return {"additional_config": {"nld": settings}}
+
+
+def drafter(model: object, drafts: int = 7) -> dict[str, Any]:
+    return {
+        "speculative_config": {"method": "draft_model", "model": str(model), "num_speculative_tokens": drafts},
+    }
+
+
+def test_no_flag_drafts_whole_blocks(tiny_checkpoint: Path) -> None:
+    config = start(tiny_checkpoint)
+    assert drafts_for_itself(config)
+    assert config.num_speculative_tokens == 31, "block_size of config.json, less the anchor"
+    assert config.num_lookahead_tokens == 32, "KV slots for the whole block"
+    assert config.use_v2_model_runner
+
+
+def test_the_default_block_fits_a_short_context(tiny_checkpoint: Path) -> None:
+    assert start(tiny_checkpoint, max_model_len=16).num_speculative_tokens == 15
+
+
+def test_settings_choose_the_block(tiny_checkpoint: Path) -> None:
+    assert start(tiny_checkpoint, **nld(block_length=8)).num_speculative_tokens == 7
+
+
+def test_ar_does_not_speculate(tiny_checkpoint: Path) -> None:
+    config = start(tiny_checkpoint, **nld(mode="ar"))
+    assert config.speculative_config is None and config.num_lookahead_tokens == 0
+
+
+def test_an_explicit_config_is_taken(tiny_checkpoint: Path) -> None:
+    config = start(tiny_checkpoint, **drafter(tiny_checkpoint), **nld(mode="linear", block_length=8))
+    assert drafts_for_itself(config) and config.num_speculative_tokens == 7
+
+
+def test_another_drafter_is_left_to_vllm(tiny_checkpoint: Path) -> None:
+    config = start(tiny_checkpoint, speculative_config={"method": "ngram", "num_speculative_tokens": 3})
+    assert config.speculative_config.method == "ngram" and not drafts_for_itself(config)
+    assert config.num_lookahead_tokens == 0
+
+
+NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "ar and a drafter": (nld(mode="ar") | NGRAM, r"nld\.mode 'ar' contradicts --speculative-config \(ngram\)"),
+    "linear and another": (nld(mode="linear") | NGRAM, r"asks for linear.*for ngram.*remove one"),
+    "two blocks": (nld(block_length=16) | drafter("MODEL"), r"block_length 16 contradicts num_speculative_tokens 7"),
+    "no room in a step": (
+        nld(block_length=32) | {"max_num_batched_tokens": 16, "max_num_seqs": 4},
+        r"--max-num-batched-tokens 16 has no room for a block of 32",
+    ),
+    "no room in the context": (nld(block_length=32) | {"max_model_len": 16}, r"--max-model-len 16 has no room"),
+    "a drafter's own kernel": (
+        {"speculative_config": drafter("MODEL")["speculative_config"] | {"attention_backend": "TRITON_ATTN"}},
+        r"--speculative-config attention_backend .* has no effect",
+    ),
+    "an argmax that cannot leave the mask token out": (
+        {"speculative_config": drafter("MODEL")["speculative_config"] | {"use_local_argmax_reduction": True}},
+        r"--speculative-config use_local_argmax_reduction .* has no effect",
+    ),
+    "unknown field": (nld(block=3), r"nld\.block is unknown"),
+    "absent adapter": (nld(draft_lora="/no/such/folder"), r"/no/such/folder/adapter_config\.json is no readable"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_contradictions_end_start_up(options: dict[str, Any], message: str, tiny_checkpoint: Path) -> None:
+    if options.get("speculative_config", {}).get("model") == "MODEL":
+        options = options | {"speculative_config": options["speculative_config"] | {"model": str(tiny_checkpoint)}}
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        start(tiny_checkpoint, **options)
+
+
+def test_the_old_runner_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    with pytest.raises(ValueError, match="needs Model Runner V2: unset VLLM_USE_V2_MODEL_RUNNER"):
+        start(tiny_checkpoint)
+
+
+def test_a_checkpoint_without_adapter_drafts_without(tmp_path: Path) -> None:
+    assert drafts_for_itself(start(write_tiny_checkpoint(tmp_path, adapter=False)))

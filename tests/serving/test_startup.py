@@ -1,0 +1,137 @@
+"""Bad checkpoints and flags end start-up with one sentence that names the file, tensor or flag and the remedy."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import write_json, write_tiny_checkpoint
+from vllm_nld import compat
+from vllm_nld.tools.server import vllm_command
+
+
+def start(path: Path, **options: Any) -> Any:
+    """Build vLLM's whole configuration for a checkpoint, as `vllm serve` does before it starts a process."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    return EngineArgs(model=str(path), skip_tokenizer_init=True, dtype="float32", **options).create_engine_config()
+
+
+def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+
+
+def change_config(path: Path, **fields: Any) -> None:
+    raw = json.loads((path / "config.json").read_text())
+    raw.update(fields)
+    write_json(path / "config.json", {key: value for key, value in raw.items() if value is not None})
+
+
+def drop_tensor(path: Path) -> None:
+    change_weights(path, lambda tensors: tensors.pop("encoder.layers.1.mlp.up_proj.weight"))
+
+
+def add_tensor(path: Path) -> None:
+    change_weights(path, lambda tensors: tensors.update({"encoder.layers.7.mlp.up_proj.weight": torch.zeros(2, 2)}))
+
+
+def misshape_tensor(path: Path) -> None:
+    change_weights(path, lambda tensors: tensors.update({"encoder.norm.weight": torch.zeros(63)}))
+
+
+def pickle_weights(path: Path) -> None:
+    torch.save({}, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+def truncate_weights(path: Path) -> None:
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+BROKEN = {
+    "missing tensor": (
+        drop_tensor,
+        r"lacks 1 tensor\(s\), the first encoder\.layers\.1\.mlp\.up_proj\.weight.*download",
+    ),
+    "extra tensor": (add_tensor, r"encoder\.layers\.7\.mlp\.up_proj\.weight.*num_hidden_layers"),
+    "misshapen tensor": (misshape_tensor, r"encoder\.norm\.weight.*\[63\].*\[64\].*not of the same model"),
+    "pickle weights": (pickle_weights, r"pytorch_model\.bin is a pickle file.*convert"),
+    "damaged weights": (truncate_weights, r"model\.safetensors is damaged.*download"),
+    "no RoPE base": (lambda path: change_config(path, rope_parameters=None), r"config\.json lacks rope_parameters"),
+    "no mask token": (lambda path: change_config(path, mask_token_id=None), r"config\.json lacks mask_token_id"),
+    "mask token outside": (lambda path: change_config(path, mask_token_id=320), r"mask_token_id \(320\).*320"),
+    "Qwen3-based model": (
+        lambda path: change_config(path, architectures=["DiffEncoderModel"]),
+        r"DiffEncoderModel is a Qwen3-based.*NemotronLabsDiffusionModel",
+    ),
+    "vision-language model": (
+        lambda path: change_config(
+            path, architectures=["NemotronLabsDiffusionVLMModel"], model_type="nemotron_labs_diffusion_vlm"
+        ),
+        r"vision-language variant.*does not serve yet",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+    damage, message = BROKEN[name]
+    path = write_tiny_checkpoint(tmp_path / "model")
+    damage(path)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        start(path)
+
+
+@pytest.mark.parametrize("load_format", ["pt", "npcache"])
+def test_pickle_load_formats_are_refused(tiny_checkpoint: Path, load_format: str) -> None:
+    with pytest.raises(ValueError, match=f"--load-format {load_format} reads pickle.*safetensors"):
+        start(tiny_checkpoint, load_format=load_format)
+
+
+def test_untested_vllm_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "TESTED_VLLM", ("0.1.0",))
+    with pytest.raises(Exception, match=r"tested with vLLM 0\.1\.0, but .* is installed: pip install"):
+        start(tiny_checkpoint)
+
+
+def test_good_checkpoint_is_accepted_without_remote_code_or_pickle(tiny_checkpoint: Path) -> None:
+    config = start(tiny_checkpoint)
+    assert config.model_config.architecture == "NemotronLabsDiffusionModel"
+    assert config.load_config.load_format == "safetensors"
+    assert not config.model_config.trust_remote_code
+    assert config.model_config.hf_config.llama_4_scaling == {"original_max_position_embeddings": 64, "beta": 0.1}
+
+
+def test_cpu_cache_fits_the_requests_unless_the_user_names_a_size(tiny_checkpoint: Path) -> None:
+    quarter = 2**28
+    assert start(tiny_checkpoint).cache_config.kv_cache_memory_bytes == quarter, "a small model gets the minimum"
+    assert start(tiny_checkpoint, kv_cache_memory_bytes=2**26).cache_config.kv_cache_memory_bytes == 2**26
+    assert start(tiny_checkpoint, gpu_memory_utilization=0.5).cache_config.kv_cache_memory_bytes is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no C++ compiler")
+def test_without_a_compiler_it_runs_eagerly(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.config import CompilationMode
+
+    assert start(tiny_checkpoint).compilation_config.mode != CompilationMode.NONE
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert start(tiny_checkpoint).compilation_config.mode == CompilationMode.NONE
+
+
+@pytest.mark.server
+def test_vllm_serve_ends_with_the_sentence(tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path / "model")
+    drop_tensor(path)
+    result = subprocess.run([*vllm_command(), "serve", str(path)], capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert "lacks 1 tensor(s), the first encoder.layers.1.mlp.up_proj.weight" in result.stdout + result.stderr

@@ -1,0 +1,46 @@
+"""The command line's shape: help, version, unknown commands, and imports that stay light."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vllm_nld import __version__
+from vllm_nld.tools.cli import COMMANDS, main
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*name.split(), "--help"])
+    assert end.value.code == 0
+    assert f"vllm-nld {name}" in capsys.readouterr().out
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"vllm-nld {__version__}"
+
+
+@pytest.mark.parametrize("words", [[], ["frobnicate"], ["nano"], ["nano", "frobnicate"]])
+def test_unknown_command_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    assert "vllm-nld COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["vllm_nld", "vllm_nld.triton_cpu", "vllm_nld.tools.cli"])
+def test_light_modules_import_neither_torch_nor_vllm(module: str) -> None:
+    """vLLM and Triton import these in every process, before anything else is decided."""
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'vllm', 'transformers'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

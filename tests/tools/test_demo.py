@@ -1,0 +1,47 @@
+"""`vllm-nld demo` as a newcomer runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_nld.nano import heldout
+from vllm_nld.serving.settings import MODES
+from vllm_nld.tools.demo import choose
+
+KEYS = {
+    "mode",
+    "prompt",
+    "answer",
+    "expected",
+    "correct",
+    "tokens",
+    "nfe",
+    "tpf",
+    "acceptance_length",
+    "tokens_per_s",
+}
+
+
+def test_prompts_are_of_different_categories() -> None:
+    chosen = choose(heldout(), 6)
+    assert len({prompt.category for prompt in chosen}) == len(chosen) == 6
+
+
+@pytest.mark.server
+def test_demo_answers_correctly_and_writes_json(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("vllm-nld")), "demo", "--json", str(tmp_path / "demo.json")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = json.loads((tmp_path / "demo.json").read_text())
+    assert all(row.keys() == KEYS for row in rows)
+    assert sum(row["correct"] for row in rows) > len(rows) / 2
+    assert all(row["answer"] in result.stdout for row in rows)
+    ar, linear, diffusion = ([row for row in rows if row["mode"] == mode] for mode in MODES)
+    assert all(row["nfe"] == row["tokens"] and row["tpf"] == 1 and row["acceptance_length"] is None for row in ar)
+    assert [row["prompt"] for row in ar] == [row["prompt"] for row in linear] == [row["prompt"] for row in diffusion]
+    assert sum(row["answer"] == other["answer"] for row, other in zip(ar, linear, strict=True)) >= len(ar) - 1
+    for mode in (linear, diffusion):
+        assert sum(row["tokens"] for row in mode) > 1.5 * sum(row["nfe"] for row in mode)

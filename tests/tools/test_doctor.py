@@ -1,0 +1,67 @@
+"""`vllm-nld doctor` as a user runs it: exit status, the line that failed, and its remedy.
+
+In a process of its own where the plugin is loaded or not by what that process finds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_tiny_checkpoint
+from vllm_nld.tools.cli import main
+from vllm_nld.tools.doctor import Check
+
+COMMAND = str(Path(sys.executable).with_name("vllm-nld"))
+
+
+def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def test_passes_on_a_good_checkpoint_and_speaks_json(tiny_checkpoint: Path) -> None:
+    result = doctor(str(tiny_checkpoint), "--json")
+    checks = {check["name"]: check for check in json.loads(result.stdout)}
+    assert result.returncode == 0, result.stdout
+    assert all(check["passed"] for check in checks.values())
+    expected = {"versions", "vllm", "plugin", "architectures", "attention", "triton", "device", "checkpoint"}
+    assert expected <= checks.keys()
+    assert "NemotronLabsDiffusionModel" in checks["checkpoint"]["detail"]
+    assert "linear_spec_lora" in checks["draft adapter"]["detail"]
+
+
+def test_says_how_to_enable_a_disabled_plugin() -> None:
+    result = doctor(VLLM_PLUGINS="none")
+    assert result.returncode == 1
+    assert "VLLM_PLUGINS=none keeps vLLM from loading it" in result.stdout
+    assert "unset VLLM_PLUGINS" in result.stdout
+
+
+def test_names_the_file_and_the_remedy_of_a_broken_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny_checkpoint(tmp_path)
+    (path / "model.safetensors").write_bytes(b"not weights")
+    assert main(["doctor", str(path)]) == 1
+    report = capsys.readouterr().out
+    assert "model.safetensors is damaged" in report
+    assert "-> download it again" in report
+
+
+def test_names_a_folder_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(tmp_path / "absent")]) == 1
+    assert "absent/config.json does not exist" in capsys.readouterr().out
+
+
+def test_a_failed_check_needs_a_remedy() -> None:
+    with pytest.raises(ValueError, match="needs a remedy"):
+        Check("x", False, "broken")

@@ -1,0 +1,100 @@
+"""The draft adapter on disk: a PEFT folder whose low-rank matrices sit on every layer's o_proj.
+
+adapter = find_adapter("/models/NLD-8B", None, "auto")      # None where the checkpoint has none
+adapter.scale, adapter.rank                                 # alpha / r, r
+adapter.read(layer=3)                                       # A [r, in], B [out, r]
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_nld.model.checkpoint import ADAPTER_DIR, CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+REMEDY = "download the folder again, or set draft_lora to 'off'"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A checked adapter folder; its tensors are read on demand."""
+
+    path: Path
+    rank: int
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not math.isfinite(self.scale) or self.scale == 0:
+            raise CheckpointError(f"{self.path} has rank {self.rank} and scale {self.scale}: no effect", REMEDY)
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "adapter_model.safetensors"
+
+    def read(self, layer: int) -> "tuple[torch.Tensor, torch.Tensor]":
+        """A [rank, in] and B [out, rank] of one layer's o_proj. Raises CheckpointError where one is absent."""
+        from safetensors import SafetensorError, safe_open
+
+        stem = f"base_model.model.encoder.layers.{layer}.self_attn.o_proj"
+        try:
+            with safe_open(self.weights, framework="pt") as tensors:
+                down, up = (tensors.get_tensor(f"{stem}.lora_{side}.weight") for side in "AB")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.weights} lacks a readable {stem} ({error})", REMEDY) from None
+        return down, up
+
+    def check(self, config: Any) -> None:
+        """Raise CheckpointError unless the tensors fit a model's config, from their headers."""
+        from safetensors import SafetensorError, safe_open
+
+        inner, expected = config.num_attention_heads * config.head_dim, {}
+        for layer in range(config.num_hidden_layers):
+            stem = f"base_model.model.encoder.layers.{layer}.self_attn.o_proj"
+            expected[f"{stem}.lora_A.weight"] = [self.rank, inner]
+            expected[f"{stem}.lora_B.weight"] = [config.hidden_size, self.rank]
+        try:
+            with safe_open(self.weights, framework="pt") as tensors:
+                found = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - a safetensors handle is no dict
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.weights} is no readable draft adapter ({error})", REMEDY) from None
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                wanted, got = expected.get(name, "nothing"), found.get(name, "nothing")
+                raise CheckpointError(f"{name} in {self.weights} must have shape {wanted}, found {got}", REMEDY)
+
+
+def open_adapter(path: Path) -> Adapter:
+    """Read adapter_config.json. Raises CheckpointError for a missing file or an adapter of another kind."""
+    file = path / "adapter_config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        rank, alpha, targets = int(raw["r"]), float(raw["lora_alpha"]), list(raw["target_modules"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is no readable adapter config ({error!r})", REMEDY) from None
+    if targets != ["o_proj"]:
+        raise CheckpointError(f"{file} has target_modules {targets}", "use an adapter whose only target is o_proj")
+    if raw.get("use_dora") or raw.get("bias", "none") != "none":
+        raise CheckpointError(f"{file} asks for DoRA or biases", "use a plain LoRA adapter")
+    return Adapter(path, rank, alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank))
+
+
+def find_adapter(model: str, revision: str | None, wanted: str) -> Adapter | None:
+    """The adapter that `draft_lora` names: the checkpoint's own ("auto"), none ("off") or a folder.
+
+    model: a folder, or a Hugging Face repository, of which only the adapter's folder is downloaded.
+    Raises CheckpointError where a named folder holds no adapter or the checkpoint's own one is damaged.
+    """
+    if wanted == "off":
+        return None
+    if wanted != "auto":
+        return open_adapter(Path(wanted))
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=[f"{ADAPTER_DIR}/*"]))
+    return open_adapter(folder / ADAPTER_DIR) if (folder / ADAPTER_DIR).is_dir() else None

@@ -1,0 +1,193 @@
+"""What a checkpoint on disk must hold, read from its headers alone: no tensor is loaded.
+
+Shared by the start-up check of the vLLM model, by the reference and by `vllm-nld doctor`, so that all three agree on
+names.
+
+    shapes = read_shapes(path)                     # canonical tensor name -> shape
+    check_tensors(config, shapes, where=path)      # raises CheckpointError, naming tensor and remedy
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_nld.model.configs import NemotronLabsDiffusionConfig
+
+ADAPTER_DIR = "linear_spec_lora"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+# config.json must state these itself: a default would serve another model than the one that was trained.
+REQUIRED_CONFIG_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "mask_token_id",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be served: the problem, naming a file or tensor, and the remedy."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}: {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+
+def canonical_name(name: str) -> str:
+    """The name that the released repositories use for a tensor that a converted one stores as `language_model.*`."""
+    name = name.removeprefix("language_model.")
+    if name.startswith("model."):
+        name = "encoder." + name.removeprefix("model.")
+    if name.startswith("lm_head."):
+        name = "diffusion_head." + name.removeprefix("lm_head.")
+    return name
+
+
+def expected_shapes(config: "NemotronLabsDiffusionConfig") -> dict[str, tuple[int, ...]]:
+    """Every tensor of an unquantised checkpoint by canonical name, with its shape [out, in]."""
+    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    head_dim = config.head_dim or hidden // config.num_attention_heads
+    queries = config.num_attention_heads * head_dim
+    keys = config.num_key_value_heads * head_dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.embed_tokens.weight": (vocab, hidden),
+        "encoder.norm.weight": (hidden,),
+    }
+    if not config.tie_word_embeddings:
+        shapes["diffusion_head.weight"] = (vocab, hidden)
+    for index in range(config.num_hidden_layers):
+        shapes |= {f"encoder.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json as a dict. Raises CheckpointError where it is absent, unreadable or lacks a required key."""
+    file = path / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} does not exist", "name a folder in the Hugging Face layout") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error})", "download it again") from None
+    missing = [key for key in REQUIRED_CONFIG_KEYS if key not in raw]
+    if "rope_theta" not in raw and "rope_theta" not in (raw.get("rope_parameters") or {}):
+        missing.append("rope_parameters.rope_theta")
+    if missing:
+        raise CheckpointError(f"{file} lacks {', '.join(missing)}", "take config.json from the model's own repository")
+    return raw
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The model's safetensors files, never those of the draft adapter in its subfolder.
+
+    Raises CheckpointError where there is none, where only pickled weights are there, or where the index names an absent
+    file.
+    """
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise CheckpointError(
+                f"{path / pickles[0]} is a pickle file, which can run code when it is read",
+                "convert the weights to safetensors (safetensors.torch.save_file)",
+            )
+        raise CheckpointError(f"{path} holds no *.safetensors file", "download the weights again")
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} is damaged ({error!r})", "download it again") from None
+        absent = sorted(named - {file.name for file in files})
+        if absent:
+            raise CheckpointError(f"{path / absent[0]} is named in {index.name} but absent", "download it again")
+        files = [file for file in files if file.name in named]
+    return files
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Canonical tensor name to shape, from the safetensors headers. Raises CheckpointError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(path):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                    shapes[canonical_name(name)] = tuple(tensors.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged ({error})", "download it again") from None
+    return shapes
+
+
+class TensorCheck:
+    """Compares tensors with what a config asks for, one at a time, so that a stream of weights is never held in memory.
+
+    A quantised checkpoint stores packed weights and scales under names of its scheme's own, so only the modules are
+    compared then; vLLM's loader checks the rest.
+    """
+
+    def __init__(self, config: "NemotronLabsDiffusionConfig", where: Path, quantized: bool = False) -> None:
+        self.where = where
+        self.quantized = quantized
+        self.expected = {self._key(name): shape for name, shape in expected_shapes(config).items()}
+        self.seen: set[str] = set()
+
+    def _key(self, name: str) -> str:
+        return name.rpartition(".")[0] if self.quantized else name
+
+    def see(self, name: str, shape: tuple[int, ...]) -> None:
+        """Take note of one tensor, by canonical name. Raises CheckpointError where it is unknown or misshapen."""
+        key = self._key(name)
+        if key not in self.expected:
+            raise CheckpointError(
+                f"{self.where} has the tensor {name}, which the model does not know",
+                "check architectures and num_hidden_layers in config.json; adapters belong into a subfolder",
+            )
+        if not self.quantized and shape != self.expected[key]:
+            raise CheckpointError(
+                f"{name} in {self.where} has shape {list(shape)}, but config.json asks for {list(self.expected[key])}",
+                "config.json and weights are not of the same model",
+            )
+        self.seen.add(key)
+
+    def finish(self) -> None:
+        """Raises CheckpointError where a tensor was never seen."""
+        missing = sorted(self.expected.keys() - self.seen)
+        if missing:
+            raise CheckpointError(
+                f"{self.where} lacks {len(missing)} tensor(s), the first {missing[0]}",
+                "download the checkpoint again, or check num_hidden_layers in config.json",
+            )
+
+
+def check_tensors(
+    config: "NemotronLabsDiffusionConfig",
+    shapes: Mapping[str, tuple[int, ...]],
+    where: Path,
+    quantized: bool = False,
+) -> None:
+    """`TensorCheck` over a whole checkpoint; raises CheckpointError, naming a tensor and the remedy."""
+    check = TensorCheck(config, where, quantized)
+    for name, shape in shapes.items():
+        check.see(name, shape)
+    check.finish()

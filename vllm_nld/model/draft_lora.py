@@ -1,0 +1,81 @@
+"""The draft adapter in the model: B·A·x on o_proj, in linear mode's draft passes only.
+
+Other forwards do not have it, see `draft_pathway`. Where one CUDA graph serves linear and diffusion passes alike, a
+switch, one number on the device, multiplies what the adapter adds: its scale where drafts are made, 0 where a block is
+denoised. So neither torch.compile nor a graph can bake either state in. The adapter stays apart from the base weight,
+which may be quantised, and from user LoRA.
+
+Tensor parallelism: o_proj is row-parallel, so A is sharded on its input like the weight, and B·A·x joins the partial
+sum before the all-reduce.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.linear import ReplicatedLinear
+
+from vllm_nld.model.adapter import Adapter
+from vllm_nld.model.checkpoint import CheckpointError
+
+
+class DraftLora(nn.Module):
+    """One layer's adapter, of vLLM's own linear layers: the platform's best product."""
+
+    switch: torch.Tensor  # [1], shared by all layers
+
+    def __init__(
+        self,
+        down: torch.Tensor,  # [r, in / TP], A
+        up: torch.Tensor,  # [hidden, r], B
+        switch: torch.Tensor,  # [1]
+    ) -> None:
+        super().__init__()
+        self.down, self.up = _linear(down), _linear(up)
+        self.register_buffer("switch", switch, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, in / TP] -> [T, hidden]
+        """What the adapter has to say of x, nothing while it is off."""
+        low, _ = self.down(x)
+        out, _ = self.up(low)
+        return out * self.switch
+
+
+def _linear(weight: torch.Tensor) -> ReplicatedLinear:
+    """A layer without bias, ready to run."""
+    with weight.device:
+        layer = ReplicatedLinear(weight.shape[1], weight.shape[0], bias=False, params_dtype=weight.dtype)
+    layer.weight.data.copy_(weight)
+    layer.quant_method.process_weights_after_loading(layer)
+    return layer
+
+
+class DraftAdapter:
+    """All layers' adapters and their switch. `with adapter.on(): ...` makes a draft pass."""
+
+    def __init__(self, adapter: Adapter, device: torch.device, dtype: torch.dtype) -> None:
+        self.adapter = adapter
+        self.switch = torch.zeros(1, device=device, dtype=dtype)
+        self.is_on = False
+
+    def layer(self, index: int) -> DraftLora:
+        """Read one layer's adapter and keep this rank's share."""
+        down, up = self.adapter.read(index)
+        ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        if down.shape[1] % ranks:
+            raise CheckpointError(f"{self.adapter.path} cannot be split over {ranks} ranks", "change the TP size")
+        share = down.chunk(ranks, dim=1)[rank].contiguous()
+        return DraftLora(share.to(self.switch), up.to(self.switch), self.switch)
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Adapter on inside, off again after; both are writes in the device's order, without waiting for it."""
+        self.switch.fill_(self.adapter.scale)
+        self.is_on = True
+        try:
+            yield
+        finally:
+            self.switch.zero_()
+            self.is_on = False

@@ -1,0 +1,90 @@
+"""A decoder layer as vLLM's Mistral has it, on our attention backend, and its twin for draft passes.
+
+Attention runs on the backend registered as CUSTOM (`attention_backend`), over the kernel that vLLM chose for the
+platform. The twin shares every module and weight with the layer, but for the draft adapter beside its o_proj.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig, get_current_vllm_config
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.llama import LlamaDecoderLayer
+from vllm.model_executor.models.mistral import MistralAttention, MistralDecoderLayer
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from vllm_nld.model.draft_lora import DraftLora
+
+
+class OutputProjection(nn.Module):
+    """o_proj with the draft adapter beside it. `base` may be quantised, or wrapped for user LoRA."""
+
+    def __init__(self, base: Any, lora: DraftLora) -> None:
+        super().__init__()
+        linear = getattr(base, "base_layer", base)  # inside user LoRA's wrapper
+        self.reduce = linear.tp_size > 1 and linear.reduce_results
+        self.base = unreduced(base) if self.reduce else base  # the adapter's share joins the partial sum first
+        self.lora = lora
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # [T, in / TP] -> [T, hidden]
+        out = self.base(x)[0] + self.lora(x)
+        return (tensor_model_parallel_all_reduce(out) if self.reduce else out), None
+
+
+def unreduced(projection: Any) -> Any:
+    """The same projection, without the sum over tensor-parallel ranks."""
+    twin = shallow_copy(projection)
+    if hasattr(twin, "base_layer"):
+        twin.base_layer = unreduced(twin.base_layer)
+    else:
+        twin.reduce_results = False
+    return twin
+
+
+def shallow_copy(module: Any) -> Any:
+    """A module with the same submodules, parameters and buffers, whose submodules can be exchanged."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
+
+
+class NldAttention(MistralAttention):
+    """Attention of the AR and the diffusion pathway alike."""
+
+    attn: Any
+    o_proj: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        chosen = self.attn
+        config = get_current_vllm_config()
+        del config.compilation_config.static_forward_context[chosen.layer_name]
+        self.attn = Attention(
+            self.num_heads,
+            self.head_dim,
+            self.scaling,
+            num_kv_heads=self.num_kv_heads,
+            cache_config=kwargs.get("cache_config"),
+            quant_config=kwargs.get("quant_config"),
+            prefix=chosen.layer_name,
+            attn_backend=AttentionBackendEnum.CUSTOM.get_class().over(chosen.attn_backend),
+        )
+
+
+class NldDecoderLayer(MistralDecoderLayer):
+    """Mistral's layer around NldAttention."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str = "", config: Any = None) -> None:
+        LlamaDecoderLayer.__init__(self, vllm_config, prefix=prefix, config=config, attn_layer_type=NldAttention)
+        self.layer_idx = int(prefix.split(".")[-1])
+        self.ada_rms_norm_t_cond = None  # the family has no time conditioning
+
+    def with_draft_lora(self, lora: DraftLora) -> "NldDecoderLayer":
+        """The layer's twin, which has the draft adapter beside o_proj."""
+        twin = shallow_copy(self)
+        twin.self_attn = shallow_copy(self.self_attn)
+        twin.self_attn.o_proj = OutputProjection(self.self_attn.o_proj, lora)
+        return twin

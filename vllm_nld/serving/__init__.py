@@ -1,0 +1,1 @@
+"""From `vllm serve` to a scheduled request: start-up, settings, modes, speculation, limits. Imports nothing."""

@@ -1,0 +1,47 @@
+"""What vLLM loads through the entry point `vllm.general_plugins: nld`, in every process.
+
+Registers by string, so that a process which never builds the model never imports it.
+"""
+
+from vllm_nld import compat
+from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES, register_configs
+
+MODEL_CLASS = "vllm_nld.model.causal_lm:NemotronLabsDiffusionModel"
+ATTENTION_BACKEND = "attention_backend.backend.BlockMaskBackend"
+
+# Architectures that people will try and that need a sentence rather than a stack trace. vLLM has to know them to ask
+# us.
+REFUSED_ARCHITECTURES = {
+    "NemotronLabsDiffusionVLMModel": (
+        "is the vision-language variant of Nemotron-Labs-Diffusion, which vllm-nld does not serve yet: "
+        "serve the text model (NemotronLabsDiffusionModel) instead"
+    ),
+    "DiffEncoderModel": (
+        "is a Qwen3-based diffusion model and not of the Nemotron-Labs-Diffusion family: "
+        "vllm-nld serves checkpoints whose architectures are " + " or ".join(SUPPORTED_ARCHITECTURES)
+    ),
+}
+
+
+def register() -> None:
+    """Register configs, architectures, start-up checks and patches with vLLM. Idempotent."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    from vllm_nld.serving.startup import ServedModel, refuse
+
+    register_configs()
+    register_backend(AttentionBackendEnum.CUSTOM, ATTENTION_BACKEND)
+    for architecture in SUPPORTED_ARCHITECTURES:
+        _register_model(ModelRegistry, architecture)
+        MODELS_CONFIG_MAP[architecture] = ServedModel
+    for architecture, why in REFUSED_ARCHITECTURES.items():
+        _register_model(ModelRegistry, architecture)
+        MODELS_CONFIG_MAP[architecture] = refuse(architecture, why)
+    compat.apply()
+
+
+def _register_model(registry: object, architecture: str) -> None:
+    if architecture not in registry.get_supported_archs():  # type: ignore[attr-defined]
+        registry.register_model(architecture, MODEL_CLASS)  # type: ignore[attr-defined]

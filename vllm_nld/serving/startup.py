@@ -1,0 +1,112 @@
+"""What happens between `vllm serve` and the first loaded tensor: checks that fail early, and defaults that fit.
+
+vLLM calls these hooks while it builds its configuration, in the API server process, so an error here is the last line
+that a user sees, not something to dig out of a worker's log.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from vllm_nld import compat
+from vllm_nld.model.checkpoint import CheckpointError, check_tensors, read_config, read_shapes
+from vllm_nld.serving.speculation import configure, draft_adapter, drafts_for_itself
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+logger = init_logger(__name__)
+
+PICKLE_LOAD_FORMATS = ("pt", "npcache")
+
+
+def refuse(architecture: str, why: str) -> type[VerifyAndUpdateConfig]:
+    """A hook that ends start-up with one sentence for an architecture that is not served."""
+
+    class Refused(VerifyAndUpdateConfig):
+        @staticmethod
+        def verify_and_update_model_config(model_config: "ModelConfig") -> None:
+            raise ValueError(f"{model_config.model}: {architecture} {why}")
+
+    return Refused
+
+
+class ServedModel(VerifyAndUpdateConfig):
+    """The hook of the architectures that are served."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: "ModelConfig") -> None:
+        """Raises RuntimeError for an untested vLLM, CheckpointError for a local checkpoint that cannot be served."""
+        compat.check_vllm_version()
+        path = Path(model_config.model)
+        if path.is_dir():
+            check_local(path, model_config)
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: "VllmConfig") -> None:
+        """Raises CheckpointError for a load format that would unpickle; sets defaults that the user left open."""
+        load_config = vllm_config.load_config
+        if load_config.load_format in PICKLE_LOAD_FORMATS:
+            raise CheckpointError(
+                f"--load-format {load_config.load_format} reads pickle files, which can run code",
+                "use safetensors weights and leave --load-format at auto",
+            )
+        if load_config.load_format == "auto":
+            load_config.load_format = "safetensors"  # auto would fall back to pickle files where there are no others
+        size_cpu_cache(vllm_config)
+        run_eagerly_without_compiler(vllm_config)
+        configure(vllm_config)
+        if drafts_for_itself(vllm_config) and (adapter := draft_adapter(vllm_config)):
+            adapter.check(vllm_config.model_config.hf_config)
+
+
+def check_local(path: Path, model_config: "ModelConfig") -> None:
+    """Check a checkpoint folder from its headers, before any process is started for it."""
+    read_config(path)
+    check_tensors(
+        model_config.hf_config,
+        read_shapes(path),
+        where=path,
+        quantized=getattr(model_config.hf_config, "quantization_config", None) is not None,
+    )
+
+
+def size_cpu_cache(vllm_config: "VllmConfig") -> None:
+    """On the CPU, reserve what max_num_seqs requests of max_model_len need, where the user named no amount.
+
+    vLLM's default is 92 % of the machine's memory, which refuses to start next to any other process and takes gigabytes
+    for a small model.
+    """
+    from vllm.config import CacheConfig
+    from vllm.platforms import current_platform
+
+    cache = vllm_config.cache_config
+    chosen = cache.kv_cache_memory_bytes is not None
+    chosen |= cache.gpu_memory_utilization != CacheConfig().gpu_memory_utilization
+    if not current_platform.is_cpu() or chosen or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        return
+    from vllm.utils.mem_constants import GiB_bytes
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    token_bytes = 2 * model.get_num_layers(parallel) * model.get_num_kv_heads(parallel) * model.get_head_size()
+    token_bytes *= model.dtype.itemsize
+    wanted = token_bytes * model.max_model_len * vllm_config.scheduler_config.max_num_seqs
+    cache.kv_cache_memory_bytes = min(max(wanted, GiB_bytes // 4), 4 * GiB_bytes)
+    logger.info(
+        "KV cache on the CPU: %.2f GiB (max_num_seqs x max_model_len, 4 GiB at most); see --kv-cache-memory-bytes.",
+        cache.kv_cache_memory_bytes / GiB_bytes,
+    )
+
+
+def run_eagerly_without_compiler(vllm_config: "VllmConfig") -> None:
+    """On a CPU without a C++ compiler, do without torch.compile, which would end start-up with its own stack trace."""
+    from vllm.platforms import current_platform
+
+    compiler = os.environ.get("CXX", "g++")
+    if current_platform.is_cpu() and not vllm_config.model_config.enforce_eager and shutil.which(compiler) is None:
+        vllm_config.model_config.enforce_eager = True
+        logger.warning("No C++ compiler (%s) for torch.compile: running eagerly, as with --enforce-eager.", compiler)

@@ -1,0 +1,153 @@
+"""`vllm-nld demo`: the whole path once, on real input: `vllm serve` on nano, asked through an OpenAI client.
+
+Prints each held-out prompt and its streamed answers, each mode's in turn from the same server, then a table of the
+modes; writes the same as JSON. What a mode cost in forwards comes from the server's own metrics.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vllm_nld.nano import Prompt, checkpoint_path, heldout
+from vllm_nld.serving.settings import MODES
+from vllm_nld.tools.server import Server, ServerError
+
+MAX_TOKENS = 256
+SHOWN = ("dataclass", "function", "count", "list", "sql")  # nano answers the first prompt of these; others come after
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One prompt answered in one mode. `nfe` is model forwards; a figure that a mode does not have is None."""
+
+    mode: str
+    prompt: str
+    answer: str
+    expected: str
+    correct: bool
+    tokens: int
+    nfe: int
+    tpf: float
+    acceptance_length: float | None
+    tokens_per_s: float
+
+
+def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
+    """The first plain question of each category, `count` at most, what nano can do best first."""
+    plain = [prompt for prompt in prompts if not prompt.thinking and not prompt.tools and len(prompt.messages) == 1]
+    plain.sort(key=lambda prompt: SHOWN.index(prompt.category) if prompt.category in SHOWN else len(SHOWN))
+    first = {prompt.category: prompt for prompt in reversed(plain)}
+    return [first[category] for category in dict.fromkeys(prompt.category for prompt in plain)][:count]
+
+
+def counters(url: str, mode: str) -> tuple[int, int, int]:
+    """Forwards, verify steps and the tokens that these yielded so far, in one mode, from the server's /metrics."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+        lines = [line for line in response.read().decode().splitlines() if f'mode="{mode}"' in line]
+    names = ("nld:forwards_total{", "nld:acceptance_length_count{", "nld:acceptance_length_sum{")
+    forwards, steps, tokens = (sum(float(x.split()[-1]) for x in lines if x.startswith(name)) for name in names)
+    return int(forwards), int(steps), int(tokens)
+
+
+def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[no-untyped-def]  # openai is imported late: it takes a second
+    """Stream one answer to the terminal."""
+    before = counters(url, mode)
+    print(f"\n> {prompt.messages[-1]['content']}  [{mode}]\n", flush=True)
+    begin = time.perf_counter()
+    stream = client.chat.completions.create(
+        model="nano",
+        messages=list(prompt.messages),
+        temperature=0,
+        max_tokens=MAX_TOKENS,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"vllm_xargs": {"nld_mode": mode}},
+    )
+    text, tokens = "", 0
+    for chunk in stream:
+        if chunk.choices and (piece := chunk.choices[0].delta.content):
+            text += piece
+            print(piece, end="", flush=True)
+        if chunk.usage:
+            tokens = chunk.usage.completion_tokens
+    seconds = time.perf_counter() - begin
+    nfe, steps, verified = (now - then for now, then in zip(counters(url, mode), before, strict=True))
+    correct = text.strip() == prompt.expected.strip()
+    print(f"\n\n  [{'correct' if correct else 'WRONG'}, {tokens} tokens, {tokens / seconds:.0f} tokens/s]", flush=True)
+    return Answer(
+        mode=mode,
+        prompt=prompt.messages[-1]["content"],
+        answer=text,
+        expected=prompt.expected,
+        correct=correct,
+        tokens=tokens,
+        nfe=nfe,
+        tpf=tokens / max(nfe, 1),
+        acceptance_length=verified / steps if steps else None,
+        tokens_per_s=tokens / seconds,
+    )
+
+
+def table(answers: list[Answer]) -> str:
+    """The answers as lines, one a mode."""
+    lines = [f"{'mode':<10}{'correct':>9}{'tokens':>8}{'forwards':>10}{'TPF':>7}{'AL':>7}{'tokens/s':>10}"]
+    for mode in dict.fromkeys(answer.mode for answer in answers):
+        rows = [answer for answer in answers if answer.mode == mode]
+        tokens, nfe = sum(row.tokens for row in rows), sum(row.nfe for row in rows)
+        seconds = sum(row.tokens / row.tokens_per_s for row in rows)
+        correct = f"{sum(row.correct for row in rows)}/{len(rows)}"
+        steps = [(row.acceptance_length, row.tokens) for row in rows if row.acceptance_length is not None]
+        length = f"{sum(n for _, n in steps) / sum(n / al for al, n in steps):.2f}" if steps else "-"
+        lines.append(
+            f"{mode:<10}{correct:>9}{tokens:>8}{nfe:>10}{tokens / nfe:>7.2f}{length:>7}{tokens / seconds:>10.0f}"
+        )
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `vllm-nld demo`."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers there as well")
+    parser.add_argument("--prompts", type=int, default=5, help="how many held-out prompts to ask (default: 5)")
+
+
+def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
+    """All answers, prompt by prompt in each mode, from one server. A first answer that does not count warms it up."""
+    import openai
+
+    def progress(seconds: float) -> None:
+        print(f"\rStarting vllm serve on the nano checkpoint ... {seconds:.0f} s ", end="", flush=True)
+
+    arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
+    with Server(checkpoint_path(), arguments, log=log, progress=progress) as server:
+        print()
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        for mode in MODES:
+            client.completions.create(
+                model="nano", prompt="1", max_tokens=64, extra_body={"vllm_xargs": {"nld_mode": mode}}
+            )
+        return [ask(client, server.url, mode, prompt) for prompt in prompts for mode in MODES]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve, ask, report; status 1 when the server did not start or no answer was right."""
+    prompts = choose(heldout(), args.prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            answers = serve_and_ask(prompts, Path(folder) / "server.log")
+        except ServerError as error:
+            print(f"\n{error}\n\nvllm-nld doctor may say why.", file=sys.stderr)
+            return 1
+    print("\n" + table(answers))
+    ar, linear = ([answer.answer for answer in answers if answer.mode == mode] for mode in ("ar", "linear"))
+    same = sum(a == b for a, b in zip(ar, linear, strict=True))
+    print(f"\nlinear is lossless: {same} of {len(prompts)} answers are the same text as ar's.")
+    if args.json:
+        args.json.write_text(json.dumps([asdict(answer) for answer in answers], indent=2) + "\n", encoding="utf-8")
+        print(f"\nWritten to {args.json}.")
+    return 0 if any(answer.correct for answer in answers) else 1
