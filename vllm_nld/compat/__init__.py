@@ -304,6 +304,52 @@ def _report_passes(module: Any) -> None:
     module.GPUModelRunner.sample_tokens = sample_tokens
 
 
+def hand_over_draft_plan() -> bool:
+    """Hand the step's draft plan to the speculator, see `spec_worker.plan`.
+
+    Symptom: the worker drafts for requests that the scheduler lets draft nothing, and blocks are longer than wanted.
+    Cause: SchedulerOutput has one number of drafts for the whole batch, and `propose` gets no more than that.
+    Delete when: SchedulerOutput has a number of drafts for each request.
+    """
+    _patch_on_import("vllm.v1.worker.gpu.model_runner", _hand_over_draft_plan)
+    return True
+
+
+def _hand_over_draft_plan(module: Any) -> None:
+    inherited = module.GPUModelRunner.execute_model
+
+    @functools.wraps(inherited)
+    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(self.speculator).__module__ == SPECULATOR_MODULE:
+            self.speculator.obey(getattr(scheduler_output, "nld_plan", None))
+        return inherited(self, scheduler_output, *args, **kwargs)
+
+    module.GPUModelRunner.execute_model = execute_model
+
+
+def draft_in_verified_slots() -> bool:
+    """Count no extra token per request in the step's budget.
+
+    Symptom: with --max-num-batched-tokens equal to the block length a diffusion block never fits: its
+    request hangs.
+    Cause: for the method `draft_model` each request is charged for one more token than it is scheduled, as an
+    autoregressive drafter's input is longer than the target's; a block is not.
+    Delete when: the speculator can say how many slots it needs.
+    """
+    from vllm.config import SpeculativeConfig
+
+    from vllm_nld.serving.speculation import shares_weights
+
+    inherited = SpeculativeConfig.max_num_new_slots_for_drafting.fget
+    assert inherited is not None
+
+    def max_num_new_slots_for_drafting(self: Any) -> int:
+        return 0 if shares_weights(self, self.target_model_config) else inherited(self)
+
+    SpeculativeConfig.max_num_new_slots_for_drafting = property(max_num_new_slots_for_drafting)  # type: ignore[method-assign, assignment]
+    return True
+
+
 def spare_drafting_nothing() -> bool:
     """Leave the speculator out of a step of which no request drafts.
 
@@ -325,7 +371,7 @@ def _spare_drafting_nothing(module: Any) -> None:
             and state is not None
             and state.input_batch is not None
             and not state.input_batch.num_draft_tokens
-            and not speculator.drafts(state.input_batch)
+            and speculator.is_idle()
         )
         if not spared:
             return inherited(self, grammar_output)
@@ -393,14 +439,14 @@ def refuse_oversized_lists() -> bool:
 
 
 def _refuse_oversized_lists(module: Any) -> None:
-    from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES
+    from vllm_nld.model.configs import is_ours
     from vllm_nld.serving.limits import check_sizes
 
     inherited = module.InputProcessor.process_inputs
 
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = inherited(self, *args, **kwargs)
-        ours = self.model_config.architecture in SUPPORTED_ARCHITECTURES and self.vllm_config.use_v2_model_runner
+        ours = is_ours(self.model_config) and self.vllm_config.use_v2_model_runner
         if ours and request.sampling_params is not None:
             check_sizes(request.sampling_params)
         return request
@@ -461,25 +507,26 @@ def check_requests() -> bool:
 
 
 def _replace_validate_params(module: Any) -> None:
-    from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES
-    from vllm_nld.serving.modes import Served, check_combination
+    from vllm_nld.model.configs import is_ours
+    from vllm_nld.serving.requests import ServerModes
 
-    init, inherited = module.InputProcessor.__init__, module.InputProcessor._validate_params
+    init, inherited = module.InputProcessor.__init__, module.InputProcessor.process_inputs
 
-    def _validate_params(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        result = inherited(self, params, *args, **kwargs)
-        if hasattr(params, "extra_args") and self.model_config.architecture in SUPPORTED_ARCHITECTURES:
-            check_combination(self.nld_served.read(params.extra_args), params)
-        return result
+    def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(params, "extra_args") or self.nld_modes is None:
+            return inherited(self, request_id, prompt, params, *args, **kwargs)
+        extra = self.nld_modes.canonical(params.extra_args, params)
+        request = inherited(self, request_id, prompt, params, *args, **kwargs)
+        request.sampling_params.extra_args = extra  # vLLM's copy: the caller's object stays as it is
+        return request
 
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         global _offer
         init(self, vllm_config, *args, **kwargs)
-        self.nld_served = Served.of(vllm_config)
-        if self.model_config.architecture in SUPPORTED_ARCHITECTURES:
-            _offer = self.nld_served
+        self.nld_modes = ServerModes.of(vllm_config) if is_ours(self.model_config) else None
+        _offer = self.nld_modes or _offer
 
-    module.InputProcessor.__init__, module.InputProcessor._validate_params = __init__, _validate_params
+    module.InputProcessor.__init__, module.InputProcessor.process_inputs = __init__, process_inputs
 
 
 def read_modes_of_http_requests() -> bool:
@@ -505,7 +552,7 @@ HTTP_REQUESTS = {
 
 def _replace_to_sampling_params(request: str, module: Any) -> None:
     from vllm_nld.metrics.registry import REGISTRY
-    from vllm_nld.serving.modes import check_combination, with_alias
+    from vllm_nld.serving.aliases import with_alias
 
     kind = getattr(module, request)
     inherited = kind.to_sampling_params
@@ -514,8 +561,7 @@ def _replace_to_sampling_params(request: str, module: Any) -> None:
         params = inherited(self, *args, **kwargs)
         if _offer is not None:
             try:
-                params.extra_args = with_alias(self.model, params.extra_args)
-                check_combination(_offer.read(params.extra_args), params)
+                params.extra_args = _offer.canonical(with_alias(self.model, params.extra_args), params)
             except ValueError:
                 REGISTRY.refused("mode")
                 raise
@@ -544,12 +590,6 @@ def count_forwards_of_requests() -> bool:
     del Metrics.__init__
     dataclasses.dataclass(Metrics)
     return True
-
-
-def loras_in_force(manager: Any) -> tuple[int, ...]:
-    """The adapter id of each request, as a LoRAModelManager was last told; it has no reader of its own for that."""
-    mapping = manager._last_mapping
-    return () if mapping is None else mapping.prompt_mapping
 
 
 def _patch_on_import(name: str, patch: Callable[[Any], None]) -> None:
@@ -597,11 +637,13 @@ PATCHES: tuple[Callable[[], bool], ...] = (
     spare_asking_for_drafts,
     give_scheduler_stats_a_slot,
     report_passes,
+    hand_over_draft_plan,
+    draft_in_verified_slots,
     spare_drafting_nothing,
     count_requests,
     refuse_oversized_lists,
-    count_refusals,
     check_requests,
+    count_refusals,
     read_modes_of_http_requests,
     count_forwards_of_requests,
 )
