@@ -14,7 +14,7 @@ import pytest
 
 from vllm_nld.compat import register
 from vllm_nld.contract import Finding, Sources, examine, seams
-from vllm_nld.tools.doctor import check_contract
+from vllm_nld.tools.doctor.contract import check_contract
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm-nld" / "contract"
 BROKEN = {  # release: seams that do not hold there, as last read by a person
