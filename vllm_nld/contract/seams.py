@@ -2,7 +2,7 @@
 
 An import is a seam, a method that overrides one of vLLM's, an attribute that a subclass takes from its base, and a call
 of an imported name with these arguments. Listed by hand is what we read from vLLM's objects that are handed to us, and
-what compat.py replaces.
+what the patches in `vllm_nld.compat` replace.
 """
 
 import ast
@@ -46,12 +46,12 @@ OBJECTS = {
     "num_preemptions num_tokens num_tokens_with_spec request_id sampling_params skip_reading_prefix_cache "
     "spec_decode_metrics spec_token_ids",
 }
-# what compat.py replaces on import: methods by class, and names by module
+# what the patches replace: members by class, and names by module, among them classes that get another field
 PATCHED = {
-    "vllm.config.VllmConfig": "num_lookahead_tokens",
-    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_sampling_params",
-    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_sampling_params",
-    "vllm.entrypoints.openai.responses.protocol.ResponsesRequest": "to_sampling_params",
+    "vllm.config.vllm.VllmConfig": "num_lookahead_tokens",
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_sampling_params vllm_xargs",
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_sampling_params vllm_xargs",
+    "vllm.entrypoints.openai.responses.protocol.ResponsesRequest": "to_sampling_params vllm_xargs",
     "vllm.v1.engine.async_llm.AsyncLLM": "shutdown",
     "vllm.v1.engine.core.EngineCore": "post_step",
     "vllm.v1.engine.input_processor.InputProcessor": "__init__ _validate_params process_inputs",
@@ -60,6 +60,7 @@ PATCHED = {
 }
 REPLACED = {
     "vllm.v1.executor.ray_executor_v2": "RayWorkerProc initialize_ray_cluster",
+    "vllm.v1.metrics.stats": "RequestSpecDecodeMetrics SchedulerStats",
     "vllm.v1.worker.gpu.model_runner": "init_speculator",
 }
 

@@ -11,7 +11,8 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-from vllm_nld import __version__, compat
+from vllm_nld import __version__
+from vllm_nld.compat.versions import vllm_version
 from vllm_nld.metrics import definitions as m
 from vllm_nld.metrics.labels import counts_prefill, default_mode, forwards, takes_blocks
 from vllm_nld.metrics.registry import REGISTRY
@@ -47,7 +48,7 @@ class NldStatLogger(AggregateStatLoggerBase):
 
         drafts = drafts_for_itself(vllm_config)
         block_length = vllm_config.speculative_config.num_speculative_tokens + 1 if drafts else 1
-        versions = (__version__, compat.vllm_version(), torch.__version__)
+        versions = (__version__, vllm_version(), torch.__version__)
         checkpoint = str(vllm_config.model_config.model)
         REGISTRY.child(m.BUILD_INFO, engine, *versions, checkpoint, self.default, str(block_length)).set(1)
         REGISTRY.child(m.LORA_WANTED, engine).set(drafts and Settings.of(vllm_config).draft_lora != "off")
