@@ -1,9 +1,11 @@
 """How a server comes to its mode: no flag, settings, an explicit speculative config, and contradictions."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.config import AttentionConfig
 
 from tests.serving.test_startup import start
 from tests.tiny import write_tiny_checkpoint
@@ -46,6 +48,34 @@ def test_an_explicit_config_is_taken(tiny_checkpoint: Path) -> None:
     assert drafts_for_itself(config) and config.num_speculative_tokens == 7
 
 
+@pytest.mark.parametrize("spelling", ["{folder}/model/", "{folder}/./model", "model", "./model/", "{folder}/link"])
+@pytest.mark.parametrize("served", ["{folder}/model", "{folder}/link"])
+def test_a_drafter_is_the_served_model_however_it_is_spelled(
+    spelling: str, served: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stock draft model of the same weights would load them twice, and draft causally."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    config = start(Path(served.format(folder=tmp_path)), **drafter(spelling.format(folder=tmp_path)))
+    assert drafts_for_itself(config)
+    assert config.num_lookahead_tokens == 8, "KV slots for the whole block"
+
+
+def test_a_copy_of_the_served_model_is_another_drafter(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    assert not drafts_for_itself(start(tiny_checkpoint, **drafter(copy)))
+
+
+@pytest.mark.parametrize(("settings", "drafts"), [({"mode": "ar"}, False), ({}, True)], ids=["ar", "drafts"])
+def test_only_drafts_need_a_kernel_that_is_not_causal(
+    settings: dict[str, Any], drafts: bool, tiny_checkpoint: Path
+) -> None:
+    """On some GPUs the demand costs the platform's default kernel."""
+    stock = AttentionConfig().use_non_causal
+    assert not stock and start(tiny_checkpoint, **nld(**settings)).attention_config.use_non_causal == (stock or drafts)
+
+
 def test_another_drafter_is_left_to_vllm(tiny_checkpoint: Path) -> None:
     config = start(tiny_checkpoint, speculative_config={"method": "ngram", "num_speculative_tokens": 3})
     assert config.speculative_config.method == "ngram" and not drafts_for_itself(config)
@@ -62,6 +92,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"--max-num-batched-tokens 16 has no room for a block of 32",
     ),
     "no room in the context": (nld(block_length=32) | {"max_model_len": 16}, r"--max-model-len 16 has no room"),
+    "no room in a step's scheduled tokens": (
+        nld(block_length=32) | {"max_num_scheduled_tokens": 16},
+        r"--max-num-scheduled-tokens 16 has no room for a block of 32",
+    ),
+    "sure drafts that are sampled": (
+        nld(block_length=8, draft_threshold=0.5)
+        | {"speculative_config": drafter("MODEL")["speculative_config"] | {"draft_sample_method": "probabilistic"}},
+        r"draft_threshold.*draft_sample_method",
+    ),
     "a drafter's own kernel": (
         {"speculative_config": drafter("MODEL")["speculative_config"] | {"attention_backend": "TRITON_ATTN"}},
         r"--speculative-config attention_backend .* has no effect",

@@ -154,6 +154,43 @@ def test_denoised_samples_follow_the_references_rule(name: str, llm: Any, small_
     assert found.freedom > 20 and found.follows, f"chi-square {found.statistic:.1f}, at most {found.bound:.1f}"
 
 
+ALLOWED = list(range(0, VOCAB, 2))
+
+
+@torch.no_grad()
+def ruled_out_probs(model: ReferenceModel) -> torch.Tensor:  # [V, V] float64
+    """The exact probability of the seed and the token after it, where half of the vocabulary is ruled out.
+
+    A denoised token that is allowed is taken; one that is not makes room for a sample of the AR pathway.
+    """
+    mask, cache = VOCAB - 1, KVCache(model.config.num_hidden_layers)
+    allowed = torch.zeros(VOCAB, dtype=torch.float64)
+    allowed[ALLOWED] = 1
+
+    def sampled(logits: torch.Tensor) -> torch.Tensor:
+        probs = shape(logits, temperature=1.0) * allowed
+        return probs / probs.sum(dim=-1, keepdim=True)
+
+    seeds = sampled(model.logits(model(torch.tensor([PROMPT]), cache)[0, -1]))
+    following = sampled(model.logits(model(torch.tensor([[*PROMPT, seed] for seed in range(VOCAB)]))[:, -1]))
+    found = torch.zeros(VOCAB, VOCAB, dtype=torch.float64)
+    for seed in ALLOWED:
+        first = denoised(model, cache, [seed, mask, mask], temperature=1.0)[0][1]
+        found[seed] = seeds[seed] * (first * allowed + (first * (1 - allowed)).sum() * following[seed])
+    return found
+
+
+def test_a_ruled_out_token_makes_room_for_an_ar_sample(llm: Any, small_checkpoint: Path) -> None:
+    """In slots that sampled linear requests have used, whose draft logits are none of a denoised block's."""
+    probs = ruled_out_probs(ReferenceModel.from_pretrained(small_checkpoint))
+    torch.testing.assert_close(probs.sum(), torch.ones((), dtype=torch.float64))
+    sample(llm, 1000, temperature=1.0)
+    asked = {"nld_mode": "diffusion", "nld_threshold": 0.0, "nld_block_length": 3}
+    common: dict[str, Any] = {"temperature": 1.0, "max_tokens": 2, "extra_args": asked}
+    found = fit(Counter(sample(llm, SAMPLES // 2, allowed_token_ids=ALLOWED, **common)), probs)
+    assert found.freedom > 20 and found.follows, f"chi-square {found.statistic:.1f}, at most {found.bound:.1f}"
+
+
 def test_the_test_tells_distributions_apart(llm: Any, small_checkpoint: Path) -> None:
     """A tenth more temperature is noticed, in fewer samples."""
     model = ReferenceModel.from_pretrained(small_checkpoint)
@@ -185,13 +222,3 @@ def among_others(llm: Any, seed: int) -> tuple[int, ...]:
     params[7] = SamplingParams(temperature=1.5, seed=seed, n=3, max_tokens=40, **common)
     outputs = llm.generate([{"prompt_token_ids": PROMPT}] * len(params), params, use_tqdm=False)
     return tuple(outputs[7].outputs[0].token_ids)
-
-
-def test_a_threshold_with_sampled_drafts_is_refused(small_checkpoint: Path) -> None:
-    options = drafter(small_checkpoint, "probabilistic")
-    options["additional_config"] = {"nld": {"block_length": 4, "draft_threshold": 0.5}}
-    with (
-        pytest.raises(ValueError, match="nld.draft_threshold keeps"),
-        engine(small_checkpoint, **options),
-    ):
-        pass

@@ -161,19 +161,23 @@ def check_room(vllm_config: "VllmConfig") -> None:
     """Raise ValueError if a block does not fit into the context or into a step; warn if a full batch does not."""
     block_length = vllm_config.num_speculative_tokens + 1
     scheduler = vllm_config.scheduler_config
-    budget = scheduler.max_num_batched_tokens
-    for flag, limit in (
-        ("--max-model-len", vllm_config.model_config.max_model_len),
-        ("--max-num-batched-tokens", budget),
-    ):
-        if block_length > limit:
+    limits = {
+        "--max-model-len": vllm_config.model_config.max_model_len,
+        "--max-num-batched-tokens": scheduler.max_num_batched_tokens,
+        "--max-num-scheduled-tokens": scheduler.max_num_scheduled_tokens,  # None: as many as are batched
+    }
+    for flag, limit in limits.items():
+        if limit is not None and block_length > limit:
             raise ValueError(f"{flag} {limit} has no room for a block of {block_length}: raise it, or lower the block")
+    flag = "--max-num-scheduled-tokens" if scheduler.max_num_scheduled_tokens else "--max-num-batched-tokens"
+    budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
     if scheduler.max_num_seqs * block_length > budget:
         logger.warning(
-            "--max-num-seqs %d requests with blocks of %d tokens exceed --max-num-batched-tokens %d: above %d "
-            "drafting requests, requests take turns. Lower one of the first two, or raise the budget to %d.",
+            "--max-num-seqs %d requests with blocks of %d tokens exceed %s %d: above %d drafting requests, requests "
+            "take turns. Lower one of the first two, or raise the budget to %d.",
             scheduler.max_num_seqs,
             block_length,
+            flag,
             budget,
             budget // block_length,
             scheduler.max_num_seqs * block_length,
