@@ -35,6 +35,6 @@ class Counted:
 def counting(model: Path, **options: Any) -> Iterator[Counted]:
     from vllm_nld.metrics.exporter import NldStatLogger
 
-    with engine(model, disable_log_stats=False, **options) as llm:
+    with engine(model, **options | {"disable_log_stats": False}) as llm:
         llm.llm_engine.logger_manager.stat_loggers.append(NldStatLogger(llm.llm_engine.vllm_config, [0]))
         yield Counted(llm)
