@@ -73,8 +73,8 @@ def measure(llm: Any, clock: Clock, requests: int, tokens: int) -> dict[str, flo
         begin = time.perf_counter()
         core.step()
         steps.append((time.perf_counter() - begin, clock.spent[CORE], clock.spent[SERVER]))
-    step, inside, beside = (1000 * statistics.median(column) for column in zip(*steps, strict=True))
-    return {"requests": requests, "steps": len(steps), "step": step, CORE: inside, SERVER: beside}
+    step, core_time, server_time = (1000 * statistics.median(column) for column in zip(*steps, strict=True))
+    return {"requests": requests, "steps": len(steps), "step": step, CORE: core_time, SERVER: server_time}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

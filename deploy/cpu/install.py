@@ -36,8 +36,8 @@ def pip(*arguments: str) -> int:
 
 def mirror() -> dict[str, str]:
     """uv's setting for the package index that pip is configured with, if any, because uv ignores pip's settings."""
-    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    found = os.environ.get("PIP_INDEX_URL") or subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    found = os.environ.get("PIP_INDEX_URL") or subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return {"UV_DEFAULT_INDEX": found} if found and "UV_DEFAULT_INDEX" not in os.environ else {}
 
 

@@ -135,7 +135,7 @@ def twin_cache() -> Iterator[None]:
 
 @functools.cache
 def cache_folder() -> Path:
-    """Named after a digest of the twins' source; in NUMBA_CACHE_DIR if set, else beside the twins."""
+    """Named after a digest of the twins' source; in NUMBA_CACHE_DIR if set, else next to the twins."""
     twins = Path(__file__).with_name("twins")
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(twins.glob("*.py")))).hexdigest()[:12]
     return (Path(config.CACHE_DIR) if config.CACHE_DIR else twins / "__pycache__") / digest

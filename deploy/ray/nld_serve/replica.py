@@ -101,7 +101,7 @@ class Replica:
 
 
 def end(reason: str) -> NoReturn:
-    """End this actor. A replica without a server must not take requests until three health checks have failed."""
+    """End this actor at once, because a replica without a server would take requests until three health checks fail."""
     logger.error("vllm serve %s (its own messages are in this worker's log): ending this replica", reason)
     os._exit(1)
 
