@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_nld.serving.modes import MODES
+
 OUTPUT = Path(__file__).with_name("dashboards") / "vllm-nld.json"
 SERVER = 'job=~"$job", instance=~"$instance", model_name=~"$model", engine=~"$engine"'
 MODE = f'{SERVER}, mode=~"$mode"'
-VERIFIED = f'{MODE}, mode!="diffusion"'  # denoised blocks are not verified, so they have no acceptance
+TAKEN = "|".join(mode.name for mode in MODES.values() if mode.takes_blocks)  # nothing of them is accepted or rejected
+VERIFIED = f'{MODE}, mode!~"{TAKEN}"'
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH, HEIGHT = 8, 8  # of a panel, in Grafana's grid of 24 columns
 

@@ -11,6 +11,7 @@ import yaml
 
 from tests.metrics.prom import needs_promtool, promtool
 from vllm_nld.metrics.definitions import METRICS
+from vllm_nld.serving.modes import MODES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMETHEUS, GRAFANA = DEPLOY / "prometheus", DEPLOY / "grafana"
@@ -23,6 +24,12 @@ ALERTS = [
 def test_promtool_accepts_rules_and_configuration() -> None:
     promtool("check", "rules", "recording.yml", "alerts.yml", cwd=PROMETHEUS)
     promtool("check", "config", "prometheus.yml", cwd=PROMETHEUS)
+
+
+def test_rules_leave_out_the_modes_that_verify_nothing() -> None:
+    taken = "|".join(mode.name for mode in MODES.values() if mode.takes_blocks)
+    excluded = set(re.findall(r'mode!~?"([^"]+)"', (PROMETHEUS / "recording.yml").read_text()))
+    assert excluded == {taken}, "bring recording.yml up to date with the table of modes"
 
 
 @needs_promtool
