@@ -103,7 +103,7 @@ def test_two_ranks_decide_as_one(
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
-    options = {"worker_extension_cls": "tests.ranks.UnsureRank"} if executor == "mp" else {}
+    options = {"worker_extension_cls": "tests.ranks.CertainRank"} if executor == "mp" else {}
     with ranks(checkpoint, executor, **linear(32), **LOGITS, **options) as llm:
         assert llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == executor
         tokens, accepted = decode(llm)
@@ -115,7 +115,7 @@ def test_two_ranks_decide_as_one(
             model = ReferenceModel.from_pretrained(checkpoint)
             assert_logits_are_the_references(llm, model)
             assert_rounds_are_the_references(llm, model)
-            assert_an_unsure_rank_goes_along(llm, alone[0])
+            assert_a_certain_rank_goes_along(llm, alone[0])
 
 
 @pytest.mark.server
@@ -147,9 +147,9 @@ def assert_rounds_are_the_references(llm: Any, model: ReferenceModel) -> None:
     assert metric(llm, "spec_decode_num_drafts") - before == sum(len(one.rounds) for one in exact)
 
 
-def assert_an_unsure_rank_goes_along(llm: Any, exact: list[list[int]]) -> None:
-    """The second rank would take more passes per block; if it did, both would wait for each other forever."""
-    assert llm.collective_rpc("become_unsure") == [False, True]
+def assert_a_certain_rank_goes_along(llm: Any, exact: list[list[int]]) -> None:
+    """The second rank would fill a block in one pass, and then wait forever for the first one."""
+    assert llm.collective_rpc("become_certain") == [False, True]
     denoised = [index for index, extra in enumerate(ASKED) if extra.get("nld_mode") == "diffusion"][:12]
     found = answers(llm, [PROMPTS[index] for index in denoised], [ASKED[index] for index in denoised])
     assert found == [exact[index] for index in denoised]
