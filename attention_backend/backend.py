@@ -1,11 +1,11 @@
-"""The attention backend of NLD models: the platform's best kernel, for causal and bidirectional passes.
+"""The attention backend of NLD models: the platform's own kernel, for causal and bidirectional passes.
 
-Registered with vLLM as CUSTOM. A model asks vLLM which backend fits its heads and dtype, and puts this one over it:
+Registered with vLLM as CUSTOM. The model asks vLLM which backend fits its heads and dtype, and wraps that one:
 
     backend = AttentionBackendEnum.CUSTOM.get_class().over(chosen)
 
-It adds three things: a refusal of kernels that cannot run a bidirectional pass over the paged cache, a refusal of masks
-that the kernel cannot serve, and a defined output where there is no metadata (vLLM's profile run).
+The wrapper rejects kernels that cannot run a bidirectional pass over the paged cache, rejects masks that the kernel
+does not support, and defines the output if there is no metadata (vLLM's profile run).
 """
 
 from functools import cache
@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from vllm.v1.attention.backend import AttentionBackend, AttentionMetadataBuilder, CommonAttentionMetadata
 
-# Backends whose kernels were read for `causal=False` over a paged cache, and whether they take it per request as well.
+# Backends whose kernels support `causal=False` over a paged cache (checked in their source), and whether they accept it
+# per request.
 PER_REQUEST_CAUSAL = {"CPU_ATTN": True, "TRITON_ATTN": True, "FLASH_ATTN": False}
 
 
 class BlockMaskImpl:
-    """Mixed into the kernel's implementation."""
+    """Mixed into the kernel's attention implementation."""
 
     def forward(
         self,
@@ -33,7 +34,7 @@ class BlockMaskImpl:
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """As the kernel; without metadata each token sees itself only, so its output is its value."""
+        """Call the kernel. Without metadata each token sees only itself, so its output is its value."""
         if attn_metadata is None:
             return output.copy_(value.repeat_interleave(output.shape[1] // value.shape[1], dim=1))
         return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]  # the kernel's class comes next in the MRO
@@ -47,17 +48,17 @@ class BlockMaskBuilder:
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> Any:
-        """As the kernel's. Raises ValueError for a mixture of masks that the kernel has no argument for."""
+        """Call the kernel's builder. Raises ValueError if the batch mixes masks and the kernel doesn't support that."""
         if isinstance(common_attn_metadata.causal, torch.Tensor) and not self.per_request_causal:
             raise ValueError(
-                "this attention kernel runs a batch either causally or bidirectionally: split the batch, "
-                "or serve with --attention-backend TRITON_ATTN"
+                "this attention kernel runs a batch either causally or bidirectionally, not both: split the batch or "
+                "serve with --attention-backend TRITON_ATTN"
             )
         return super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]  # see above
 
 
 class BlockMaskBackend(AttentionBackend):
-    """The name under which vLLM knows the backend; `over` makes the class that a layer uses."""
+    """The class that vLLM registers; `over` builds the one that a layer uses."""
 
     @staticmethod
     def get_name() -> str:
@@ -73,7 +74,7 @@ class BlockMaskBackend(AttentionBackend):
 
     @classmethod
     def over(cls, kernel: type[AttentionBackend]) -> type[AttentionBackend]:
-        """This backend on top of a platform's backend. Raises ValueError for one without a bidirectional pass."""
+        """Wrap a platform's backend. Raises ValueError if its kernel cannot run a bidirectional pass."""
         return _over(kernel)  # type: ignore[arg-type]  # a class is hashable
 
 
@@ -83,7 +84,7 @@ def _over(kernel: type[AttentionBackend]) -> type[AttentionBackend]:
     if name not in PER_REQUEST_CAUSAL or not kernel.supports_non_causal():
         raise ValueError(
             f"attention backend {name} cannot run the bidirectional passes that draft blocks: "
-            "leave --attention-backend open, or choose FLASH_ATTN or TRITON_ATTN"
+            "omit --attention-backend, or set it to FLASH_ATTN or TRITON_ATTN"
         )
     impl: type = type(f"BlockMask{kernel.get_impl_cls().__name__}", (BlockMaskImpl, kernel.get_impl_cls()), {})
     attributes = {"per_request_causal": PER_REQUEST_CAUSAL[name]}

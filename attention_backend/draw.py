@@ -1,4 +1,4 @@
-"""`vllm-nld masks`: every mask kind as a picture, query by key, labelled."""
+"""`vllm-nld masks`: a labelled picture of every mask, query by key."""
 
 import argparse
 import sys
@@ -10,13 +10,13 @@ CACHED = 3
 EXAMPLES: tuple[tuple[str, Mask], ...] = (
     ("causal: prefill, verify, commit", Causal(8)),
     ("block: draft, denoise", Block(8)),
-    ("block-causal: blocks in a row", BlockCausal(8, 4)),
-    ("quadratic groups: one for each accepted length", QuadraticGroups(3)),
+    ("block-causal: consecutive blocks", BlockCausal(8, 4)),
+    ("quadratic groups: one per number of accepted drafts", QuadraticGroups(3)),
 )
 
 
 def draw(out: Path) -> None:
-    """Write one panel a mask to `out`; dark where the query (row) may look at the key (column)."""
+    """Write an image with one panel per mask; dark means that the query (row) attends to the key (column)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw; returns the exit status."""
+    """Draw the masks and return the exit status."""
     try:
         draw(args.out)
     except ModuleNotFoundError as error:

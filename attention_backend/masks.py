@@ -1,13 +1,13 @@
-"""Who may look at whom: every attention mask of the family as a small frozen description with a dense reference.
+"""The attention masks of NLD models, each a small frozen description with a dense reference.
 
-T new tokens follow C cached ones; S = C + T. Every new token sees the whole cache, so a mask is a relation among the
-new tokens alone, and `dense` puts the cache's columns in front.
+T new tokens follow C cached ones; S = C + T. Every new token sees the whole cache, so a mask only relates the new
+tokens to each other, and `dense` prepends the cache's columns.
 
-    Block(32).dense(cached=100)          # [32, 132] bool, True where row may look at column
+    Block(32).dense(cached=100)          # [32, 132] bool, True where the row attends to the column
     QuadraticGroups(4).sees(row, column)
 
-`causal` says how a plain attention kernel serves the mask: True or False is the kernel's causal argument, None means
-that it takes a kernel with explicit masks.
+`causal` is the causal argument with which a plain attention kernel computes the mask; None means that the mask needs a
+kernel that takes explicit masks.
 """
 
 from abc import ABC, abstractmethod
@@ -30,21 +30,21 @@ class Mask(ABC):
     @abstractmethod
     def sees(
         self,
-        row: torch.Tensor,  # int64 in [0, T), the token that looks
-        column: torch.Tensor,  # int64 in [0, T), the token looked at; broadcast with row
+        row: torch.Tensor,  # int64 in [0, T), the query's token
+        column: torch.Tensor,  # int64 in [0, T), the key's token; broadcast with row
     ) -> torch.Tensor:  # bool
-        """Whether one new token may look at another."""
+        """Whether one new token attends to another."""
 
     @abstractmethod
     def label(self, token: int) -> str:
-        """What a new token is, for plots and messages."""
+        """A short name of a new token, for plots and messages."""
 
     def positions(self) -> torch.Tensor:  # [T] int64
-        """Position of each new token, counted from the first one after the cache."""
+        """Position of each new token, relative to the first one after the cache."""
         return torch.arange(self.length)
 
     def dense(self, cached: int = 0) -> torch.Tensor:  # [T, C + T] bool
-        """The whole mask, True where a row may look at a column."""
+        """The whole mask, True where a row attends to a column."""
         index = torch.arange(self.length)
         among = self.sees(index[:, None], index[None, :])
         return torch.cat([torch.ones(self.length, cached, dtype=torch.bool), among], dim=1)
@@ -58,7 +58,7 @@ def _check_positive(**numbers: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Causal(Mask):
-    """Prefill, verify, commit: each token sees itself and the ones before it."""
+    """Prefill, verify, commit: each token sees itself and all earlier tokens."""
 
     tokens: int
     causal: ClassVar[bool | None] = True
@@ -79,7 +79,7 @@ class Causal(Mask):
 
 @dataclass(frozen=True, slots=True)
 class Block(Mask):
-    """Draft, denoise: each token of the block [anchor, mask ...] sees the whole block."""
+    """Draft, denoise: every token of the block [anchor, mask ...] sees the whole block."""
 
     block_length: int
     causal: ClassVar[bool | None] = False
@@ -100,7 +100,7 @@ class Block(Mask):
 
 @dataclass(frozen=True, slots=True)
 class BlockCausal(Mask):
-    """Blocks one after the other: each token sees its own block in both directions and every block before it."""
+    """Consecutive blocks: each token sees its whole own block and all earlier blocks."""
 
     tokens: int
     block_length: int
@@ -122,10 +122,9 @@ class BlockCausal(Mask):
 
 @dataclass(frozen=True, slots=True)
 class QuadraticGroups(Mask):
-    """A round of quadratic self-speculation: B groups [draft i, B masks], one for each number of accepted drafts.
+    """A round of quadratic self-speculation: B groups [draft i, B masks], one per number of accepted drafts.
 
-    A draft sees the drafts up to itself. A mask sees the drafts up to its own group's, and its group's masks in both
-    directions, nothing else.
+    A draft sees the drafts up to itself. A mask sees only the drafts up to its own group's and its group's masks.
     """
 
     block_length: int
@@ -151,16 +150,16 @@ class QuadraticGroups(Mask):
         return f"d{group}" if place == 0 else f"m{group}.{place}"
 
     def positions(self) -> torch.Tensor:  # [T] int64
-        """Group i starts at position i, so groups overlap: mask p of group i competes for position i + p."""
+        """Group i starts at position i, so groups overlap: mask p of group i has position i + p."""
         index = torch.arange(self.length)
         return index // (self.block_length + 1) + index % (self.block_length + 1)
 
 
 def kernel_causal(mask: Mask) -> bool:
-    """The causal argument of a plain attention kernel. Raises ValueError for a mask that takes a masking kernel."""
+    """The causal argument for a plain attention kernel. Raises ValueError if the mask needs explicit masking."""
     if mask.causal is None:
         raise ValueError(
-            f"{mask} is neither causal nor fully bidirectional: no attention backend of vLLM serves it; "
-            "use Causal or Block, or run it as one pass for each of its groups"
+            f"{mask} is neither causal nor fully bidirectional, and no attention backend of vLLM supports that: "
+            "use Causal or Block, or run one pass per group"
         )
     return mask.causal

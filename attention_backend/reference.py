@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache, dense and in fp32: what every kernel is compared with.
+"""Dense fp32 attention over a paged KV cache: the reference for every kernel.
 
 Letters in shapes: T new tokens, S cached + new tokens, H query heads, G key/value heads, D head size, N KV blocks of
 P tokens.
@@ -12,7 +12,7 @@ def gather(
     block_table: torch.Tensor,  # [W] int, the request's KV blocks in order
     length: int,
 ) -> torch.Tensor:  # [length, G, D]
-    """A request's keys or values, in the order of their positions."""
+    """A request's keys or values in position order."""
     blocks = cache[block_table.long()].permute(0, 2, 1, 3)  # [W, P, G, D]
     return blocks.flatten(0, 1)[:length]
 
@@ -21,10 +21,10 @@ def attend(
     query: torch.Tensor,  # [T, H, D]
     keys: torch.Tensor,  # [S, G, D]
     values: torch.Tensor,  # [S, G, D]
-    mask: torch.Tensor,  # [T, S] bool, True where a row may look
+    mask: torch.Tensor,  # [T, S] bool, True where a row attends
     scale: float,
 ) -> torch.Tensor:  # [T, H, D] float32
-    """softmax(scale * q k, over what the mask allows) v, with grouped heads."""
+    """softmax(scale · q · k, masked) · v, with grouped heads."""
     group = query.shape[1] // keys.shape[1]
     keys, values = (x.float().repeat_interleave(group, dim=1) for x in (keys, values))
     scores = torch.einsum("thd,shd->hts", query.float(), keys) * scale

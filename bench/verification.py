@@ -15,9 +15,9 @@ def milliseconds(temperature: float, repeats: int = 15, rows: int = ROWS, vocabu
     import torch
     from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
 
-    from vllm_nld import compat
+    from vllm_nld.compat import register
 
-    compat.apply()
+    register.apply()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
-"""One token a forward.
+"""Autoregressive decoding: one token per forward.
 
-python examples/ar.py [MODEL]                   # without MODEL, the small checkpoint of this repository
+python examples/ar.py [MODEL]                   # default: this repository's small checkpoint
 """
 
 import sys
@@ -21,7 +21,7 @@ def main() -> None:
         prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         token_ids, nfe = generator.ar_generate(prompt_ids, max_new_tokens=128)
     print(tokenizer.decode(token_ids, skip_special_tokens=True))
-    print(f"{len(token_ids)} tokens in {nfe} forwards: {len(token_ids) / nfe:.2f} tokens a forward")
+    print(f"{len(token_ids)} tokens in {nfe} forwards: {len(token_ids) / nfe:.2f} tokens per forward")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How a target forward's verdict on a block is read: the accept policies.
+"""How a mode accepts its drafts, see `Mode.accept`.
 
-In linear mode vLLM's rejection sampler decides. In diffusion mode the block is taken as denoised: where a request's
-next token is denoised, the distribution that the samplers see is that token's alone. It is then accepted at any
-temperature, and the row after the block's last token, which is left as it is, samples the token that seeds the next
-block, with all of vLLM's sampling parameters. A token that those parameters rule out (a grammar, bad words, too few
-tokens for an EOS, a used-up thinking budget) is not forced: the block ends there, and its place is sampled.
+"verify": vLLM's rejection sampler decides. "take": the samplers see a distribution that holds only the drafted token,
+so it is accepted at any temperature. The row after the block's last token is left as it is: it samples the token that
+seeds the next block, with all of vLLM's sampling parameters. A token that those parameters rule out (a grammar, bad
+words, too few tokens for an EOS, a used-up thinking budget) is not forced: the block ends there, and the AR
+distribution decides in its place.
 
 Letters in shapes: R requests, L rows of logits, N state slots, K drafts, V vocabulary.
 """
@@ -28,28 +28,28 @@ RULED_OUT = 1e8  # below a row's best logit: vLLM forces a token by raising it t
 
 def force(
     logits: torch.Tensor,  # [L, V]
-    drafts: torch.Tensor,  # [L] int64, the token that each row's request wants next; -1: none
+    tokens: torch.Tensor,  # [L] int64, the token that each row's block has next; -1: none
 ) -> torch.Tensor:  # [L, V], a new tensor
-    """Leave a row with a wanted token only that one, unless the row rules it out."""
-    wanted = drafts.clamp(min=0)[:, None]
+    """Leave a row only the token that its block has next, unless the row rules that token out."""
+    wanted = tokens.clamp(min=0)[:, None]
     possible = logits.gather(1, wanted) > logits.amax(dim=1, keepdim=True) - RULED_OUT
-    forced = (drafts >= 0)[:, None] & possible
+    forced = (tokens >= 0)[:, None] & possible
     out = logits.masked_fill(forced, float("-inf"))
     return out.scatter_(1, wanted, torch.where(forced, 0.0, out.gather(1, wanted)))
 
 
-class BlockTaker(Sampler):
-    """vLLM's sampler, whose processed logits ask for the blocks that are to be taken."""
+class ForcedBlockSampler(Sampler):
+    """vLLM's sampler, whose processed logits force the blocks that are to be taken."""
 
     slots: Slots
 
     @classmethod
     def over(cls, sampler: Sampler, slots: Slots) -> Self:
         """A sampler that shares all state with the given one."""
-        taker = copy.copy(sampler)
-        taker.__class__ = cls
-        taker.slots = slots  # type: ignore[attr-defined]  # it is a BlockTaker now
-        return taker  # type: ignore[return-value]
+        forced_sampler = copy.copy(sampler)
+        forced_sampler.__class__ = cls
+        forced_sampler.slots = slots  # type: ignore[attr-defined]  # it is a ForcedBlockSampler now
+        return forced_sampler  # type: ignore[return-value]
 
     def apply_sampling_params(
         self,
@@ -63,8 +63,8 @@ class BlockTaker(Sampler):
         seq_lens_upper_bound_np: np.ndarray,  # [R]
         skip_top_k_top_p: bool = False,
     ) -> torch.Tensor:  # [L, V]
-        """As vLLM's. What the parameters rule out is known before top-k and top-p, which rule out more."""
-        taking = bool(self.slots.diffusion[idx_mapping_np].any())
+        """As vLLM's. Blocks are forced before top-k and top-p, which rule out more than the parameters mean to."""
+        taking = bool(self.slots.takes_blocks[idx_mapping_np].any())
         processed = super().apply_sampling_params(
             logits,
             expanded_idx_mapping,
@@ -78,18 +78,20 @@ class BlockTaker(Sampler):
         )
         if not taking:
             return processed
-        processed = force(processed, self.slots.denoised(expanded_idx_mapping, expanded_local_pos.long()))
+        processed = force(processed, self.slots.wanted(expanded_idx_mapping, expanded_local_pos.long()))
         if skip_top_k_top_p:
             return processed
         return self.sampling_states.apply_top_k_top_p(processed, expanded_idx_mapping, idx_mapping_np)
 
 
 class AcceptingSampler(RejectionSampler):
-    """vLLM's rejection sampler over a BlockTaker."""
+    """vLLM's rejection sampler over a ForcedBlockSampler."""
 
-    def __init__(self, taker: BlockTaker, speculative: SpeculativeConfig, device: torch.device) -> None:
-        super().__init__(taker, speculative, device)
-        self._slots = taker.slots
+    def __init__(
+        self, forced_sampler: ForcedBlockSampler, speculative: SpeculativeConfig, device: torch.device
+    ) -> None:
+        super().__init__(forced_sampler, speculative, device)
+        self._slots = forced_sampler.slots
 
     def __call__(
         self,
@@ -99,7 +101,7 @@ class AcceptingSampler(RejectionSampler):
         invalid_drafts: torch.Tensor | None = None,
     ) -> SamplerOutput:
         output = super().__call__(logits, input_batch, draft_logits, invalid_drafts)
-        if output.logprobs_tensors is not None and self._slots.diffusion[input_batch.idx_mapping_np].any():
+        if output.logprobs_tensors is not None and self._slots.takes_blocks[input_batch.idx_mapping_np].any():
             self._report_confidence(input_batch, output)
         return output
 
@@ -114,7 +116,7 @@ class AcceptingSampler(RejectionSampler):
         max_num_logprobs: int,
         verify_draft_sampled: torch.Tensor | None = None,  # [L]
     ) -> tuple[Any, ...]:
-        """vLLM drops drafts whose anchor is a prefill token; a resumed request's first block has such an anchor."""
+        """vLLM drops drafts whose anchor is a prefill token, and a resumed request's first block has such an anchor."""
         if self._slots.anchored[input_batch.idx_mapping_np].any():
             draft_sampled = self._with_anchored_blocks(input_batch, draft_sampled)
             verify_draft_sampled = self._with_anchored_blocks(input_batch, verify_draft_sampled)
@@ -130,14 +132,14 @@ class AcceptingSampler(RejectionSampler):
         )
 
     def _with_anchored_blocks(self, input_batch: InputBatch, drafts: torch.Tensor) -> torch.Tensor:
-        """The drafts again where vLLM put -1 for a block that we know to be there."""
+        """The drafts, put back for blocks that are there although vLLM took them for placeholders."""
         row, place = request_rows(input_batch)
         known = self._slots.anchored[input_batch.idx_mapping_np][row] & (place > 0)
         ids = input_batch.input_ids[input_batch.logits_indices].to(drafts)
         return torch.where(async_tensor_h2d(known, drafts.device), ids, drafts)
 
     def _report_confidence(self, input_batch: InputBatch, output: SamplerOutput) -> None:
-        """A denoised token's log probability is that at which it was committed; alternatives are the AR pathway's."""
+        """A taken token's log probability is that at which it was committed; alternatives are the AR pathway's."""
         if not self.sampler.logprobs_mode.endswith("logprobs"):
             return
         rows, places = request_rows(input_batch)
@@ -145,7 +147,7 @@ class AcceptingSampler(RejectionSampler):
         row, place = async_tensor_h2d(rows, device), async_tensor_h2d(places, device)
         slot = input_batch.expanded_idx_mapping
         taken = (place < output.num_sampled[row]) & (
-            self._slots.denoised(slot, place) == output.sampled_token_ids[row, place]
+            self._slots.wanted(slot, place) == output.sampled_token_ids[row, place]
         )
         committed = self._slots.confidence[slot, place.clamp(max=self._slots.confidence.shape[1] - 1)].log()
         column = output.logprobs_tensors.logprobs[:, 0]  # type: ignore[union-attr]  # the caller asked
@@ -153,7 +155,7 @@ class AcceptingSampler(RejectionSampler):
 
 
 def request_rows(input_batch: InputBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's request in the batch and its place in that request's block, both [L], known on the CPU."""
+    """The request in the batch and the place in its block of each row, both [L], known on the CPU."""
     first = input_batch.cu_num_logits_np[:-1]
     counts = np.diff(input_batch.cu_num_logits_np)
     row = np.repeat(np.arange(len(counts)), counts)

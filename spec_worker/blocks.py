@@ -1,9 +1,12 @@
-"""The layout of a draft pass: blocks of unequal length one after another. All of it is known on the CPU."""
+"""Draft blocks: their layout in a forward, known on the CPU, and what is decided of them, known on the device."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
+
+from vllm_nld.serving.modes import Mode
 
 
 @dataclass(frozen=True)
@@ -11,26 +14,26 @@ class Layout:
     """Blocks of unequal length one after another, as a forward takes them."""
 
     lengths: np.ndarray  # [R] int64
-    block_length: int  # B, the longest that may be
+    block_length: int  # B, the longest possible
 
     def __post_init__(self) -> None:
         if not len(self.lengths) or self.lengths.min() < 2 or self.lengths.max() > self.block_length:
             raise ValueError(f"blocks must have 2 to {self.block_length} tokens, not {self.lengths}")
 
     def query_start_loc(self, requests: int) -> np.ndarray:  # [requests + 1] int32
-        """Each block's first row; of requests past the last block, which have no rows, the end."""
+        """The first row of each block, then the end for requests past the last block, which have no rows."""
         starts = np.full(requests + 1, self.tokens, dtype=np.int32)
         starts[: len(self.lengths)] = self.first
         return starts
 
     @cached_property
     def first(self) -> np.ndarray:  # [R] int64
-        """Each block's first row in the forward."""
+        """The first row of each block in the forward."""
         return self.lengths.cumsum() - self.lengths
 
     @cached_property
     def uniform(self) -> int | None:
-        """The length that all blocks have; None where they differ."""
+        """The length that all blocks have; None if they differ."""
         first = int(self.lengths[0])
         return first if (self.lengths == first).all() else None
 
@@ -42,3 +45,20 @@ class Layout:
     def rows(self, block: np.ndarray, place: np.ndarray) -> np.ndarray:
         """Rows of the forward that hold these blocks' tokens at these places."""
         return self.first[block] + place
+
+
+@dataclass(slots=True)
+class Blocks:
+    """Blocks of one mode that are filled together. R requests, B tokens per block at most, K = B - 1."""
+
+    mode: Mode
+    rows: np.ndarray  # [R], the requests' rows in the step's batch
+    slots: np.ndarray  # [R], their state slots
+    lengths: np.ndarray  # [R], their block lengths in this step
+    starts: torch.Tensor  # [R] int64, positions of the anchors
+    ids: torch.Tensor  # [R, B] int64, the mask token where undecided
+    masked: torch.Tensor  # [R, K] bool
+
+    def open_places(self) -> np.ndarray:  # [R, K] bool
+        """The places of drafts before any pass; like `masked` then, except past the end of the context."""
+        return np.arange(1, self.ids.shape[1]) < self.lengths[:, None]

@@ -1,8 +1,10 @@
-"""What a pass offers for each undecided position: the argmax of its row, or a draw.
+"""What a pass offers for each undecided position: the argmax of its row, or a draw, and how probable it is.
 
-Letters in shapes: M undecided positions of all requests, N state slots, K drafts a request, V vocabulary.
+Rows are processed in chunks, as each one takes several fp32 copies of the vocabulary. Letters in shapes: M undecided
+positions of all requests, N state slots, R blocks, K drafts per request, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,75 +13,135 @@ import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
+from spec_worker.commit import probability
+from vllm_nld.serving.modes import Drafting
+
+CHUNK_BYTES = 2**28  # of one fp32 copy of a chunk's logits
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """The positions that a pass is asked about. M of them."""
+
+    slot: np.ndarray  # [M], state slots of their requests
+    block: np.ndarray  # [M], which block of those that are being filled
+    place: np.ndarray  # [M], which draft of its block
+    starts: torch.Tensor  # [R] int64, positions of the blocks' anchors
+    count: int  # the pass, from 1
+    drafting: Drafting
+
+    def part(self, first: int, end: int) -> "Undecided":
+        """Some of the positions."""
+        some = slice(first, end)
+        return Undecided(self.slot[some], self.block[some], self.place[some], self.starts, self.count, self.drafting)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """How candidates are found; the server's settings."""
+    """How candidates are found; the server's constants."""
 
+    compute_logits: Callable[[torch.Tensor], torch.Tensor]  # [M, hidden] -> [M, V]
+    vocab_size: int
     mask_token_id: int
     max_model_len: int
-    draft_logits: torch.Tensor | None  # [N, K, V], kept for the verifier where linear mode samples
+    draft_logits: torch.Tensor | None  # [N, K, V], kept for the verifier if linear mode samples
     use_fp64: bool
+
+    @property
+    def chunk(self) -> int:
+        """At most this many rows at a time."""
+        return max(1, CHUNK_BYTES // (4 * self.vocab_size))
 
     def find(
         self,
-        logits: torch.Tensor,  # [M, V]
-        slots: np.ndarray,  # [M]
-        place: np.ndarray,  # [M], which draft of its block
-        starts: torch.Tensor,  # [R] int64, positions of the blocks' anchors
-        block: np.ndarray,  # [M], which of those blocks
-        count: int,  # of this pass, from 1
+        hidden: torch.Tensor,  # [M, hidden]
+        undecided: Undecided,
         sampling: Any,  # vLLM's SamplingStates
-        diffusion: bool,
-    ) -> torch.Tensor:  # [M] int64
-        """The argmax, or a draw: in diffusion mode at a temperature, in linear mode where draft logits are kept."""
+        certain: bool = False,  # whether every candidate counts as certain, which spares the softmax
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [M] int64, [M] float64 in [0, 1]
+        """A candidate for each position and its probability."""
+        parts = []
+        for first in range(0, len(hidden), self.chunk):
+            end = min(first + self.chunk, len(hidden))
+            logits = self.compute_logits(hidden[first:end])
+            parts.append(self._find(logits, undecided.part(first, end), sampling, certain))
+        if len(parts) == 1:
+            return parts[0]
+        found, certainty = zip(*parts, strict=True)
+        return torch.cat(found), torch.cat(certainty)
+
+    def rehearse(self, hidden: torch.Tensor) -> None:
+        """Take the memory that the largest chunk takes, while vLLM profiles: logits, an fp32 copy, probabilities."""
+        logits = self.compute_logits(hidden[: self.chunk])
+        drawn_from = logits.float().clone()
+        probability(logits, drawn_from.max(dim=-1).indices)
+
+    def _find(
+        self, logits: torch.Tensor, undecided: Undecided, sampling: Any, certain: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         own = logits[:, self.mask_token_id].clone()  # no candidate, but it keeps its share of the softmax
         logits[:, self.mask_token_id] = float("-inf")
-        drawn = bool((sampling.temperature.np[slots] > 0).any()) if diffusion else self.draft_logits is not None
+        final = undecided.drafting.sampling == "final"
+        drawn = (sampling.temperature.np[undecided.slot] > 0).any() if final else self.draft_logits is not None
         if not drawn:
             found = logits.max(dim=-1).indices  # on CPUs several times as fast as argmax
         else:
-            # A draw is keyed by the position of the token before, and by the pass.
-            key = starts[async_tensor_h2d(block, logits.device)] + async_tensor_h2d(place, logits.device)
-            key += (count - 1) * self.max_model_len
-            draw = self._draw_denoised if diffusion else self._draw_draft
-            found = draw(logits, slots, place, key, sampling)
+            found = (self._draw_final if final else self._draw_draft)(logits, undecided, sampling)
         logits[:, self.mask_token_id] = own
-        return found
+        return found, torch.ones_like(found, dtype=torch.float64) if certain else probability(logits, found)
 
-    def _draw_draft(
-        self, logits: torch.Tensor, slots: np.ndarray, place: np.ndarray, key: torch.Tensor, sampling: Any
-    ) -> torch.Tensor:
+    def _key(self, undecided: Undecided) -> torch.Tensor:  # [M] int64
+        """What a draw depends on beside the seed: the position of the token before, and the pass."""
+        device = undecided.starts.device
+        key = undecided.starts[async_tensor_h2d(undecided.block, device)] + async_tensor_h2d(undecided.place, device)
+        return key + (undecided.count - 1) * self.max_model_len
+
+    def _draw_draft(self, logits: torch.Tensor, undecided: Undecided, sampling: Any) -> torch.Tensor:
         """By temperature alone; the verifier corrects for the rest."""
         return gumbel_sample(
             logits,
-            async_tensor_h2d(slots, logits.device),
+            async_tensor_h2d(undecided.slot, logits.device),
             sampling.temperature.gpu,
             sampling.seeds.gpu,
-            key,
+            self._key(undecided),
             apply_temperature=True,
             is_drafting=True,
             use_fp64=self.use_fp64,
             logits_cache=self.draft_logits,
-            logits_cache_col=async_tensor_h2d(place.astype(np.int32), logits.device),
+            logits_cache_col=async_tensor_h2d(undecided.place.astype(np.int32), logits.device),
         )
 
-    def _draw_denoised(
-        self, logits: torch.Tensor, slots: np.ndarray, place: np.ndarray, key: torch.Tensor, sampling: Any
-    ) -> torch.Tensor:
+    def _draw_final(self, logits: torch.Tensor, undecided: Undecided, sampling: Any) -> torch.Tensor:
         """By temperature, top-k and top-p: it is taken as it is."""
-        state = async_tensor_h2d(slots, logits.device)
+        state = async_tensor_h2d(undecided.slot, logits.device)
         source = logits.float()
         source = source.clone() if source is logits else source
-        sampling.apply_temperature(source, state, slots)
-        source = sampling.apply_top_k_top_p(source, state, slots)
+        sampling.apply_temperature(source, state, undecided.slot)
+        source = sampling.apply_top_k_top_p(source, state, undecided.slot)
         return gumbel_sample(
             source,
             state,
             sampling.temperature.gpu,
             sampling.seeds.gpu,
-            key,
+            self._key(undecided),
             apply_temperature=False,
             is_drafting=True,
             use_fp64=self.use_fp64,
         )
+
+    def record_taken(
+        self,
+        slots: np.ndarray,  # [R]
+        tokens: torch.Tensor,  # [R, K] int64
+    ) -> None:
+        """Draft logits of blocks that are taken: each token is certain.
+
+        The sampler resamples a token that a request rules out from what the target has more of than the draft, so the
+        draft logits of an earlier request in the slot must not be left there.
+        """
+        if self.draft_logits is None:
+            return
+        slot = async_tensor_h2d(slots, tokens.device)[:, None]
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        self.draft_logits[slot[:, 0]] = float("-inf")
+        self.draft_logits[slot, place, tokens] = 0.0

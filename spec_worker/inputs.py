@@ -1,11 +1,11 @@
-"""What the forward of a draft pass reads, at addresses that never change: a CUDA graph reads there again and again.
+"""The buffers that the forward of a draft pass reads. Their addresses never change, as CUDA graphs need.
 
-A pass is laid out and padded to the shape that runs, in place. Every pass goes this way, with a graph or without.
+Every pass is laid out here in place and padded to the shape that runs, with a graph or without:
 
     inputs.fill(blocks, requests=4, tokens=128)    # three blocks of 32 in a graph for four
 
-Padding writes no KV and is asked nothing: its slots are NO_SLOT, its requests have no rows and no tokens to look at,
-and nobody reads its hidden states. Letters in shapes: R requests, B tokens a block at most, T tokens, W KV blocks.
+Padded rows have slot -1 and padded requests have zero length; their outputs are ignored. Letters in shapes: R requests,
+B tokens per block at most, T tokens, W KV blocks.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ NO_SLOT = -1  # vLLM's slot for "write no KV"
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The blocks that one forward runs over, and where to find what it reads of each: R rows of larger tensors."""
+    """The blocks of one forward, and the rows of larger tensors that hold their data."""
 
     layout: Layout
     ids: torch.Tensor  # [*, B] int64
@@ -34,27 +34,28 @@ class Pass:
     block: np.ndarray  # [R], rows of ids and starts
     row: np.ndarray  # [R], rows of the table
     slot: np.ndarray  # [R], rows of owned
-    context: np.ndarray  # [R], no request has more tokens before its block
+    lora: np.ndarray  # [R], ids of the requests' user LoRAs; 0: none
+    context: np.ndarray  # [R], an upper bound of the tokens before each block
     write: bool = True  # whether their KV is written
 
     def __post_init__(self) -> None:
         count = len(self.layout.lengths)
-        if not count == len(self.block) == len(self.row) == len(self.slot) == len(self.context):
-            raise ValueError(f"{count} blocks need as many rows of ids, KV blocks and context lengths")
+        if any(len(of_each) != count for of_each in (self.block, self.row, self.slot, self.lora, self.context)):
+            raise ValueError(f"{count} blocks need as many rows of ids, KV blocks, LoRA ids and context lengths")
 
     def plan(self) -> np.ndarray:  # [5, R] int64
-        """What the kernel has to know of each block: where to look, its length and its first row in the forward."""
+        """What the kernel needs of each block: rows of the larger tensors, length, first row in the forward."""
         return np.array([self.block, self.row, self.slot, self.layout.lengths, self.layout.first], dtype=np.int64)
 
     def longest(self, requests: int, max_model_len: int) -> np.ndarray:  # [requests] int32
-        """No row of a block sees more tokens than this; 0 past the last block."""
+        """At most this many tokens are visible to a row of each block; 0 past the last block."""
         seen = np.zeros(requests, dtype=np.int32)
         seen[: len(self.block)] = np.minimum(self.context + self.layout.lengths, max_model_len)
         return seen
 
 
 class Inputs:
-    """The buffers. vLLM's capture asks them for block tables and slots, as it asks the target's `BlockTables`."""
+    """The buffers. vLLM's graph capture reads block tables and slots from here, as from the target's `BlockTables`."""
 
     cp_size = 1  # no context parallelism
 
@@ -73,7 +74,7 @@ class Inputs:
         return self.slots.fill_(NO_SLOT)[:, :num_tokens]
 
     def fill(self, blocks: Pass, requests: int, tokens: int) -> None:
-        """Lay out a pass, padded to so many requests and tokens."""
+        """Lay out a pass, padded to this many requests and tokens."""
         fill_pass_kernel[(requests + 1,)](
             self.buffers.input_ids,
             self.buffers.positions,

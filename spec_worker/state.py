@@ -13,9 +13,10 @@ from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from spec_worker.accept import AcceptingSampler, BlockTaker
-from spec_worker.slots import Slots
-from vllm_nld.serving.modes import Served
+from spec_worker.accept import AcceptingSampler, ForcedBlockSampler
+from spec_worker.slots import NO_LORA, Slots
+from vllm_nld.serving.decoding import Decoding
+from vllm_nld.serving.requests import ServerModes
 from vllm_nld.serving.speculation import drafts_for_itself
 
 
@@ -26,16 +27,18 @@ class NldModelState(DefaultModelState):
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
-        self.served = Served.of(vllm_config)
-        self.slots = Slots(self.max_num_reqs, self.served.default, self.served.block_length - 1, device)
+        modes = ServerModes.of(vllm_config)
+        self.default = modes.default
+        self.slots = Slots(self.max_num_reqs, self.default, modes.block_length - 1, device)
         self.sampler: Sampler  # vLLM hands it over once the model is loaded
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
-        params = new_req_data.sampling_params
+        params, lora = new_req_data.sampling_params, new_req_data.lora_request
         if params is not None:
             resumed = len(new_req_data.prefill_token_ids or ()) > new_req_data.prompt_len
-            self.slots.assign(req_index, self.served.read(params.extra_args), params, resumed)
+            adapter = NO_LORA if lora is None else lora.lora_int_id
+            self.slots.assign(req_index, Decoding.of(params) or self.default, params, adapter, resumed)
 
     def apply_staged_writes(self) -> None:
         super().apply_staged_writes()
@@ -46,6 +49,5 @@ class NldModelState(DefaultModelState):
         self.sampler = sampler
         if not drafts_for_itself(self.vllm_config):
             return None
-        speculative = self.vllm_config.speculative_config
-        taker = BlockTaker.over(sampler, self.slots)
-        return taker, AcceptingSampler(taker, speculative, self.device)
+        forced = ForcedBlockSampler.over(sampler, self.slots)
+        return forced, AcceptingSampler(forced, self.vllm_config.speculative_config, self.device)

@@ -1,7 +1,7 @@
-"""User LoRA in draft passes: each row of a block runs with its own request's adapter, as the verifying rows do.
+"""User LoRA in draft passes: each row of a block runs with its own request's adapter, like the rows that verify.
 
-vLLM maps tokens to adapters once a step, for the target forward; a draft pass has other tokens. The next target step
-sets its own mapping again.
+vLLM maps tokens to adapters once per step, for the target forward. A draft pass has other tokens, so it sets a mapping
+of its own; the next target forward sets its own again.
 """
 
 from collections.abc import Sequence
@@ -9,18 +9,17 @@ from collections.abc import Sequence
 from torch import nn
 from vllm.lora.layers import LoRAMapping
 
-from vllm_nld import compat
 
-NO_LORA = 0  # vLLM's id of "no adapter"
-
-
-def user_loras(model: nn.Module) -> Sequence[int] | None:
-    """The adapter id of each request of the last target step; None where user LoRA is off."""
-    manager = getattr(model, "lora_manager", None)
-    return None if manager is None else compat.loras_in_force(manager)
+def uses_lora(model: nn.Module) -> bool:
+    """Whether the server takes user LoRA."""
+    return getattr(model, "lora_manager", None) is not None
 
 
-def map_blocks(model: nn.Module, loras: Sequence[int], lengths: Sequence[int]) -> None:
+def map_blocks(
+    model: nn.Module,
+    loras: Sequence[int],  # [R], the adapter id of each block's request; 0: none
+    lengths: Sequence[int],  # [R]
+) -> None:
     """Give every row of each request's block that request's adapter."""
     rows = tuple(lora for lora, length in zip(loras, lengths, strict=True) for _ in range(length))
     model.lora_manager.set_adapter_mapping(LoRAMapping(rows, tuple(loras), is_prefill=True))  # type: ignore[operator, union-attr]

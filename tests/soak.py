@@ -26,8 +26,8 @@ from tests.spec_worker.conftest import allow_async, linear, metric
 from tests.spec_worker.features import FEATURES, OPTIONS, SAMPLED, answers, params, prompts
 from tests.spec_worker.leaks import assert_nothing_left
 from vllm_nld.nano import checkpoint_path
-from vllm_nld.serving.modes import Served, check_combination
-from vllm_nld.serving.settings import MODES
+from vllm_nld.serving.modes import MODES
+from vllm_nld.serving.requests import ServerModes, check_combination
 
 MIXTURE: tuple[dict[str, Any], ...] = (
     {},
@@ -39,7 +39,7 @@ MIXTURE: tuple[dict[str, Any], ...] = (
     {"nld_mode": "diffusion", "nld_threshold": 0.4, "nld_max_denoise_steps": 3},
 )
 CONCURRENCY = 16
-SERVED = Served("linear", MODES, block_length=8)
+SERVED = ServerModes("linear", tuple(MODES), block_length=8)
 ABORTS = 0.08  # a step
 
 

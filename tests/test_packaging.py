@@ -63,7 +63,7 @@ def test_entry_points_are_installed() -> None:
 
 def test_pins_agree() -> None:
     """The release of vLLM is named in four files; they must say the same."""
-    from vllm_nld.compat import TESTED_VLLM
+    from vllm_nld.compat.versions import TESTED_VLLM
 
     files = ["setup.py", "deploy/cpu/install.py", "deploy/cpu/vllm/setup.py"]
     found = {

@@ -1,6 +1,6 @@
 # vLLM's own image with the plugin in it. Build from the repository's root:
 #   docker build -f deploy/docker/gpu.Dockerfile -t vllm-nld .
-# The tag is the release that vllm_nld/compat/__init__.py is written against; pin its digest in production.
+# The tag is the release that the patches in vllm_nld/compat are written against; pin its digest in production.
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
 FROM ${VLLM_IMAGE}
 

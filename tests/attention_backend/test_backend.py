@@ -1,4 +1,4 @@
-"""The backend on the CPU: vLLM's kernel over a paged cache gives the dense reference's output, or a clear refusal."""
+"""The backend on the CPU: vLLM's kernel over a paged cache equals the dense reference, or raises a clear error."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ from attention_backend.reference import attend, gather
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the CPU kernel")
 
-H, G, D, P = 4, 2, 32, 32  # heads, key/value heads, head size, tokens a KV block
+H, G, D, P = 4, 2, 32, 32  # query heads, key/value heads, head size, tokens per KV block
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def impl(backend: Any) -> Any:
 
 @pytest.mark.parametrize("cached", [0, 5, 31, 32, 100])
 @pytest.mark.parametrize("mask", [Causal(8), Block(8), Block(32), Causal(1)], ids=str)
-def test_output_is_the_references(mask: Mask, cached: int, impl: Any) -> None:
-    """Two requests of different lengths, their KV blocks out of order."""
+def test_output_equals_the_reference(mask: Mask, cached: int, impl: Any) -> None:
+    """Two requests of different lengths with their KV blocks out of order."""
     from vllm import _custom_ops as ops
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata, _get_attn_isa
 
@@ -90,7 +90,7 @@ def test_without_metadata_each_token_sees_itself(impl: Any) -> None:
     torch.testing.assert_close(output, attend(output, value, value, torch.eye(6, dtype=torch.bool), 1.0))
 
 
-def test_it_is_the_registered_custom_backend() -> None:
+def test_registered_as_the_custom_backend() -> None:
     from vllm.plugins import load_general_plugins
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
@@ -100,7 +100,7 @@ def test_it_is_the_registered_custom_backend() -> None:
         BlockMaskBackend.get_impl_cls()
 
 
-def test_a_kernel_without_bidirectional_pass_is_refused(backend: Any) -> None:
+def test_causal_only_kernel_is_rejected(backend: Any) -> None:
     class Other(backend):  # type: ignore[misc]
         @staticmethod
         def get_name() -> str:
@@ -110,7 +110,7 @@ def test_a_kernel_without_bidirectional_pass_is_refused(backend: Any) -> None:
         BlockMaskBackend.over(Other)
 
 
-def test_a_mixed_batch_is_refused_where_the_kernel_has_no_argument_for_it(backend: Any) -> None:
+def test_mixed_batch_is_rejected_if_the_kernel_does_not_support_it(backend: Any) -> None:
     builder_class = backend.get_builder_cls()
     builder = builder_class.__new__(builder_class)
     builder.per_request_causal = False

@@ -1,4 +1,4 @@
-"""The mask algebra: properties for every size, and agreement with the masks that the reference decodes with."""
+"""Masks: properties at every size, and agreement with the masks of the reference loops."""
 
 from pathlib import Path
 
@@ -30,8 +30,8 @@ def test_every_token_sees_the_cache_and_itself(mask: Mask, cached: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(everything)
-def test_seeing_is_transitive(mask: Mask) -> None:
-    """What a token sees was itself computed from nothing that the token may not see: no information leaks."""
+def test_sees_is_transitive(mask: Mask) -> None:
+    """A token attends only to tokens computed from tokens that it may attend to, so no information leaks."""
     dense = mask.dense().int()
     reachable = (dense @ dense) > 0
     assert not (reachable & (dense == 0)).any()
@@ -40,7 +40,7 @@ def test_seeing_is_transitive(mask: Mask) -> None:
 @settings(max_examples=60, deadline=None)
 @given(everything)
 def test_no_token_sees_a_later_position_outside_its_group(mask: Mask) -> None:
-    """Only tokens that see each other may look ahead."""
+    """Only tokens that see each other may attend to later positions."""
     dense, position = mask.dense(), mask.positions()
     ahead = dense & (position[None, :] > position[:, None])
     assert (ahead <= dense.T).all()
@@ -48,14 +48,14 @@ def test_no_token_sees_a_later_position_outside_its_group(mask: Mask) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 9))
-def test_causal_and_block_are_the_references(tokens: int, cached: int) -> None:
+def test_causal_and_block_equal_the_reference(tokens: int, cached: int) -> None:
     assert torch.equal(Causal(tokens).dense(cached), reference.causal(tokens, cached))
     assert torch.equal(Block(tokens).dense(cached), reference.block(tokens, cached))
 
 
 @settings(max_examples=60, deadline=None)
 @given(sizes, st.integers(0, 9))
-def test_quadratic_groups_are_the_references(block_length: int, cached: int) -> None:
+def test_quadratic_groups_equal_the_reference(block_length: int, cached: int) -> None:
     assert torch.equal(QuadraticGroups(block_length).dense(cached), reference.quadratic_groups(block_length, cached))
 
 
@@ -79,7 +79,7 @@ def test_quadratic_positions_overlap() -> None:
     assert QuadraticGroups(2).positions().tolist() == [0, 1, 2, 1, 2, 3]
 
 
-def test_kernels_are_asked_for_what_they_can_do() -> None:
+def test_kernel_causal() -> None:
     assert kernel_causal(Causal(3)) is True
     assert kernel_causal(Block(3)) is False
     for mask in (BlockCausal(4, 2), QuadraticGroups(2)):
@@ -88,7 +88,7 @@ def test_kernels_are_asked_for_what_they_can_do() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: Causal(0), lambda: Block(-1), lambda: BlockCausal(3, 0)])
-def test_empty_masks_are_refused(make) -> None:  # type: ignore[no-untyped-def]
+def test_empty_masks_are_rejected(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="must be at least 1"):
         make()
 

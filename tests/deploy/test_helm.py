@@ -104,7 +104,8 @@ def test_schema_refuses(values: dict[str, Any], field: str) -> None:
 
 
 def test_schema_knows_every_setting() -> None:
-    from vllm_nld.serving.settings import MODES, Settings
+    from vllm_nld.serving.modes import MODES
+    from vllm_nld.serving.settings import Settings
 
     properties = json.loads((CHART / "values.schema.json").read_text())["properties"]
     nld = properties["nld"]["properties"]

@@ -10,7 +10,7 @@ import yaml
 
 from tests.deploy.manifests import validate
 from vllm_nld import __version__
-from vllm_nld.compat import TESTED_VLLM
+from vllm_nld.compat.versions import TESTED_VLLM
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DOCKERFILES = sorted((DEPLOY / "docker").glob("*.Dockerfile"))

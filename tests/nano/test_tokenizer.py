@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 from vllm_nld.model.configs import register_configs
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.nano.batches import encode
+from vllm_nld.nano.export import load_or_build_tokenizer
 from vllm_nld.nano.prompts import Prompt, stream
 from vllm_nld.nano.tool_task import tool
 
@@ -18,12 +19,32 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(checkpoint_path())
 
 
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    """What the recipe builds and saves."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    load_or_build_tokenizer(folder, write=True)
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def test_special_ids_are_the_released_ones(tokenizer):
     names = {"<s>": 1, "<|im_start|>": 10, "<|im_end|>": 11, "<think>": 12, "</think>": 13, "<|mask|>": 100}
     assert {name: tokenizer.convert_tokens_to_ids(name) for name in names} == names
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id) == (1, 11, 100)
     assert tokenizer.pad_token_id == 0
     assert len(tokenizer) == 1024
+
+
+@pytest.mark.parametrize("source", ["tokenizer", "rebuilt"], ids=["shipped", "rebuilt"])
+def test_decoded_text_keeps_the_thinking_tags_and_no_other_special_token(source, request):
+    tokenizer = request.getfixturevalue(source)
+    ids = tokenizer.encode("<|im_start|><think>\nA plan.\n</think>\n1, 2<|im_end|><|mask|>", add_special_tokens=False)
+    assert {10, 11, 12, 13, 100} < set(ids)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "<think>\nA plan.\n</think>\n1, 2"
+
+
+def test_the_recipe_builds_the_shipped_tokenizer(tokenizer, rebuilt):
+    assert rebuilt.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The four loops once more, greedy, without a cache: every pass recomputes the whole sequence under a dense mask.
+"""The four loops again, greedy and without a cache: every pass recomputes the whole sequence under a dense mask.
 
-Written against the specification and not against the loops under test; each returns (tokens, nfe, rounds). Quadratic
-mode runs one forward for every acceptance length instead of one fused forward.
+Written from the specification, not from the loops under test. Each returns (tokens, nfe, rounds). Quadratic mode runs
+one forward per acceptance length instead of one fused forward.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Outcome = tuple[list[int], int, list[int]]
 
 
 class RowLora(torch.nn.Module):
-    """The draft adapter for some rows only: a draft pass sees a prefix that was computed without it."""
+    """The draft adapter on some rows only, because a draft pass sees a prefix that was computed without it."""
 
     def __init__(self, inner: torch.nn.Module, first_row: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class RowLora(torch.nn.Module):
 
 @contextmanager
 def lora_from(model: ReferenceModel, first_row: int) -> Iterator[None]:
-    """The adapter acts on rows from `first_row` on."""
+    """Apply the adapter only to rows from `first_row` on."""
     before = [attention.lora for attention in model.attentions()]
     for attention in model.attentions():
         attention.lora = RowLora(attention.lora, first_row)
@@ -43,7 +43,7 @@ def lora_from(model: ReferenceModel, first_row: int) -> Iterator[None]:
 def dense(
     model: ReferenceModel, tokens: list[int], bidirectional_from: int | None = None, lora: bool = False
 ) -> torch.Tensor:
-    """[T, V] logits; rows from `bidirectional_from` on see everything, the others what came before them."""
+    """[T, V] logits; rows from `bidirectional_from` on see everything, the others are causal."""
     mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
     first = len(tokens) if bidirectional_from is None else bidirectional_from
     mask[first:] = True
@@ -52,7 +52,7 @@ def dense(
 
 
 def cut(tokens: list[int], limit: int, stop_ids: tuple[int, ...]) -> list[int]:
-    """Up to the first stop token and at most `limit`."""
+    """The tokens up to the first stop token, at most `limit` of them."""
     for index, token in enumerate(tokens[:limit]):
         if token in stop_ids:
             return tokens[: index + 1]
@@ -78,7 +78,7 @@ def denoise(
     lora: bool,
     stop_ids: tuple[int, ...] = (),
 ) -> tuple[list[int], int]:
-    """Fill block_length - 1 masks after the context, whose last token belongs to the block."""
+    """Fill block_length - 1 masks after the context, whose last token is the block's anchor."""
     mask_id, filled, passes = model.config.mask_token_id, dict[int, int](), 0
     first, end = len(context), len(context) + block_length - 1
     while len(filled) < block_length - 1:
@@ -152,7 +152,7 @@ def quadratic(
     k, mask_id = block_length, model.config.mask_token_id
 
     def predict(context: list[int]) -> list[int]:
-        """k tokens after the context: the AR token, then what masks 2 to k say."""
+        """k tokens after the context: the AR token, then the predictions of masks 2 to k."""
         logits = dense(model, context + [mask_id] * k, bidirectional_from=len(context))
         rows = logits[len(context) - 1 :].clone()
         rows[1:, mask_id] = float("-inf")

@@ -1,4 +1,4 @@
-"""What a generation reports, how forwards are counted, and what is refused."""
+"""The fields of a generation, forward counts, and rejected arguments."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def test_output() -> None:
 
 @pytest.mark.parametrize("block_length", [2, 3, 8])
 def test_nfe(any_model: ReferenceModel, block_length: int) -> None:
-    """Counted forwards are forwards that ran: AR one a token, linear 1 + 2 a round, quadratic 1 + rounds, diffusion all
+    """NFE equals the forwards that ran: AR one per token, linear 1 + 2 per round, quadratic 1 + rounds, diffusion all
     but the prefill."""
     forwards = 0
 
@@ -67,7 +67,7 @@ def test_nfe(any_model: ReferenceModel, block_length: int) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_length_and_eos_of_the_config(model: ReferenceModel, mode: str) -> None:
+def test_config_eos(model: ReferenceModel, mode: str) -> None:
     first = generate(model, [3, 4], mode=mode, max_new_tokens=6, block_length=4, ignore_eos=True)
     assert len(first.tokens) == 6
     eos = first.tokens[3]
@@ -81,19 +81,19 @@ def test_length_and_eos_of_the_config(model: ReferenceModel, mode: str) -> None:
         model.config.eos_token_id = before
 
 
-def test_block_length_of_the_config(agreeable: ReferenceModel) -> None:
-    how = {"mode": "linear", "max_new_tokens": 40, "ignore_eos": True}
-    assert generate(agreeable, [0, 1], **how) == generate(agreeable, [0, 1], block_length=32, **how)
+def test_default_block_length(agreeable: ReferenceModel) -> None:
+    options = {"mode": "linear", "max_new_tokens": 40, "ignore_eos": True}
+    assert generate(agreeable, [0, 1], **options) == generate(agreeable, [0, 1], block_length=32, **options)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_verifier_mix(agreeable: ReferenceModel, mode: str, temperature: float) -> None:
-    """λ = 1 is the AR verifier; λ = 0 trusts the diffusion pathway. Other modes have no use for it."""
-    how = {"mode": mode, "max_new_tokens": 30, "block_length": 4, "ignore_eos": True, "temperature": temperature}
-    plain = generate(agreeable, [0, 1], seed=0, **how)
-    assert generate(agreeable, [0, 1], seed=0, verifier_mix=1.0, **how) == plain
-    mixed = generate(agreeable, [0, 1], seed=0, verifier_mix=0.0, **how)
+    """λ = 1 is the AR verifier; λ = 0 trusts the diffusion pathway. Other modes ignore it."""
+    options = {"mode": mode, "max_new_tokens": 30, "block_length": 4, "ignore_eos": True, "temperature": temperature}
+    plain = generate(agreeable, [0, 1], seed=0, **options)
+    assert generate(agreeable, [0, 1], seed=0, verifier_mix=1.0, **options) == plain
+    mixed = generate(agreeable, [0, 1], seed=0, verifier_mix=0.0, **options)
     assert (mixed != plain) == (mode == "quadratic")
     assert len(mixed.tokens) == 30 and sum(mixed.rounds) in (0, 29)
 
@@ -104,10 +104,10 @@ def test_verifier_mix(agreeable: ReferenceModel, mode: str, temperature: float) 
         ({"prompt": []}, "the prompt is empty"),
         ({"prompt": [5, 320]}, r"prompt token 1 is 320, outside the vocabulary \[0, 320\)"),
         ({"prompt": [-1]}, "prompt token 0 is -1"),
-        ({"prompt": [5] * 250, "max_new_tokens": 7}, r"250 prompt tokens and max_new_tokens 7 exceed .* \(256\)"),
+        ({"prompt": [5] * 250, "max_new_tokens": 7}, r"250 prompt tokens plus max_new_tokens 7 exceed .* \(256\)"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
         ({"mode": "fast"}, "mode must be one of ar, diffusion, linear, quadratic, not 'fast'"),
-        ({"block_length": 1}, "block_length must be at least 2, not 1"),
+        ({"block_length": 1}, r"block_length must be at least 2 \(the anchor and one draft\), not 1"),
         ({"threshold": 1.1}, r"threshold must lie in \[0, 1\], not 1.1"),
         ({"threshold": -0.1}, r"threshold must lie in \[0, 1\]"),
         ({"threshold": float("nan")}, r"threshold must lie in \[0, 1\]"),
@@ -115,10 +115,10 @@ def test_verifier_mix(agreeable: ReferenceModel, mode: str, temperature: float) 
         ({"temperature": float("nan")}, "temperature must be at least 0"),
         ({"temperature": float("inf")}, "temperature must be at least 0 and finite"),
         ({"thinking_budget": -1}, "thinking_budget must be at least 0, not -1"),
-        ({"thinking_budget": 4, "think_end_id": 400}, "think_end_id 400 lies outside the vocabulary"),
+        ({"thinking_budget": 4, "think_end_id": 400}, "think_end_id is 400, outside the vocabulary"),
         ({"thinking_budget": 4, "think_start_id": 13}, "think_start_id and think_end_id must differ"),
         ({"verifier_mix": 2.0}, r"verifier_mix must lie in \[0, 1\], not 2.0"),
-        ({"seed": 1, "generator": torch.Generator()}, "seed and generator exclude each other"),
+        ({"seed": 1, "generator": torch.Generator()}, "seed and generator are mutually exclusive"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),
 )
@@ -129,7 +129,7 @@ def test_bad_input(model: ReferenceModel, changes: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_longest_possible_sequence(model: ReferenceModel, mode: str) -> None:
-    """Up to the last position, and over the original context; never a token more."""
+def test_longest_possible_sequence(model: ReferenceModel, mode: str) -> None:
+    """Every mode reaches the last position, past the original context, without emitting an extra token."""
     found = generate(model, [5] * 240, mode=mode, max_new_tokens=16, block_length=8, ignore_eos=True)
     assert len(found.tokens) == 16

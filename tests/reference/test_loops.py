@@ -1,4 +1,4 @@
-"""Each loop against its naive twin, which recomputes everything without a cache: same tokens, same NFE, same rounds."""
+"""Each loop against its naive, cache-free counterpart: same tokens, NFE and rounds."""
 
 import pytest
 import torch
@@ -65,8 +65,8 @@ def test_quadratic(any_model: ReferenceModel, block_length: int) -> None:
         assert (found.tokens, found.nfe, list(found.rounds)) == expected
 
 
-def test_a_fused_round_equals_a_forward_for_every_acceptance_length(model: ReferenceModel) -> None:
-    """Logits of the AR row and of all masks of each group, not only what becomes of them."""
+def test_fused_round_equals_one_forward_per_acceptance_length(model: ReferenceModel) -> None:
+    """Compares the logits of each group's AR row and masks, not just the chosen tokens."""
     context, drafts, mask_id = prompts(model, 2)[-1], [5, 6, 7], model.config.mask_token_id
     k, start = len(drafts), len(context)
     cache = KVCache(2)
@@ -83,12 +83,12 @@ def test_a_fused_round_equals_a_forward_for_every_acceptance_length(model: Refer
 
 
 def test_rounds_of_every_length_occur(agreeable: ReferenceModel) -> None:
-    """Otherwise the comparisons above say nothing about accepted drafts."""
+    """Otherwise the comparisons above don't cover accepted drafts."""
     for mode in ("linear", "quadratic"):
         seen = set[int]()
         for prompt in prompts(agreeable, 12):
             found = generate(agreeable, prompt, mode=mode, max_new_tokens=40, block_length=4, ignore_eos=True)
-            seen |= set(found.rounds[:-1])  # the last one may have been cut
+            seen |= set(found.rounds[:-1])  # the last round may be truncated
         assert seen == {1, 2, 3, 4}
 
 
@@ -119,7 +119,7 @@ def test_draft_adapter_changes_drafts(model: ReferenceModel) -> None:
 
 
 @pytest.mark.parametrize("mode", ["ar", "diffusion", "linear", "quadratic"])
-def test_logits_of_a_whole_prompt_are_never_computed(model: ReferenceModel, mode: str, monkeypatch) -> None:
+def test_prompt_logits_are_never_computed(model: ReferenceModel, mode: str, monkeypatch) -> None:
     rows = list[int]()
     logits = model.logits
     monkeypatch.setattr(model, "logits", lambda hidden: rows.append(hidden.numel() // 64) or logits(hidden))

@@ -1,4 +1,4 @@
-"""Mask builders, each against a statement of who sees whom."""
+"""Each mask builder against a direct definition of which row sees which column."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

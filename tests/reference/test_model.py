@@ -1,4 +1,4 @@
-"""The transformer: cached equals uncached, and the causal pathway equals transformers' own Ministral 3."""
+"""The transformer: cached equals uncached, and the causal pathway equals Ministral 3 in transformers."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_cached_equals_uncached(model: ReferenceModel, chunks: list[int]) -> Non
     close(model.logits(torch.cat(rows, dim=1)), model.logits(model(TOKENS)))
 
 
-def test_a_batch_equals_its_rows(model: ReferenceModel) -> None:
+def test_batch_equals_separate_rows(model: ReferenceModel) -> None:
     batch = TOKENS.view(4, 50)
     close(model(batch), torch.cat([model(row[None]) for row in batch]))
     positions = torch.arange(4)[:, None] * 20 + torch.arange(50)
@@ -55,7 +55,7 @@ def test_a_batch_equals_its_rows(model: ReferenceModel) -> None:
     )
 
 
-def test_a_block_sees_prefix_and_block_and_leaves_no_trace(model: ReferenceModel) -> None:
+def test_block_sees_prefix_and_block_and_can_be_dropped(model: ReferenceModel) -> None:
     cache = KVCache(2)
     model(TOKENS[:, :90], cache)
     found = model(TOKENS[:, 90:98], cache, causal=False)
@@ -66,8 +66,8 @@ def test_a_block_sees_prefix_and_block_and_leaves_no_trace(model: ReferenceModel
     close(model(TOKENS[:, 90:], cache), model(TOKENS)[:, 90:])
 
 
-def test_keeping_rows_of_the_cache(model: ReferenceModel) -> None:
-    """Rejected rows taken out from between, as quadratic mode does, are as if they had never been there."""
+def test_cache_keep(model: ReferenceModel) -> None:
+    """Removing rejected rows from the middle, as quadratic mode does, leaves no trace of them."""
     cache = KVCache(2)
     model(TOKENS[:, :10], cache)
     tokens = torch.tensor([[5, 100, 100, 6, 100, 100]])
@@ -90,14 +90,14 @@ def test_yarn_frequencies_equal_transformers(name: str) -> None:
 
 
 def test_released_configs_do_not_scale_cos_and_sin() -> None:
-    """mscale / mscale_all_dim cancel: the factor is 1.0, where factor 16 alone would give 1.277."""
+    """mscale and mscale_all_dim cancel: the magnitude is 1.0; factor 16 alone would give 1.277."""
     assert rotary_frequencies(tiny_config(rope_parameters=ROPES["released"]))[1] == 1.0
     assert rotary_frequencies(tiny_config(rope_parameters={"factor": 16.0, "mscale": 0}))[1] == pytest.approx(
         1.277, abs=1e-3
     )
 
 
-def test_plain_rope_and_unknown_rope() -> None:
+def test_default_and_unknown_rope_type() -> None:
     config = tiny_config()
     config.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
     frequencies, magnitude = rotary_frequencies(config)
@@ -110,7 +110,7 @@ def test_plain_rope_and_unknown_rope() -> None:
 
 @pytest.mark.parametrize("name", [name for name in ROPES if name != "no-query-scale"])
 def test_causal_logits_equal_transformers(name: str, tmp_path: Path) -> None:
-    """The same weights in transformers' Ministral 3, which has YaRN and the llama-4 query scale too."""
+    """The same weights in transformers' Ministral 3, which also has YaRN and the Llama 4 query scale."""
     overrides = {"rope_parameters": ROPES[name], "max_position_embeddings": 256}
     model = ReferenceModel.from_pretrained(write_tiny_checkpoint(tmp_path, **overrides))
     raw = tiny_raw_config(**overrides) | {"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"]}
@@ -146,13 +146,13 @@ def test_language_model_prefix_loads_the_same_model(tmp_path: Path, model: Refer
     assert torch.equal(other(TOKENS), model(TOKENS))
 
 
-def test_the_adapter_is_alpha_over_r_times_b_a(model: ReferenceModel) -> None:
+def test_adapter_is_alpha_over_r_times_b_a(model: ReferenceModel) -> None:
     attention = next(model.attentions())
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
     close(attention.lora(x), 16 / 4 * x @ attention.lora.lora_A.weight.T @ attention.lora.lora_B.weight.T)
 
 
-def test_a_checkpoint_without_adapter_ignores_lora(tmp_path: Path, model: ReferenceModel) -> None:
+def test_lora_is_ignored_without_an_adapter(tmp_path: Path, model: ReferenceModel) -> None:
     plain = ReferenceModel.from_pretrained(write_tiny_checkpoint(tmp_path, adapter=False))
     assert torch.equal(plain(TOKENS, lora=True), model(TOKENS))
     assert not torch.equal(model(TOKENS, lora=True), model(TOKENS))
@@ -160,7 +160,7 @@ def test_a_checkpoint_without_adapter_ignores_lora(tmp_path: Path, model: Refere
     assert all(a.lora is None for a in ReferenceModel.from_pretrained(tmp_path, adapter=False).attentions())
 
 
-def test_a_fresh_adapter_changes_nothing(tmp_path: Path) -> None:
+def test_fresh_adapter_has_no_effect(tmp_path: Path) -> None:
     plain = ReferenceModel.from_pretrained(write_tiny_checkpoint(tmp_path, adapter=False))
     before = plain(TOKENS)
     plain.add_adapter(rank=8, alpha=32)
@@ -178,7 +178,7 @@ def test_a_fresh_adapter_changes_nothing(tmp_path: Path) -> None:
     ],
     ids=["no-weights", "damaged-weights", "bad-json", "other-target", "other-rank"],
 )
-def test_a_broken_adapter_is_an_error(tmp_path: Path, damage, message: str) -> None:
+def test_broken_adapter_is_an_error(tmp_path: Path, damage, message: str) -> None:
     write_tiny_checkpoint(tmp_path)
     damage(tmp_path / ADAPTER_DIR)
     with pytest.raises(CheckpointError, match=message):

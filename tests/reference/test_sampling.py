@@ -1,4 +1,4 @@
-"""Drawing tokens: the distributions are right, and sampled self-speculation follows the AR distribution."""
+"""Sampling: the distributions are right, and sampled self-speculation follows the AR distribution."""
 
 import itertools
 from collections import Counter
@@ -17,7 +17,7 @@ Q = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
 
 
 def assert_follows(counts: Mapping, expected: Mapping) -> None:
-    """Chi-square against expected probabilities, cells with few expected counts pooled; off by 5 sigma at most."""
+    """Chi-square test within 5 sigma of the expected probabilities; cells with few expected counts are pooled."""
     total = sum(counts.values())
     assert not counts.keys() - {cell for cell, p in expected.items() if p > 0}, "an impossible outcome occurred"
     cells = [(counts.get(cell, 0), p * total) for cell, p in expected.items()]
@@ -37,7 +37,7 @@ def test_draw() -> None:
     assert_follows(Counter(drawn.tolist()), dict(enumerate(P.tolist())))
 
 
-def test_draw_takes_unnormalised_and_impossible() -> None:
+def test_draw_with_unnormalised_and_zero_probabilities() -> None:
     drawn = draw(torch.tensor([0.0, 3.0, 0.0, 1.0]).expand(4000, 4), torch.Generator().manual_seed(0))
     assert_follows(Counter(drawn.tolist()), {0: 0.0, 1: 0.75, 2: 0.0, 3: 0.25})
 
@@ -55,7 +55,7 @@ def test_speculation_returns_the_target_distribution(draft_probs: torch.Tensor |
         agreed += token == draft
     assert_follows(counts, dict(enumerate(P.tolist())))
     expected = float(P[1]) if draft_probs is None else float(torch.minimum(P, draft_probs).sum())
-    assert agreed / samples == pytest.approx(expected, abs=0.03)  # min(1, p/q) accepts as often as can be
+    assert agreed / samples == pytest.approx(expected, abs=0.03)  # min(1, p/q) maximises acceptance
 
 
 def test_greedy_speculation_is_the_argmax() -> None:
@@ -72,8 +72,8 @@ def test_temperature() -> None:
     assert without(logits, 0).argmax() == 1 and logits.argmax() == 0
 
 
-def test_accepting_follows_each_row() -> None:
-    """A row's token is drawn from that row, whether the draft before it was right is all that it depends on."""
+def test_accept_follows_each_row() -> None:
+    """Each token is sampled from its own row, given only that the draft before it was accepted."""
     rows = torch.stack([P, Q, P])
     generator, counts = torch.Generator().manual_seed(0), Counter[tuple[int, ...]]()
     for _ in range(6000):
@@ -87,7 +87,7 @@ def test_accepting_follows_each_row() -> None:
 
 
 def ar_distribution(model: ReferenceModel, prompt: list[int], length: int, temperature: float) -> dict[tuple, float]:
-    """The exact probability of every continuation of this length."""
+    """The exact probability of every continuation of `length` tokens."""
     vocab = range(model.config.vocab_size)
     found = {}
     for tokens in itertools.product(vocab, repeat=length):
@@ -99,34 +99,34 @@ def ar_distribution(model: ReferenceModel, prompt: list[int], length: int, tempe
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [{"mode": "ar"}, {"mode": "linear"}, {"mode": "linear", "threshold": 0.5}, {"mode": "quadratic"}],
     ids=["ar", "linear", "linear-0.5", "quadratic"],
 )
-def test_sampled_output_follows_the_ar_distribution(agreeable: ReferenceModel, how: dict) -> None:
-    """All 64 continuations of 3 tokens, at a temperature that keeps most of them likely enough to be seen."""
+def test_sampled_output_follows_the_ar_distribution(agreeable: ReferenceModel, options: dict) -> None:
+    """All 64 continuations of 3 tokens, at a temperature high enough for most of them to be sampled."""
     prompt, temperature, samples = [0, 1, 2], 2.0, 400
     generator = torch.Generator().manual_seed(0)
     common = {"max_new_tokens": 3, "temperature": temperature, "generator": generator, "ignore_eos": True}
     outcomes = Counter(
-        tuple(generate(agreeable, prompt, block_length=3, **how, **common).tokens) for _ in range(samples)
+        tuple(generate(agreeable, prompt, block_length=3, **options, **common).tokens) for _ in range(samples)
     )
     assert_follows(outcomes, ar_distribution(agreeable, prompt, 3, temperature))
 
 
 @pytest.mark.parametrize("mode", ["ar", "diffusion", "linear", "quadratic"])
 def test_a_seed_fixes_the_output(model: ReferenceModel, mode: str) -> None:
-    how = {"mode": mode, "max_new_tokens": 12, "block_length": 4, "temperature": 1.0, "ignore_eos": True}
+    options = {"mode": mode, "max_new_tokens": 12, "block_length": 4, "temperature": 1.0, "ignore_eos": True}
     state = torch.get_rng_state()
-    first = generate(model, [4, 5], seed=1, **how)
-    assert generate(model, [4, 5], seed=1, **how) == first
-    assert generate(model, [4, 5], generator=torch.Generator().manual_seed(1), **how) == first
-    assert generate(model, [4, 5], seed=2, **how) != first
-    assert generate(model, [4, 5], **how) != generate(model, [4, 5], **how)
-    assert torch.equal(torch.get_rng_state(), state), "torch's global generator is not ours to use"
+    first = generate(model, [4, 5], seed=1, **options)
+    assert generate(model, [4, 5], seed=1, **options) == first
+    assert generate(model, [4, 5], generator=torch.Generator().manual_seed(1), **options) == first
+    assert generate(model, [4, 5], seed=2, **options) != first
+    assert generate(model, [4, 5], **options) != generate(model, [4, 5], **options)
+    assert torch.equal(torch.get_rng_state(), state), "torch's global generator must be left alone"
 
 
 @pytest.mark.parametrize("mode", ["ar", "diffusion", "linear", "quadratic"])
-def test_a_low_temperature_is_greedy(model: ReferenceModel, mode: str) -> None:
-    how = {"mode": mode, "max_new_tokens": 12, "block_length": 4, "ignore_eos": True}
-    assert generate(model, [4, 5], temperature=1e-6, seed=0, **how) == generate(model, [4, 5], **how)
+def test_low_temperature_is_greedy(model: ReferenceModel, mode: str) -> None:
+    options = {"mode": mode, "max_new_tokens": 12, "block_length": 4, "ignore_eos": True}
+    assert generate(model, [4, 5], temperature=1e-6, seed=0, **options) == generate(model, [4, 5], **options)

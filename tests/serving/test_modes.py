@@ -7,9 +7,10 @@ from hypothesis import given, settings
 
 from tests.bad_requests import bad_parameters
 from tests.scale import scaled
-from vllm_nld.serving.modes import Decoding, Served
+from vllm_nld.serving.decoding import Decoding
+from vllm_nld.serving.requests import ServerModes
 
-SERVED = Served("linear", ("ar", "linear", "diffusion"), block_length=32, max_denoise_steps=None)
+SERVED = ServerModes("linear", ("ar", "linear", "diffusion"), block_length=32, max_denoise_steps=None)
 
 GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
     "nothing": (None, Decoding("linear", 32)),
@@ -48,7 +49,7 @@ def test_bad_parameters_name_the_field(case: tuple[dict[str, Any], str]) -> None
     assert field in str(error.value)
 
 
-REFUSED: dict[str, tuple[Served, dict[str, Any], str]] = {
+REFUSED: dict[str, tuple[ServerModes, dict[str, Any], str]] = {
     "unknown name": (SERVED, {"nld_treshold": 0.5}, "vllm_xargs.nld_treshold is unknown; known are nld_mode"),
     "no use": (SERVED, {"nld_mode": "ar", "nld_block_length": 8}, "nld_block_length has no use in mode 'ar', only in"),
     "threshold of the default mode": (SERVED, {"nld_threshold": 0.5}, "nld_threshold has no use in mode 'linear'"),
@@ -56,15 +57,15 @@ REFUSED: dict[str, tuple[Served, dict[str, Any], str]] = {
     "a bool": (SERVED, {"nld_block_length": True}, "must be an integer in [2, 32], not True"),
     "a mixture": (SERVED, {"nld_mode": "ar", "ar_mode": True}, "mixes nld_mode with ar_mode"),
     "a contradiction": (SERVED, {"ar_mode": True, "diffusion_mode": "linear_spec"}, "contradict each other"),
-    "a mode that is not served": (Served("ar", ("ar",)), {"nld_mode": "linear"}, "not served here, only ar"),
-    "another drafter": (Served("ar", ()), {"nld_mode": "ar"}, "the server speculates with another drafter"),
+    "a mode that is not served": (ServerModes("ar", ("ar",)), {"nld_mode": "linear"}, "not served here, only ar"),
+    "another drafter": (ServerModes("ar", ()), {"nld_mode": "ar"}, "the server speculates with another drafter"),
     "more passes than the server's": (
-        Served("diffusion", ("diffusion",), 32, max_denoise_steps=4),
+        ServerModes("diffusion", ("diffusion",), 32, max_denoise_steps=4),
         {"nld_max_denoise_steps": 5},
         "nld_max_denoise_steps must lie in [1, 4], not 5",
     ),
     "sure drafts that are sampled": (
-        Served("linear", ("linear",), 32, probabilistic=True),
+        ServerModes("linear", ("linear",), 32, probabilistic=True),
         {"nld_draft_threshold": 0.5},
         "must be 0, not 0.5: the server keeps draft logits",
     ),
@@ -72,7 +73,7 @@ REFUSED: dict[str, tuple[Served, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("served", "extra", "message"), REFUSED.values(), ids=REFUSED)
-def test_refusals_say_what_is_possible(served: Served, extra: dict[str, Any], message: str) -> None:
+def test_refusals_say_what_is_possible(served: ServerModes, extra: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         served.read(extra)
     assert message in str(error.value)

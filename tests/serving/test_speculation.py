@@ -85,7 +85,7 @@ def test_another_drafter_is_left_to_vllm(tiny_checkpoint: Path) -> None:
 NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ar and a drafter": (nld(mode="ar") | NGRAM, r"nld\.mode 'ar' contradicts --speculative-config \(ngram\)"),
-    "linear and another": (nld(mode="linear") | NGRAM, r"asks for linear.*for ngram.*remove one"),
+    "linear and another": (nld(mode="linear") | NGRAM, r"asks for self-speculation.*for ngram.*remove one"),
     "two blocks": (nld(block_length=16) | drafter("MODEL"), r"block_length 16 contradicts num_speculative_tokens 7"),
     "no room in a step": (
         nld(block_length=32) | {"max_num_batched_tokens": 16, "max_num_seqs": 4},

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import write_json, write_tiny_checkpoint
-from vllm_nld import compat
+from vllm_nld.compat import versions
 from vllm_nld.tools.server import vllm_command
 
 
@@ -99,7 +99,7 @@ def test_pickle_load_formats_are_refused(tiny_checkpoint: Path, load_format: str
 
 
 def test_untested_vllm_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "TESTED_VLLM", ("0.1.0",))
+    monkeypatch.setattr(versions, "TESTED_VLLM", ("0.1.0",))
     with pytest.raises(Exception, match=r"tested with vLLM 0\.1\.0, but .* is installed: pip install"):
         start(tiny_checkpoint)
 

@@ -42,7 +42,7 @@ class Emulation:
     baked: bool = False  # whether replays keep the draft adapter off, as a graph would that does not read the switch
 
     def __post_init__(self) -> None:
-        self.forward, self.attention = self.speculator._forward, self.speculator._attention
+        self.forward, self.attention = self.speculator.passes.forward, self.speculator.passes.attention
         self.laid_out: Any = None
 
     def run_forward(self, tokens: int, metadata: Any, mappings: Any) -> torch.Tensor:
@@ -72,7 +72,7 @@ class Emulation:
         self.speculator.graphs.hidden_states[: graph.tokens] = self.forward(graph.tokens, metadata, mappings)
         switch.copy_(scale)
         real = given.layout.tokens
-        self.check_writes(before, self.speculator.inputs.slots[0, :real])
+        self.check_writes(before, self.speculator.passes.inputs.slots[0, :real])
         self.replayed.append((graph.tokens, real))
 
     def layers(self) -> list[Any]:
@@ -124,7 +124,7 @@ def emulated_graphs(speculator: Any, sizes: list[int]) -> Iterator[Emulation]:
         patch.setattr(config, "cudagraph_capture_sizes", sizes)
         patch.setattr(config, "max_cudagraph_capture_size", max(sizes))
         patch.setattr(speculator, "attn_cg_support", AttentionCGSupportInfo(AttentionCGSupport.UNIFORM_BATCH))
-        patch.setattr(speculator, "_forward", emulation.run_forward)
-        patch.setattr(speculator, "_attention", emulation.lay_out)
+        patch.setattr(speculator.passes, "forward", emulation.run_forward)
+        patch.setattr(speculator.passes, "attention", emulation.lay_out)
         speculator.init_cudagraph_manager(CUDAGraphMode.FULL_AND_PIECEWISE)
         yield emulation

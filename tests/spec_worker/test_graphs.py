@@ -131,7 +131,7 @@ def test_a_pass_takes_the_smallest_graph_that_fits(
 def test_replays_draft_as_the_reference(requests: int, served: Served, reference: ReferenceModel) -> None:
     """Tokens, and the number of rounds: padding changes no draft. `Emulation.replay` checks what is written."""
     served.taken()
-    leave_stale(served.emulation.speculator.inputs)
+    leave_stale(served.emulation.speculator.passes.inputs)
     drafts = metric(served.llm, "spec_decode_num_drafts")
     outputs = greedy(served.llm, PROMPTS[:requests], TOKENS)
     exact = [

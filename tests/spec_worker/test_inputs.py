@@ -46,6 +46,7 @@ def blocks(starts: list[int], lengths: list[int], owned: list[int] | None = None
         block=last_first,
         row=last_first,
         slot=last_first,
+        lora=np.zeros(count, dtype=np.int64),
         context=np.array(starts, dtype=np.int32),
         write=write,
     )

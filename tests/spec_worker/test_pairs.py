@@ -20,7 +20,7 @@ from tests.spec_worker.batches import BLOCK, Ask, Step, alone, together, tokens,
 from tests.spec_worker.conftest import VOCAB, allow_async, linear, metric
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel
-from vllm_nld.serving.settings import MODES
+from vllm_nld.serving.modes import MODES
 
 PAIRS = list(combinations_with_replacement(MODES, 2))
 TAKEN = ("diffusion",)  # modes whose answers are their own; all others answer as AR

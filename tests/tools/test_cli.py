@@ -39,7 +39,7 @@ def test_unknown_command_is_status_2(words: list[str], capsys: pytest.CaptureFix
     assert "vllm-nld COMMAND" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["vllm_nld", "vllm_nld.triton_cpu", "vllm_nld.tools.cli"])
+@pytest.mark.parametrize("module", ["vllm_nld", "vllm_nld.triton_cpu", "vllm_nld.tools.cli", "vllm_nld.compat"])
 def test_light_modules_import_neither_torch_nor_vllm(module: str) -> None:
     """vLLM and Triton import these in every process, before anything else is decided."""
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'vllm', 'transformers'}} & sys.modules.keys()))"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_nld.nano import heldout
-from vllm_nld.serving.settings import MODES
+from vllm_nld.serving.modes import MODES
 from vllm_nld.tools.demo import choose
 
 KEYS = {

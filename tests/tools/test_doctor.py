@@ -35,8 +35,27 @@ def test_passes_on_a_good_checkpoint_and_speaks_json(tiny_checkpoint: Path) -> N
     assert all(check["passed"] for check in checks.values())
     expected = {"versions", "vllm", "plugin", "architectures", "attention", "triton", "device", "checkpoint"}
     assert expected <= checks.keys()
+    assert "ar, linear" in checks["modes"]["detail"]
+    assert "plugin (imports vLLM" in result.stderr, "progress"
     assert "NemotronLabsDiffusionModel" in checks["checkpoint"]["detail"]
     assert "linear_spec_lora" in checks["draft adapter"]["detail"]
+
+
+def test_says_what_is_true_of_each_patch_now(tiny_checkpoint: Path) -> None:
+    """A worker's module is not loaded here; the configuration's is."""
+    result = doctor("--verbose")
+    report = " ".join(result.stdout.split())
+    assert "ok reserve_block_slots in force. Reserve KV slots" in report
+    assert "ok skip_idle_drafter waiting for vllm.v1.worker.gpu.model_runner. Do not run" in report
+    assert report.count("ok use_native_kernels") == 1 and "_gumbel_sample_kernel" in report
+
+
+def test_the_short_report_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    report = capsys.readouterr().out
+    assert "in force" in report and "checks passed" in report
+    assert "skip_idle_drafter" not in report and "_gumbel_sample_kernel" not in report
+    assert len(report.splitlines()) < 30 and max(map(len, report.splitlines())) <= 120
 
 
 def test_says_how_to_enable_a_disabled_plugin() -> None:

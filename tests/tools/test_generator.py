@@ -99,6 +99,6 @@ def test_examples_run_as_they_stand() -> None:
         script = Path(__file__).parents[2] / "examples" / name
         result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500)
         assert result.returncode == 0, result.stderr[-2000:]
-        assert "1. Athens" in result.stdout and "tokens a forward" in result.stdout
+        assert "1. Athens" in result.stdout and "tokens per forward" in result.stdout
     for part in ("backbone", "draft_pathway"):
         assert f"[{part}] Directly load AOT compilation" in result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""Ray workers on a machine without a GPU: what `compat.run_on_ray_without_gpu` puts in the place of vLLM's own.
+"""Ray workers on a machine without a GPU: what `compat.cpu.place_cpu_workers_on_ray` uses instead of vLLM's own.
 
 A GPU is a resource that Ray knows; a CPU worker's place is a custom resource, one unit a worker, which the cluster has
 to offer:

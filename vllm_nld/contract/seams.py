@@ -2,7 +2,7 @@
 
 An import is a seam, a method that overrides one of vLLM's, an attribute that a subclass takes from its base, and a call
 of an imported name with these arguments. Listed by hand is what we read from vLLM's objects that are handed to us, and
-what compat.py replaces.
+what the patches in `vllm_nld.compat` replace.
 """
 
 import ast
@@ -24,10 +24,15 @@ OBJECTS = {
     "model_config num_lookahead_tokens num_speculative_tokens parallel_config scheduler_config speculative_config "
     "use_v2_model_runner",
     "vllm.config.ModelConfig": "architecture dtype enforce_eager hf_config max_model_len model revision",
-    "vllm.config.SpeculativeConfig": "method model num_speculative_tokens uses_draft_model",
+    "vllm.config.SpeculativeConfig": "attention_backend draft_sample_method enable_adaptive_verification "
+    "kv_cache_dtype max_model_len method model num_speculative_tokens quantization target_model_config "
+    "use_local_argmax_reduction uses_draft_model",
     "vllm.config.AttentionConfig": "use_non_causal",
     "vllm.config.CompilationConfig": "static_forward_context",
-    "vllm.v1.worker.gpu.input_batch.InputBatch": "num_reqs idx_mapping positions query_start_loc "
+    "vllm.v1.core.sched.output.SchedulerOutput": "has_structured_output_requests num_scheduled_tokens "
+    "num_spec_tokens_to_schedule",
+    "vllm.v1.core.sched.scheduler.Scheduler": "running",
+    "vllm.v1.worker.gpu.input_batch.InputBatch": "num_reqs idx_mapping positions query_start_loc req_ids "
     "seq_lens_cpu_upper_bound",
     "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids max_num_reqs max_num_tokens positions query_start_loc "
     "seq_lens",
@@ -38,28 +43,30 @@ OBJECTS = {
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "draft_tokens_handler execute_model_state num_speculative_steps "
     "speculator",
     "vllm.v1.worker.gpu.attn_utils.AttentionCGSupportInfo": "min_cg_attn_backend min_cg_support",
-    "vllm.lora.model_manager.LoRAModelManager": "_last_mapping set_adapter_mapping",
-    "vllm.lora.layers.LoRAMapping": "prompt_mapping",
+    "vllm.lora.model_manager.LoRAModelManager": "set_adapter_mapping",
+    "vllm.lora.request.LoRARequest": "lora_int_id",
     "vllm.sampling_params.SamplingParams": "all_stop_token_ids allowed_token_ids bad_words_token_ids extra_args "
     "logit_bias min_tokens",
     "vllm.v1.request.Request": "is_prefill_chunk num_computed_tokens num_output_placeholders num_output_tokens "
     "num_preemptions num_tokens num_tokens_with_spec request_id sampling_params skip_reading_prefix_cache "
     "spec_decode_metrics spec_token_ids",
 }
-# what compat.py replaces on import: methods by class, and names by module
+# what the patches replace: members by class, and names by module, among them classes that get another field
 PATCHED = {
-    "vllm.config.VllmConfig": "num_lookahead_tokens",
-    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_sampling_params",
-    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_sampling_params",
-    "vllm.entrypoints.openai.responses.protocol.ResponsesRequest": "to_sampling_params",
+    "vllm.config.speculative.SpeculativeConfig": "max_num_new_slots_for_drafting",
+    "vllm.config.vllm.VllmConfig": "num_lookahead_tokens",
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_sampling_params vllm_xargs",
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_sampling_params vllm_xargs",
+    "vllm.entrypoints.openai.responses.protocol.ResponsesRequest": "to_sampling_params vllm_xargs",
     "vllm.v1.engine.async_llm.AsyncLLM": "shutdown",
     "vllm.v1.engine.core.EngineCore": "post_step",
-    "vllm.v1.engine.input_processor.InputProcessor": "__init__ _validate_params process_inputs",
+    "vllm.v1.engine.input_processor.InputProcessor": "__init__ process_inputs",
     "vllm.v1.engine.output_processor.OutputProcessor": "abort_requests add_request process_outputs",
-    "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "sample_tokens",
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "execute_model sample_tokens",
 }
 REPLACED = {
     "vllm.v1.executor.ray_executor_v2": "RayWorkerProc initialize_ray_cluster",
+    "vllm.v1.metrics.stats": "RequestSpecDecodeMetrics SchedulerStats",
     "vllm.v1.worker.gpu.model_runner": "init_speculator",
 }
 

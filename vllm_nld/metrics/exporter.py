@@ -11,14 +11,15 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-from vllm_nld import __version__, compat
+from vllm_nld import __version__
+from vllm_nld.compat.versions import vllm_version
 from vllm_nld.metrics import definitions as m
-from vllm_nld.metrics.labels import UNVERIFIED, default_mode
+from vllm_nld.metrics.labels import counts_prefill, default_mode, forwards, takes_blocks
 from vllm_nld.metrics.registry import REGISTRY
 from vllm_nld.metrics.requests import Given, RequestTally, Seen, log_end, serve
 from vllm_nld.metrics.rounds import LORA, ROUNDS, Round
-from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES
-from vllm_nld.serving.modes import Served
+from vllm_nld.model.configs import is_ours
+from vllm_nld.serving.requests import ServerModes
 from vllm_nld.serving.settings import Settings
 from vllm_nld.serving.speculation import drafts_for_itself
 
@@ -30,7 +31,7 @@ class NldStatLogger(AggregateStatLoggerBase):
 
     def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
         self.engines = engine_indexes or [0]
-        self.active = vllm_config.model_config.architecture in SUPPORTED_ARCHITECTURES
+        self.active = is_ours(vllm_config.model_config)
         if not self.active:
             return
         self.default = default_mode(vllm_config)
@@ -47,17 +48,17 @@ class NldStatLogger(AggregateStatLoggerBase):
 
         drafts = drafts_for_itself(vllm_config)
         block_length = vllm_config.speculative_config.num_speculative_tokens + 1 if drafts else 1
-        versions = (__version__, compat.vllm_version(), torch.__version__)
+        versions = (__version__, vllm_version(), torch.__version__)
         checkpoint = str(vllm_config.model_config.model)
         REGISTRY.child(m.BUILD_INFO, engine, *versions, checkpoint, self.default, str(block_length)).set(1)
         REGISTRY.child(m.LORA_WANTED, engine).set(drafts and Settings.of(vllm_config).draft_lora != "off")
-        for mode in Served.of(vllm_config).modes or (self.default,):
+        for mode in ServerModes.of(vllm_config).modes or (self.default,):
             self.begin(engine, mode)
 
     @staticmethod
     def begin(engine: int, mode: str) -> None:
         """Counters of one mode, from 0."""
-        kinds = {"linear": ("target", "draft"), "diffusion": ("target", "denoise")}.get(mode, ("target",))
+        kinds = forwards(mode)
         for metric in m.METRICS:
             if metric.labels == ("mode",) and (len(kinds) > 1 or metric in m.WITHOUT_DRAFTS):
                 REGISTRY.child(metric, engine, mode)
@@ -83,10 +84,10 @@ class NldStatLogger(AggregateStatLoggerBase):
         """Count the blocks that a step's target forward took."""
         for mode in {one.mode for one in rounds}:
             own = [one for one in rounds if one.mode == mode]
-            taken = mode in UNVERIFIED
+            taken = takes_blocks(mode)
             drafted, accepted = sum(one.drafted for one in own), sum(one.accepted for one in own)
             passes = sum(one.passes for one in own)
-            REGISTRY.child(m.FORWARDS, engine, mode, "denoise" if taken else "draft").inc(passes)
+            REGISTRY.child(m.FORWARDS, engine, mode, forwards(mode)[-1]).inc(passes)
             REGISTRY.child(m.DRAFT_TOKENS, engine, mode).inc(drafted)
             REGISTRY.child(m.ACCEPTED_TOKENS, engine, mode).inc(accepted)
             REGISTRY.child(m.REJECTED_TOKENS, engine, mode).inc(drafted - accepted)
@@ -105,7 +106,7 @@ class NldStatLogger(AggregateStatLoggerBase):
         seen.engine = engine
         if given.tokens:
             REGISTRY.child(m.OUTPUT_TOKENS, engine, seen.mode).inc(given.tokens)
-            if not (begins and seen.mode in UNVERIFIED):  # the NFE of diffusion does not count the prefill
+            if not begins or counts_prefill(seen.mode):
                 REGISTRY.child(m.FORWARDS, engine, seen.mode, "target").inc()
         if begins:
             REGISTRY.child(m.FIRST_TOKEN, engine, seen.mode).observe(seen.first)

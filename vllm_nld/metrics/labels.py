@@ -1,20 +1,36 @@
-"""The one place that says which mode a request is counted under."""
+"""The one place that decides which mode a request is counted under, and what is counted for a mode."""
 
 from typing import Any
 
-from vllm_nld.serving.modes import AUTO, Served, own_names
+from vllm_nld.serving.decoding import Decoding
+from vllm_nld.serving.modes import MODES
+from vllm_nld.serving.requests import ServerModes
 
-UNVERIFIED = ("diffusion",)  # modes whose blocks are taken as they are: nothing is accepted or rejected
+OTHER = "other"  # another drafter, chosen by --speculative-config
 
 
 def default_mode(vllm_config: Any) -> str:
-    """The mode of a request that names none: what the server was configured for."""
-    served = Served.of(vllm_config)
-    return served.mode if served.modes else "other"  # another drafter, asked for explicitly
+    """The mode of requests that name none: what the server was configured for."""
+    served = ServerModes.of(vllm_config)
+    return served.mode if served.modes else OTHER
 
 
 def mode_of(sampling_params: Any, default: str) -> str:
-    """The mode of a request, which was checked when it came in; `default` is the server's."""
-    extra = getattr(sampling_params, "extra_args", None)
-    mode = own_names(extra).get("nld_mode", AUTO) if extra else AUTO
-    return default if mode == AUTO else mode
+    """The mode of a request, whose record was made when it came in; `default` if it has none."""
+    decoding = Decoding.of(sampling_params)
+    return default if decoding is None else decoding.mode
+
+
+def takes_blocks(mode: str) -> bool:
+    """Whether the mode takes blocks as drafted, so that nothing is accepted or rejected."""
+    return mode in MODES and MODES[mode].takes_blocks
+
+
+def counts_prefill(mode: str) -> bool:
+    """Whether the prefill is one of the forwards (NFE) of a request in this mode."""
+    return mode not in MODES or MODES[mode].counts_prefill
+
+
+def forwards(mode: str) -> tuple[str, ...]:
+    """The kinds of forwards that are counted for a mode."""
+    return MODES[mode].forwards if mode in MODES else ("target",)

@@ -4,7 +4,7 @@ from typing import Any
 
 import prometheus_client
 
-from vllm_nld import compat
+from vllm_nld.compat.ray_metrics import metric_classes
 from vllm_nld.metrics import definitions as m
 
 
@@ -38,7 +38,7 @@ class Registry:
 
 def make(metric: m.Metric) -> Any:
     """Register a metric."""
-    counter, gauge, histogram = compat.ray_metric_classes() or (
+    counter, gauge, histogram = metric_classes() or (
         prometheus_client.Counter,
         prometheus_client.Gauge,
         prometheus_client.Histogram,

@@ -109,6 +109,11 @@ class NemotronLabsDiffusionVLMConfig(NemotronLabsDiffusionConfig):
 CONFIG_CLASSES = (NemotronLabsDiffusionConfig, MinistralDLMConfig, NemotronLabsDiffusionVLMConfig)
 
 
+def is_ours(model_config: Any) -> bool:
+    """Whether vLLM's ModelConfig, or None, describes a model that this package serves."""
+    return model_config is not None and model_config.architecture in SUPPORTED_ARCHITECTURES
+
+
 def register_configs() -> None:
     """Register the config classes with transformers' AutoConfig. Idempotent."""
     for config_class in CONFIG_CLASSES:

@@ -1,7 +1,8 @@
-"""A decoder layer as vLLM's Mistral has it, on our attention backend, and its twin for draft passes.
+"""A decoder layer as vLLM's Mistral has it, and its twin for draft passes.
 
-Attention runs on the backend registered as CUSTOM (`attention_backend`), over the kernel that vLLM chose for the
-platform. The twin shares every module and weight with the layer, but for the draft adapter beside its o_proj.
+If the server drafts, attention runs on the backend registered as CUSTOM (`attention_backend`), over the kernel that
+vLLM chose for the platform; otherwise on that kernel alone, as in stock vLLM. The twin shares every module and weight
+with the layer, except that it has the draft adapter beside its o_proj.
 """
 
 import copy
@@ -17,6 +18,7 @@ from vllm.model_executor.models.mistral import MistralAttention, MistralDecoderL
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from vllm_nld.model.draft_lora import DraftLora
+from vllm_nld.serving.speculation import drafts_for_itself
 
 
 class OutputProjection(nn.Module):
@@ -61,6 +63,8 @@ class NldAttention(MistralAttention):
         super().__init__(*args, **kwargs)
         chosen = self.attn
         config = get_current_vllm_config()
+        if not drafts_for_itself(config):
+            return
         del config.compilation_config.static_forward_context[chosen.layer_name]
         self.attn = Attention(
             self.num_heads,

@@ -8,6 +8,7 @@ token wherever it stands (after a space, a quote, a bar), which is what makes co
     tokenizer.save_pretrained(folder)              # AutoTokenizer loads it, no remote code
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,13 +27,25 @@ NAMED = {
     MASK: "<|mask|>",
 }
 SPLIT = r"[A-Za-z]+|[0-9]|\n+ *| +|[^\sA-Za-z0-9]+|\s"
+VISIBLE = ("<think>", "</think>")  # kept in decoded text, where reasoning parsers look for them
 TEMPLATE = Path(__file__).parent / "checkpoint" / "chat_template.jinja"
 
 
 def special_tokens() -> list[AddedToken]:
-    """Ids 0 to 100 in order; the thinking tags are visible text, all others are dropped by a plain decode."""
+    """Ids 0 to 100 in order."""
     names = [NAMED.get(index, f"<SPECIAL_{index}>") for index in range(MASK + 1)]
-    return [AddedToken(name, normalized=False, special="think" not in name) for name in names]
+    return [AddedToken(name, normalized=False) for name in names]
+
+
+def show_thinking(backend: Tokenizer) -> Tokenizer:
+    """A copy whose decode keeps the thinking tags when it drops special tokens.
+
+    The trainer marks every token it is given as special, and a token cannot be unmarked, so this edits the saved form.
+    """
+    saved = json.loads(backend.to_str())
+    for token in saved["added_tokens"]:
+        token["special"] = token["content"] not in VISIBLE
+    return Tokenizer.from_str(json.dumps(saved))
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
@@ -55,7 +68,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
         ),
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
+        tokenizer_object=show_thinking(backend),
         bos_token=NAMED[BOS],
         eos_token=NAMED[EOS],
         pad_token=NAMED[0],

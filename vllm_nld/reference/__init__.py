@@ -1,11 +1,11 @@
-"""The family in plain PyTorch: one model, four decoding loops, written to be read. The oracle of the project's tests.
+"""NLD models in plain PyTorch: one model and four decoding loops, written to be read. The oracle of our tests.
 
     model = ReferenceModel.from_pretrained(path, dtype=torch.float32)
     tokens, nfe = generate(model, prompt, mode="linear", max_new_tokens=64, block_length=8)
 
-`model.py` is the transformer, `ar.py`, `diffusion.py`, `linear.py` and `quadratic.py` are the loops; what loops share
-is in `draft.py` (fill a block of masks), `verify.py` (accept drafts), `generation.py` (stop, count) and `thinking.py`
-(the budget).
+`model.py` is the transformer; `ar.py`, `diffusion.py`, `linear.py` and `quadratic.py` are the loops. The loops share
+`draft.py` (fill a block of masks), `verify.py` (accept drafts), `generation.py` (stop, count) and `thinking.py` (the
+thinking budget).
 """
 
 from vllm_nld.reference.generate import MODES, Mode, generate

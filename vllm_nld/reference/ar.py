@@ -1,4 +1,4 @@
-"""Autoregressive decoding: one causal forward a token. NFE = tokens, the prefill counted for the first of them."""
+"""Autoregressive decoding: one causal forward per token. NFE = output tokens; the prefill yields the first one."""
 
 import torch
 
@@ -11,11 +11,11 @@ from vllm_nld.reference.settings import Settings
 def next_token(
     model: ReferenceModel,
     cache: KVCache,
-    tokens: list[int],  # T tokens that follow the cache
+    tokens: list[int],  # the T tokens after the cached ones
     settings: Settings,
     forced: int | None = None,
 ) -> int:
-    """Append tokens to the cache by one causal forward and choose the token after them: `forced` if that is given."""
+    """Add the tokens to the cache in one causal forward and return the next token: `forced` if given, else a pick."""
     hidden = model(torch.tensor([tokens]), cache)  # [1, T, hidden]
     if forced is not None:
         return forced

@@ -1,4 +1,4 @@
-"""The key/value cache of the reference: plain tensors that grow by concatenation and shrink by slicing.
+"""The reference's KV cache: plain tensors that grow by concatenation and shrink by slicing.
 
 Letters in shapes: N sequences, T new tokens, S cached + new tokens, G key/value heads, D head size.
 """
@@ -10,7 +10,7 @@ import torch
 
 @dataclass
 class KVCache:
-    """Rotated keys and values of every layer, [N, G, S, D] each; the list is empty before the first forward."""
+    """Rotated keys and values, one [N, G, S, D] tensor per layer; both lists are empty before the first forward."""
 
     num_layers: int
     keys: list[torch.Tensor] = field(default_factory=list)
@@ -18,7 +18,7 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """Number of cached tokens."""
         return self.keys[0].shape[2] if self.keys else 0
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,11 +32,11 @@ class KVCache:
         return self.keys[layer], self.values[layer]
 
     def truncate(self, length: int) -> None:
-        """Forget every row from `length` on."""
+        """Drop every row from index `length` on."""
         self.keys = [keys[:, :, :length] for keys in self.keys]
         self.values = [values[:, :, :length] for values in self.values]
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Keep these rows only, [n] int64 indices into S, in this order."""
+        """Keep only `rows`, [n] int64 indices into S, in this order."""
         self.keys = [keys[:, :, rows] for keys in self.keys]
         self.values = [values[:, :, rows] for values in self.values]

@@ -1,6 +1,6 @@
-"""Block diffusion with a causal context: a block is denoised, then written to the cache by one causal forward.
+"""Block diffusion with a causal context: denoise a block, then write it to the cache with one causal forward.
 
-NFE = denoising forwards + 1 a block, prefill not counted: at most B - 1 + 1 forwards for B tokens.
+NFE = denoising forwards + 1 per block; the prefill is not counted. A block of B tokens takes at most B forwards.
 """
 
 from vllm_nld.reference.ar import next_token
@@ -11,7 +11,7 @@ from vllm_nld.reference.settings import Settings
 
 
 def keep(tokens: list[int], output: Output) -> list[int]:
-    """Emit denoised tokens until the output is done or another token is forced; returns those that were emitted."""
+    """Emit denoised tokens until the output is done or a different token is forced; return the emitted ones."""
     for count, token in enumerate(tokens):
         if output.done or output.forced not in (None, token):
             return tokens[:count]
@@ -20,7 +20,7 @@ def keep(tokens: list[int], output: Output) -> list[int]:
 
 
 def decode_diffusion(model: ReferenceModel, prompt: list[int], settings: Settings, output: Output) -> None:
-    """Run the loop until `output` is done. The last row of a causal forward seeds the next block."""
+    """Run the loop until `output` is done. The last row of each causal forward gives the next block's anchor."""
     cache = KVCache(model.config.num_hidden_layers)
     anchor = output.emit(next_token(model, cache, prompt, settings, output.forced))
     while not output.done:

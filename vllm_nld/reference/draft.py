@@ -1,7 +1,7 @@
-"""Filling a block of masks by bidirectional forwards, as diffusion decoding and linear drafting both do.
+"""Fill a block of masks with bidirectional forwards; diffusion decoding and linear drafting share this.
 
-A pass predicts every masked position at once; positions that are sure enough are committed, the others stay masked for
-the next pass. A pass's KV is dropped: it is bidirectional, and the cache holds causal KV only.
+Each pass predicts every masked position at once, commits the confident ones and leaves the rest masked for the next
+pass. Its KV is dropped: it is bidirectional, and the cache holds causal KV only.
 """
 
 import torch
@@ -12,22 +12,22 @@ from vllm_nld.reference.sampling import pick, softmax, without
 
 def commit(
     confidence: torch.Tensor,  # [B] float64, probability of each position's candidate
-    masked: torch.Tensor,  # [B] bool, the positions still undecided, at least one
+    masked: torch.Tensor,  # [B] bool, the undecided positions, at least one
     threshold: float,  # in [0, 1]
 ) -> torch.Tensor:  # [B] bool, the positions decided now
-    """The most confident masked position, and every one whose confidence reaches the threshold."""
+    """The most confident masked position, plus every masked position whose confidence reaches the threshold."""
     confidence = confidence.masked_fill(~masked, -1.0)
     decided = masked & (confidence >= threshold)
     decided[confidence.argmax()] = True
     return decided
 
 
-def stopped(
+def stop_index(
     block: torch.Tensor,  # [B] int64
-    masked: torch.Tensor,  # [B] bool
+    masked: torch.Tensor,  # [B] bool, the undecided positions
     stop_ids: tuple[int, ...],
 ) -> int | None:
-    """The index of a stop token after the anchor with no mask before it, else None."""
+    """The index of the first stop token after the anchor, or None if there is none or a mask comes before it."""
     for index in range(1, len(block)):
         if masked[index]:
             return None
@@ -48,18 +48,18 @@ def fill(
     lora: bool = False,
     stop_ids: tuple[int, ...] = (),
 ) -> tuple[list[int], int]:
-    """Decide the tokens after `anchor`, the sequence's last token, which is not in the cache yet.
+    """Decide the block_length - 1 tokens after `anchor`, the sequence's last token, which is not in the cache yet.
 
-    Returns the B - 1 tokens and the number of forwards, at most one a token; fewer tokens where one of `stop_ids` was
-    committed with no mask before it: it is then the last. The cache is left as it was.
+    Returns the tokens and the number of forwards, at most one per token. Filling stops early once a token in `stop_ids`
+    is committed with no mask before it; the tokens then end with it. The cache is left unchanged.
 
-    The mask token is never a candidate, though it keeps its share of the softmax that the confidence is read from. At
-    temperature > 0 candidates are drawn, and the confidence still comes from the softmax at temperature 1.
+    The mask token is never a candidate but keeps its share of the softmax that gives the confidence. At temperature > 0
+    candidates are sampled; the confidence still comes from the softmax at temperature 1.
     """
     mask_id, start = model.config.mask_token_id, cache.length
     block = torch.tensor([anchor] + [mask_id] * (block_length - 1))
     masked = torch.ones(block_length, dtype=torch.bool)
-    masked[0] = False  # tracked apart from the ids: the anchor may be any token, the mask token included
+    masked[0] = False  # tracked apart from the ids, because the anchor may itself be the mask token
     passes, stop = 0, None
     while masked.any() and stop is None:
         logits = model.logits(model(block[None], cache, causal=False, lora=lora)[0])  # [B, V]
@@ -70,5 +70,5 @@ def fill(
         decided = commit(confidence, masked, threshold)
         block = torch.where(decided, candidates, block)
         masked &= ~decided
-        stop = stopped(block, masked, stop_ids)
+        stop = stop_index(block, masked, stop_ids)
     return block[1 : None if stop is None else stop + 1].tolist(), passes

@@ -1,4 +1,4 @@
-"""One entry to the four decoding loops."""
+"""`generate`, the entry point to the four decoding loops."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -21,7 +21,7 @@ LOOPS = {"ar": decode_ar, "diffusion": decode_diffusion, "linear": decode_linear
 
 
 def new_generator(seed: int | None) -> torch.Generator:
-    """A generator of its own, so that torch's global one is left alone; seeded by the system where seed is None."""
+    """A private generator, so that torch's global one is left alone; seeded by the system if seed is None."""
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -52,27 +52,27 @@ def generate(
 ) -> Generation:
     """Continue a prompt of token ids.
 
-    mode: "ar", "diffusion", "linear" or "quadratic"; parameters that a mode has no use for are checked and ignored.
-    max_new_tokens: output tokens at most, EOS included.
-    block_length: B, the last token and its B - 1 drafts; None: the config's block_size. A block is cut at the context's
-        end.
-    threshold: confidence from which a position is committed, in [0, 1]; None: 0.9 in diffusion, 0 in linear.
-    temperature: 0 is greedy. seed or generator (not both) fixes what is sampled.
-    eos_token_ids: None: the config's. ignore_eos: run to max_new_tokens.
-    lora: use the draft adapter, if the model has one, in the draft forwards of linear mode.
-    thinking_budget: tokens between think_start_id and think_end_id at most, then think_end_id is forced; None: no
-        limit.
-    verifier_mix: λ of quadratic mode's verifier, 1 (the AR pathway alone) is lossless.
+    mode: "ar", "diffusion", "linear" or "quadratic". Parameters that the mode doesn't use are validated and ignored.
+    max_new_tokens: maximum number of output tokens, EOS included.
+    block_length: B, the anchor and its B - 1 drafts; defaults to the config's block_size. The last block is shortened
+        to fit the context.
+    threshold: commit a position at this confidence or above, in [0, 1]; defaults to 0.9 in diffusion and 0 in linear.
+    temperature: 0 is greedy. Pass seed or generator (not both) for reproducible sampling.
+    eos_token_ids: defaults to the config's. ignore_eos: always generate max_new_tokens.
+    lora: use the draft adapter, if the model has one, in linear mode's draft forwards.
+    thinking_budget: maximum number of tokens between think_start_id and think_end_id, after which think_end_id is
+        forced; None: no limit.
+    verifier_mix: λ of quadratic mode's verifier, in [0, 1]; 1 (the AR pathway alone) is lossless.
 
-    Raises ValueError for a value out of range, an empty prompt, a token outside the vocabulary, or a sequence that
-    would be longer than max_position_embeddings.
+    Raises ValueError for a value out of range, an empty prompt, a token outside the vocabulary, or a sequence longer
+    than max_position_embeddings.
     """
     config, prompt = model.config, [int(token) for token in prompt]
     stop_ids = tuple(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
     special_ids = {} if thinking_budget is None else {"think_start_id": think_start_id, "think_end_id": think_end_id}
     check_request(config, mode, prompt, max_new_tokens, special_ids)
     if seed is not None and generator is not None:
-        raise ValueError("seed and generator exclude each other: pass one of them")
+        raise ValueError("seed and generator are mutually exclusive: pass one of them")
     settings = Settings(
         block_length=config.block_size if block_length is None else block_length,
         threshold=DEFAULT_THRESHOLD[mode] if threshold is None else threshold,

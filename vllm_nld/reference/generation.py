@@ -1,4 +1,4 @@
-"""What a decoding loop returns, and the bookkeeping that all loops share: when to stop, what is forced and counted.
+"""A decoding loop's result, and the bookkeeping that all loops share: stopping, forced tokens and counts.
 
     output = Output(limit=64, stop_ids=(11,), thinking=None)
     anchor = output.emit(token)             # the prefill's token
@@ -7,8 +7,8 @@
         ...output.emit(token)...
     return output.result()
 
-Accounting is the same in every mode: the prefill emits the first token, each verify step emits the tokens that it
-accepts and one more, the bonus. So 1 + sum(rounds) tokens come out of a loop that verifies.
+Counts mean the same in every mode: the prefill emits the first token, and each verify step emits the drafts that it
+accepts plus one bonus token. A loop that verifies therefore emits 1 + sum(rounds) tokens.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,14 @@ from vllm_nld.reference.thinking import Thinking
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One finished generation; unpacks as (tokens, nfe), as the released reference functions return it.
+    """A finished generation. Unpacks as (tokens, nfe), like the return value of the released reference functions.
 
-    tokens: the output only; its last one is the EOS token if one was generated. Never longer than max_new_tokens.
-    nfe: model forwards, counted as the mode's loop says.
-    rounds: tokens emitted by each verify step, bonus included and cut where the generation ends; empty in AR mode,
-        which verifies nothing. Their sum is len(tokens) - 1.
+    tokens: output tokens without the prompt, at most max_new_tokens; ends with the EOS token if one was generated.
+    nfe: model forwards; each mode's module docstring says how they are counted.
+    rounds: tokens emitted by each verify step, bonus token included, truncated at the end of the generation. Empty in
+        AR mode, which verifies nothing; otherwise they sum to len(tokens) - 1.
+
+    Raises ValueError if non-empty rounds don't sum to len(tokens) - 1.
     """
 
     tokens: list[int]
@@ -41,24 +43,25 @@ class Generation:
 
     @property
     def tpf(self) -> float:
-        """Output tokens a forward. Diffusion counts no prefill: one that ends with the prefill's token has TPF 1."""
+        """Output tokens per forward. 1 for a diffusion generation of one token, whose NFE is 0 (prefill excluded)."""
         return len(self.tokens) / max(self.nfe, 1)
 
     @property
     def acceptance_length(self) -> float | None:
-        """Tokens a verify step, bonus included; None where nothing was verified.
+        """Tokens per verify step, bonus token included; None if nothing was verified.
 
-        vLLM's 1 + accepted / drafts, except that the last step counts only what the output could still take. Over
-        several generations weigh by steps: sum of all rounds / number of all rounds.
+        Equals vLLM's 1 + accepted / drafts, except that the last step counts only the tokens that fit in the output.
+        To average over generations, weight by steps: sum of all rounds / number of all rounds.
         """
         return sum(self.rounds) / len(self.rounds) if self.rounds else None
 
 
 @dataclass(slots=True)
 class Output:
-    """A generation under way.
+    """A generation in progress.
 
-    limit: output tokens at most. stop_ids: tokens that end it. thinking: the budget's state, None for no budget.
+    limit: maximum number of output tokens. stop_ids: tokens that end the output. thinking: state of the thinking
+    budget; None: no budget.
     """
 
     limit: int
@@ -70,7 +73,7 @@ class Output:
 
     @property
     def done(self) -> bool:
-        """True once the output has its EOS token or its full length."""
+        """True once the output ends with a stop token or has reached its limit."""
         return len(self.tokens) >= self.limit or (bool(self.tokens) and self.tokens[-1] in self.stop_ids)
 
     @property
@@ -79,11 +82,11 @@ class Output:
         return self.thinking.forced if self.thinking else None
 
     def start_round(self) -> None:
-        """A verify step begins: what is emitted from here on is its."""
+        """Begin a verify step; the tokens emitted from here on count towards it."""
         self.rounds.append(0)
 
     def emit(self, token: int) -> int:
-        """Append one token and return it."""
+        """Append one token and return it. Raises RuntimeError if the output is done."""
         if self.done:
             raise RuntimeError("a token was emitted after the end of the generation")
         self.tokens.append(token)

@@ -1,7 +1,7 @@
 """Linear self-speculation: the diffusion pathway drafts a block, the AR pathway verifies it in one causal forward.
 
-NFE = 1 for the prefill + draft forwards + 1 a round, so 2 a round at threshold 0, where one forward drafts a block. The
-draft adapter is on in draft forwards only.
+NFE = 1 for the prefill + the draft forwards + 1 verify forward per round. At threshold 0 one forward drafts a block, so
+a round costs 2. The draft adapter is on in draft forwards only.
 """
 
 import torch
@@ -16,7 +16,7 @@ from vllm_nld.reference.verify import accept
 
 
 def decode_linear(model: ReferenceModel, prompt: list[int], settings: Settings, output: Output) -> None:
-    """Run the loop until `output` is done. Its tokens follow the AR distribution, greedily the very AR tokens."""
+    """Run the loop until `output` is done. Tokens follow the AR distribution; greedy output equals AR's exactly."""
     cache = KVCache(model.config.num_hidden_layers)
     output.emit(next_token(model, cache, prompt, settings, output.forced))
     output.nfe += 1

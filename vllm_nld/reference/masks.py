@@ -1,13 +1,13 @@
-"""Dense attention masks: [T, S] bool, True where a new token (row) may look at a cached or new one (column).
+"""Dense attention masks: [T, S] bool, True where a new token (row) attends to a cached or new token (column).
 
-S = C + T: C cached tokens come first, every row sees all of them. T new tokens, B block length.
+S = C + T: the C cached tokens come first and every row sees all of them, then the T new tokens. B is the block length.
 """
 
 import torch
 
 
 def causal(new: int, cached: int = 0) -> torch.Tensor:
-    """AR pathway: each new token sees the cache, the new tokens before it, and itself."""
+    """AR pathway: each new token sees the cache, the new tokens before it and itself."""
     return torch.ones(new, cached + new, dtype=torch.bool).tril(diagonal=cached)
 
 
@@ -17,17 +17,17 @@ def block(new: int, cached: int = 0) -> torch.Tensor:
 
 
 def prompt_with_masks(prompt: int, masks: int) -> torch.Tensor:
-    """Quadratic mode's first forward: a causal prompt, then masks that see everything."""
+    """Quadratic mode's first forward: a causal prompt, then mask tokens that see everything."""
     mask = causal(prompt + masks)
     mask[prompt:] = True
     return mask
 
 
 def quadratic_groups(block_length: int, cached: int = 0) -> torch.Tensor:
-    """Quadratic mode's round: B groups of B + 1 tokens, [draft i, B masks] each.
+    """A round of quadratic mode: B groups of B + 1 tokens, each [draft i, B masks].
 
-    A draft token sees the cache and the drafts up to itself. A mask sees the cache, the drafts up to its group's own,
-    and the masks of its group, in both directions.
+    A draft sees the cache and the drafts up to itself. A mask sees the cache, the drafts up to its own group's, and
+    all masks of its group.
     """
     size = block_length + 1
     index = torch.arange(block_length * size)

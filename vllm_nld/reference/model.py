@@ -1,8 +1,8 @@
 """The NLD transformer in plain PyTorch, written to be read: the oracle for every other implementation in this project.
 
-One stack of weights serves both pathways; only the attention mask differs. A causal forward is the AR pathway, and what
-it writes to the cache is kept. A bidirectional forward is the diffusion pathway: every row sees the cached prefix and
-the whole block, and the caller drops what it wrote (`KVCache.truncate`).
+One stack of weights serves both pathways; only the attention mask differs. A causal forward is the AR pathway, and its
+KV stays in the cache. A bidirectional forward is the diffusion pathway: every row sees the cached prefix and the whole
+block, and the caller drops its KV (`KVCache.truncate`).
 
     model = ReferenceModel.from_pretrained(path, dtype=torch.float32)
     cache = KVCache(model.config.num_hidden_layers)
@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
 
 
 class DraftLora(nn.Module):
-    """A low-rank addition to one projection: scale · B·A·x, scale = lora_alpha / r."""
+    """A low-rank update of one projection: scale · B·A·x, scale = lora_alpha / r."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, scale: float) -> None:
         super().__init__()
@@ -88,9 +88,9 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,  # [N, T, hidden]
-        rope: tuple[torch.Tensor, torch.Tensor],
+        rope: tuple[torch.Tensor, torch.Tensor],  # cos and sin, [T, D/2] or [N, 1, T, D/2] float32
         query_scale: torch.Tensor,  # [T] or [N, 1, T] float32
-        mask: torch.Tensor | None,  # broadcastable to [N, H, T, S] bool, True where a query may look; None: everywhere
+        mask: torch.Tensor | None,  # broadcastable to [N, H, T, S] bool, True: attend; None: attend everywhere
         cache: KVCache | None,
         lora: bool,
     ) -> torch.Tensor:
@@ -140,7 +140,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack under the head; the released checkpoints name it `encoder`."""
+    """Everything below the head; the released checkpoints call it `encoder`."""
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Encoder(nn.Module):
 
 
 class ReferenceModel(nn.Module):
-    """Encoder and head with the released checkpoints' tensor names, so that `state_dict` is the released layout."""
+    """Encoder and head, with the released checkpoints' tensor names, so that `state_dict` has the released layout."""
 
     frequencies: torch.Tensor  # [D/2] float32, a buffer
 
@@ -170,10 +170,10 @@ class ReferenceModel(nn.Module):
         cache: KVCache | None = None,
         *,
         causal: bool = True,
-        positions: torch.Tensor | None = None,  # [T] or [N, T] int64; default: right after the cache
-        mask: torch.Tensor | None = None,  # [T, S] or [N, 1, T, S] bool, True: may look; overrides `causal`
+        positions: torch.Tensor | None = None,  # [T] or [N, T] int64; default: continue after the cache
+        mask: torch.Tensor | None = None,  # [T, S] or [N, 1, T, S] bool, True: attend; overrides `causal`
         lora: bool = False,
-    ) -> torch.Tensor:  # [N, T, hidden], normalised: feed to `logits`
+    ) -> torch.Tensor:  # [N, T, hidden], normalised, ready for `logits`
         start = cache.length if cache is not None else 0
         t = tokens.shape[1]
         if positions is None:
@@ -187,7 +187,7 @@ class ReferenceModel(nn.Module):
         return self.encoder.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., hidden] to [..., V] float32. Callers pass the rows they need, never a whole prompt."""
+        """[..., hidden] to [..., V] float32. Pass only the rows needed, never a whole prompt."""
         return self.diffusion_head(hidden).float()
 
     def rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,11 +211,11 @@ class ReferenceModel(nn.Module):
     def from_pretrained(
         cls, path: str | Path, dtype: torch.dtype = torch.float32, adapter: bool = True
     ) -> "ReferenceModel":
-        """Load a checkpoint folder in the Hugging Face layout, with its draft adapter if there is one.
+        """Load a checkpoint folder in the Hugging Face layout, with its draft adapter if it has one.
 
-        adapter: False leaves the draft adapter out.
+        adapter: False skips the draft adapter.
 
-        Raises CheckpointError where the checkpoint does not fit its config.
+        Raises CheckpointError if the checkpoint doesn't match its config.
         """
         path = Path(path)
         config = NemotronLabsDiffusionConfig(**read_config(path))
@@ -225,7 +225,7 @@ class ReferenceModel(nn.Module):
         weights = {canonical_name(k): v for file in weight_files(path) for k, v in load_file(file).items()}
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         model.load_state_dict(weights, strict=not config.tie_word_embeddings, assign=True)
-        if config.tie_word_embeddings:  # assigning has replaced the embedding, but not the head that was tied to it
+        if config.tie_word_embeddings:  # assign=True replaced the embedding but not the head tied to it
             model.diffusion_head.weight = model.encoder.embed_tokens.weight
         frequencies, _ = rotary_frequencies(config)
         model.register_buffer("frequencies", frequencies, persistent=False)
@@ -234,28 +234,28 @@ class ReferenceModel(nn.Module):
         return model.eval().requires_grad_(False)
 
     def attentions(self) -> Iterator[Attention]:
-        """The attention modules, first layer first."""
+        """The attention modules in layer order."""
         for layer in self.encoder.layers:
             assert isinstance(layer, Layer)
             yield layer.self_attn
 
     def add_adapter(self, rank: int, alpha: float) -> None:
-        """A fresh draft adapter on every o_proj; it changes nothing until trained, as its B is zero."""
+        """Put a fresh draft adapter on every o_proj. Its B is zero, so it has no effect until trained."""
         for attention in self.attentions():
             o_proj = attention.o_proj
             attention.lora = DraftLora(o_proj.in_features, o_proj.out_features, rank, alpha / rank)
 
     def load_adapter(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Read a PEFT folder (adapter_config.json, adapter_model.safetensors) with o_proj as its only target.
+        """Load a PEFT folder (adapter_config.json, adapter_model.safetensors) whose only target is o_proj.
 
-        Raises CheckpointError where a file or tensor is missing or misshapen, or the target is another one.
+        Raises CheckpointError if a file or tensor is missing, a shape is wrong, or there are other targets.
         """
         try:
             settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
             tensors = load_file(path / "adapter_model.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"{path} is no readable draft adapter ({error})", "download the folder again"
+                f"{path} is not a readable draft adapter ({error})", "download the folder again"
             ) from None
         if list(settings["target_modules"]) != ["o_proj"]:
             raise CheckpointError(

@@ -1,8 +1,8 @@
-"""Quadratic self-speculation: one forward a round verifies a block and drafts the next one for every acceptance length.
+"""Quadratic self-speculation: one forward per round verifies a block and drafts the next for every acceptance length.
 
-A round's forward holds B groups [draft i, B masks], B·(B + 1) tokens. The draft tokens are the AR pathway over the
-block; the masks of group i draft what follows if exactly the drafts up to i are right. NFE = 1 + rounds. No adapter:
-one forward serves both pathways.
+The forward holds B groups [draft i, B masks], B·(B + 1) tokens. The drafts are the AR pathway over the block; the masks
+of group i draft the continuation in case exactly the drafts up to i are accepted. NFE = 1 + rounds. The draft adapter
+is off, because one forward serves both pathways.
 """
 
 import torch
@@ -17,7 +17,7 @@ from vllm_nld.reference.verify import accept
 
 def mixed_probs(
     ar: torch.Tensor,  # [..., V] logits of the AR pathway
-    diffusion: torch.Tensor,  # [..., V] logits of the diffusion pathway for the same positions, mask token ruled out
+    diffusion: torch.Tensor,  # [..., V] logits of the diffusion pathway for the same positions, mask token at -inf
     settings: Settings,
 ) -> torch.Tensor:  # [..., V] float64
     """The verifier's distribution: λ · p_AR + (1 - λ) · p_diffusion, λ = verifier_mix; 1 is plain AR."""
@@ -32,7 +32,7 @@ def mixed_probs(
 def first_drafts(
     model: ReferenceModel, cache: KVCache, prompt: list[int], settings: Settings, output: Output
 ) -> list[int]:
-    """Prefill and draft in one forward: emit the first token, return it and B - 1 drafts; the prompt stays cached."""
+    """Prefill and draft in one forward: emit the first token, return it and B - 1 drafts. Only the prompt is cached."""
     length, k, mask_id = len(prompt), settings.block_length, model.config.mask_token_id
     tokens = torch.tensor([prompt + [mask_id] * k])
     hidden = model(tokens, cache, mask=masks.prompt_with_masks(length, k))[0, length - 1 :]
@@ -47,10 +47,10 @@ def first_drafts(
 
 
 def decode_quadratic(model: ReferenceModel, prompt: list[int], settings: Settings, output: Output) -> None:
-    """Run the loop until `output` is done. Its tokens follow the AR distribution, greedily the very AR tokens (λ = 1).
+    """Run the loop until `output` is done. With λ = 1 tokens follow the AR distribution; greedy output equals AR's.
 
-    The bonus token is emitted by the round that finds it and becomes draft 0 of the next one; at the end of the context
-    the masks' positions run up to B past it, their KV is never kept.
+    The round that finds the bonus token emits it, and it becomes draft 0 of the next round. Near the end of the context
+    the masks' positions run up to B past it; their KV is never kept.
     """
     cache, k, mask_id = KVCache(model.config.num_hidden_layers), settings.block_length, model.config.mask_token_id
     drafts = first_drafts(model, cache, prompt, settings, output)

@@ -1,4 +1,4 @@
-"""Rotary position embedding with YaRN: frequencies from the config, and the rotation itself.
+"""Rotary position embedding with YaRN: frequencies from the config, and the rotation.
 
 Letters in shapes: N sequences, T tokens, D head size.
 """
@@ -19,8 +19,10 @@ def rotary_frequencies(config: NemotronLabsDiffusionConfig) -> tuple[torch.Tenso
     """Inverse frequencies [D/2] float32 and the factor on cos and sin, for `rope_type` default or yarn.
 
     YaRN (Peng et al. 2023, section 3.2): dimensions that turn more than `beta_fast` times over the original context
-    keep their frequency, those that turn less than `beta_slow` times are interpolated by `factor`, those between are
-    blended.
+    keep their frequency, those that turn fewer than `beta_slow` times are interpolated by `factor`, and those in
+    between are blended.
+
+    Raises ValueError for any other `rope_type`.
     """
     rope = config.rope_parameters or {}
     theta, dim = rope["rope_theta"], config.head_dim or config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""What a generation is asked to do, checked before any forward."""
+"""The settings of a generation, validated before the first forward."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ MODES = tuple(DEFAULT_THRESHOLD)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The parameters of one generation that its loop reads; see `generate` for what they mean.
+    """The parameters that a decoding loop reads; see `generate` for their meaning.
 
-    Raises ValueError where one is out of range.
+    Raises ValueError if one is out of range.
     """
 
     block_length: int
@@ -26,7 +26,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.block_length < 2:
-            raise ValueError(f"block_length must be at least 2, not {self.block_length} (one token and its drafts)")
+            raise ValueError(f"block_length must be at least 2 (the anchor and one draft), not {self.block_length}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], not {self.threshold}")
         if not 0 <= self.temperature < float("inf"):
@@ -42,7 +42,7 @@ def check_request(
     max_new_tokens: int,
     special_ids: dict[str, int],  # parameter name to token id
 ) -> None:
-    """Raise ValueError where the prompt or the lengths do not fit the model."""
+    """Raise ValueError if the mode is unknown, or the prompt, the lengths or a token id don't fit the model."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if not prompt:
@@ -54,9 +54,9 @@ def check_request(
             raise ValueError(f"prompt token {index} is {token}, outside the vocabulary [0, {config.vocab_size})")
     for name, token in special_ids.items():
         if not 0 <= token < config.vocab_size:
-            raise ValueError(f"{name} {token} lies outside the vocabulary [0, {config.vocab_size})")
+            raise ValueError(f"{name} is {token}, outside the vocabulary [0, {config.vocab_size})")
     if len(prompt) + max_new_tokens > config.max_position_embeddings:
         raise ValueError(
-            f"{len(prompt)} prompt tokens and max_new_tokens {max_new_tokens} exceed the model's "
-            f"max_position_embeddings ({config.max_position_embeddings}): shorten one of them"
+            f"{len(prompt)} prompt tokens plus max_new_tokens {max_new_tokens} exceed the model's "
+            f"max_position_embeddings ({config.max_position_embeddings}): shorten the prompt or lower max_new_tokens"
         )

@@ -1,7 +1,7 @@
-"""The thinking budget: at most so many tokens between `<think>` and `</think>`, then `</think>` is forced.
+"""The thinking budget: a maximum number of tokens between `<think>` and `</think>`, after which `</think>` is forced.
 
-Every loop asks `forced` before it takes a token, so the budget is exact in all of them: a block that would run past it
-ends there. Tokens of the prompt after an open `<think>` count too, as the chat template writes one there.
+Every loop checks `forced` before it emits a token, so the budget is exact in every mode: a block that would exceed it
+is cut there. Prompt tokens after an open `<think>` count too, because the chat template ends the prompt with one.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 class Thinking:
     """Counts thinking tokens.
 
-    budget: tokens allowed between start_id and end_id. used: tokens since an open start_id, None outside of thinking.
+    budget: tokens allowed between start_id and end_id. used: tokens since the open start_id; None outside thinking.
+
+    Raises ValueError for a negative budget or equal ids.
     """
 
     budget: int
@@ -24,16 +26,16 @@ class Thinking:
         if self.budget < 0:
             raise ValueError(f"thinking_budget must be at least 0, not {self.budget}")
         if self.start_id == self.end_id:
-            raise ValueError(f"think_start_id and think_end_id must differ, both are {self.start_id}")
+            raise ValueError(f"think_start_id and think_end_id must differ; both are {self.start_id}")
 
     def read(self, tokens: Iterable[int]) -> "Thinking":
-        """Observe several tokens, the prompt say; returns itself."""
+        """Observe several tokens, such as the prompt, and return self."""
         for token in tokens:
             self.observe(token)
         return self
 
     def observe(self, token: int) -> None:
-        """Take note of the next token of the sequence."""
+        """Account for the sequence's next token."""
         if token == self.end_id:
             self.used = None
         elif self.used is not None:
@@ -43,5 +45,5 @@ class Thinking:
 
     @property
     def forced(self) -> int | None:
-        """end_id once the budget is used up, else None."""
+        """end_id if the budget is used up, else None."""
         return self.end_id if self.used is not None and self.used >= self.budget else None

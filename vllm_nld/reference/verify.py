@@ -1,6 +1,6 @@
-"""Accepting drafts against the AR pathway, as linear and quadratic self-speculation both do.
+"""Accept drafts against the AR pathway; linear and quadratic self-speculation share this.
 
-The output follows the AR distribution: greedily a draft is accepted where it is the argmax, sampled by rejection
+The output follows the AR distribution: greedy decoding accepts a draft if it is the argmax, sampling uses rejection
 sampling.
 """
 
@@ -14,15 +14,15 @@ from vllm_nld.reference.sampling import draw, speculate
 
 def accept(
     probs: torch.Tensor,  # [B, V] float64; row i: the distribution of the token after block token i
-    drafts: Sequence[int],  # B - 1 tokens; draft i is meant to follow block token i
+    drafts: Sequence[int],  # B - 1 tokens; draft i follows block token i
     output: Output,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Emit the accepted drafts and one more token: the correction of the first wrong draft, or the bonus after all.
+    """Emit the accepted drafts and one more token: the correction of the first rejected draft, or the bonus token.
 
-    Returns how many tokens were emitted, a: the block's first a tokens are then part of the sequence and keep their KV,
-    and the a-th emitted token is the next block's anchor. Stops early where the output is done. Drafts are argmaxes of
-    the draft pass, not draws, so rejection sampling takes their distribution as one-hot.
+    Returns a, the number of tokens emitted: the block's first a tokens are now part of the sequence and keep their KV,
+    and the a-th emitted token is the next block's anchor. Stops early if the output is done. Drafts are the draft
+    pass's argmaxes rather than samples, so rejection sampling treats their distribution as one-hot.
     """
     output.start_round()
     for row, draft in zip(probs, [*drafts, None], strict=True):

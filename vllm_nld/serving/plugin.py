@@ -3,7 +3,7 @@
 Registers by string, so that a process which never builds the model never imports it.
 """
 
-from vllm_nld import compat
+from vllm_nld.compat import register as patches
 from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES, register_configs
 
 MODEL_CLASS = "vllm_nld.model.causal_lm:NemotronLabsDiffusionModel"
@@ -39,7 +39,7 @@ def register() -> None:
     for architecture, why in REFUSED_ARCHITECTURES.items():
         _register_model(ModelRegistry, architecture)
         MODELS_CONFIG_MAP[architecture] = refuse(architecture, why)
-    compat.apply()
+    patches.apply()
 
 
 def _register_model(registry: object, architecture: str) -> None:

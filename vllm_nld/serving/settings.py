@@ -1,4 +1,4 @@
-"""What `--additional-config '{"nld": {...}}'` may say: one typed, frozen record, checked at start-up.
+"""The server's settings, `--additional-config '{"nld": {...}}'`: one typed, frozen record, checked at start-up.
 
     settings = Settings.parse({"mode": "linear", "block_length": 16})
 
@@ -9,22 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-MODES = ("ar", "linear", "diffusion")
+from vllm_nld.serving.modes import DEFAULT, MODES
+
 FIELD = "--additional-config nld"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The server's decoding modes, and what a request gets that does not say.
+    """The modes that the server offers, and defaults for requests that set no field of their own.
 
-    mode: "ar" decodes a token at a time, "linear" drafts a block and verifies it, "diffusion" takes blocks as denoised;
-        None: linear, unless --speculative-config asks for another drafter.
-    allowed_modes: what a request may ask for; None: all of them, or only "ar" where that is the mode.
+    mode: the mode of requests that name none, see `serving.modes`; None: linear, unless --speculative-config asks for
+        another drafter.
+    allowed_modes: the modes that requests may ask for; None: all of them, or only "ar" if that is the server's mode.
     block_length: the last token and its drafts, at least 2; None: the checkpoint's block_size. No request exceeds it.
-    threshold: in diffusion mode, a pass commits the tokens at least this probable, and the next pass redoes the others.
-    max_denoise_steps: in diffusion mode, passes a block at most; None: until every token is sure.
-    draft_threshold: in linear mode, 0 drafts in one pass; above, as `threshold` does.
-    draft_lora: "auto" takes the checkpoint's own draft adapter if it has one, "off" none; else the adapter's folder.
+    threshold: in diffusion mode, a pass commits the tokens that are at least this probable.
+    max_denoise_steps: in diffusion mode, at most this many passes per block; None: no limit.
+    draft_threshold: in linear mode, 0 drafts in one pass; above 0, a pass keeps the drafts that are this probable.
+    draft_lora: "auto" uses the checkpoint's own draft adapter if it has one, "off" none; else the adapter's folder.
     """
 
     mode: str | None = None
@@ -52,19 +53,21 @@ class Settings:
             return
         if not isinstance(allowed, (list, tuple)) or not allowed or any(mode not in MODES for mode in allowed):
             raise ValueError(f"{FIELD}.allowed_modes must be a list of {', '.join(MODES)}, not {allowed!r}")
-        if (self.mode or "linear") not in allowed:
-            raise ValueError(f"{FIELD}.allowed_modes {list(allowed)} leaves out the mode {self.mode or 'linear'!r}")
+        if (self.mode or DEFAULT) not in allowed:
+            raise ValueError(f"{FIELD}.allowed_modes {list(allowed)} leaves out the mode {self.mode or DEFAULT!r}")
         object.__setattr__(self, "allowed_modes", tuple(allowed))
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """What a request may ask for."""
-        return self.allowed_modes or (("ar",) if self.mode == "ar" else MODES)
+        """The modes that requests may ask for."""
+        if self.allowed_modes is not None:
+            return self.allowed_modes
+        return tuple(MODES) if MODES[self.mode or DEFAULT].drafts else (self.mode or DEFAULT,)
 
     @property
     def drafts(self) -> bool:
         """Whether any request may draft."""
-        return self.modes != ("ar",)
+        return any(MODES[mode].drafts for mode in self.modes)
 
     @classmethod
     def parse(cls, raw: Any) -> Self:
@@ -81,7 +84,7 @@ class Settings:
         others = [name for name in raw if name not in ("mode", "allowed_modes")]
         if not settings.drafts and others:
             raise ValueError(
-                f"{FIELD}.{others[0]} has no use where only mode 'ar' is served: remove it, or set mode to 'linear'"
+                f"{FIELD}.{others[0]} has no use if only mode 'ar' is served: remove it, or set mode to 'linear'"
             )
         return settings
 

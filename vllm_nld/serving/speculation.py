@@ -1,4 +1,4 @@
-"""How an NLD server comes to speculate: no flag, `--additional-config`, or an explicit `--speculative-config`.
+"""How an NLD server is set up to speculate: by default, by `--additional-config`, or by `--speculative-config`.
 
 Linear self-speculation rides on vLLM's method `draft_model` with the served checkpoint as its own draft model:
 
@@ -7,12 +7,14 @@ Linear self-speculation rides on vLLM's method `draft_model` with the served che
 is what a server without flags sets by itself, with block_size - 1 from the checkpoint's config.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
 from vllm_nld.model.adapter import Adapter, find_adapter
-from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES
+from vllm_nld.model.configs import is_ours
+from vllm_nld.serving.modes import DEFAULT
 from vllm_nld.serving.settings import FIELD, Settings
 
 if TYPE_CHECKING:
@@ -26,10 +28,19 @@ AR = """serve with --additional-config '{"nld": {"mode": "ar"}}'"""
 
 def drafts_for_itself(vllm_config: Any) -> bool:
     """Whether an NLD model is its own draft model: method `draft_model` with the served checkpoint as `model`."""
-    speculative, model = vllm_config.speculative_config, vllm_config.model_config
-    if speculative is None or model is None or not speculative.uses_draft_model():
+    return shares_weights(vllm_config.speculative_config, vllm_config.model_config)
+
+
+def shares_weights(speculative: Any, model: Any) -> bool:
+    """Whether a SpeculativeConfig, or None, names the checkpoint of an NLD ModelConfig as its draft model."""
+    if speculative is None or not is_ours(model) or not speculative.uses_draft_model():
         return False
-    return model.architecture in SUPPORTED_ARCHITECTURES and speculative.model == model.model
+    return same_checkpoint(speculative.model, model.model)
+
+
+def same_checkpoint(one: str, other: str) -> bool:
+    """Whether two names mean the same checkpoint, however a folder is spelled: relative, with a slash, by a symlink."""
+    return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 
 def draft_adapter(vllm_config: Any) -> Adapter | None:
@@ -41,8 +52,7 @@ def draft_adapter(vllm_config: Any) -> Adapter | None:
 def configure(vllm_config: "VllmConfig") -> None:
     """Set up the mode that the user asked for. Raises ValueError for a contradiction or an impossible combination."""
     settings = Settings.of(vllm_config)
-    vllm_config.attention_config.use_non_causal = True  # every mode runs on the same kernel; draft passes need it
-    speculative = vllm_config.speculative_config
+    speculative, model = vllm_config.speculative_config, vllm_config.model_config
     if not settings.drafts:
         if speculative is not None:
             raise ValueError(f"{FIELD}.mode 'ar' contradicts --speculative-config ({speculative.method}): remove one")
@@ -50,33 +60,29 @@ def configure(vllm_config: "VllmConfig") -> None:
     if speculative is not None and not drafts_for_itself(vllm_config):
         if settings != Settings():
             raise ValueError(
-                f"{FIELD} asks for linear self-speculation, --speculative-config for {speculative.method} "
-                f"with {speculative.model}: remove one, or name {vllm_config.model_config.model} as its model"
+                f"{FIELD} asks for self-speculation, --speculative-config for {speculative.method} "
+                f"with {speculative.model}: remove one, or name {model.model} as its model"
             )
         return  # another drafter, asked for explicitly
-    if vllm_config.model_config.runner_type != "generate":
+    if model.runner_type != "generate":
         return
     check_possible(vllm_config)
     if speculative is None:
         speculate(vllm_config, settings)
-    elif settings.block_length not in (None, speculative.num_speculative_tokens + 1):
-        raise ValueError(
-            f"{FIELD}.block_length {settings.block_length} contradicts num_speculative_tokens "
-            f"{speculative.num_speculative_tokens} of --speculative-config: a block is the last token and its drafts, "
-            f"so remove one or make them differ by 1"
-        )
-    check_shared(vllm_config)
+    else:
+        check_explicit(vllm_config, settings)
+        speculative.model = model.model  # one spelling from here on
+    vllm_config.attention_config.use_non_causal = True  # draft passes need a kernel that can look ahead
     check_room(vllm_config)
     schedule_by_mode(vllm_config)
 
 
 def schedule_by_mode(vllm_config: "VllmConfig") -> None:
-    """Give each request its own number of drafts. Raises ValueError for a scheduler or a flag that cannot."""
+    """Let the scheduler decide each request's drafts. Raises ValueError for a scheduler or a flag that cannot."""
     scheduler = vllm_config.scheduler_config
     if scheduler.scheduler_cls not in (None, SCHEDULER):
         raise ValueError(f"--scheduler-cls {scheduler.scheduler_cls} cannot schedule modes: remove it, or {AR}")
-    assert vllm_config.speculative_config is not None
-    block_length = vllm_config.speculative_config.num_speculative_tokens + 1
+    block_length = vllm_config.num_speculative_tokens + 1
     if 0 < scheduler.long_prefill_token_threshold < block_length:
         raise ValueError(
             f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold} would cut blocks of "
@@ -99,7 +105,7 @@ def speculate(vllm_config: "VllmConfig", settings: Settings) -> None:
         target_model_config=model,
         target_parallel_config=vllm_config.parallel_config,
     )
-    logger.info("Blocks of %d tokens, default mode %s. To do without, %s.", block_length, settings.mode or "linear", AR)
+    logger.info("Blocks of %d tokens, default mode %s. To do without, %s.", block_length, settings.mode or DEFAULT, AR)
 
 
 def check_possible(vllm_config: "VllmConfig") -> None:
@@ -116,23 +122,59 @@ def check_possible(vllm_config: "VllmConfig") -> None:
         raise ValueError(f"linear self-speculation needs Model Runner V2: unset VLLM_USE_V2_MODEL_RUNNER, or {AR}")
 
 
-def check_shared(vllm_config: "VllmConfig") -> None:
-    """Raise ValueError for a field of --speculative-config that another drafter would obey, and this one cannot."""
-    for name in ("attention_backend", "kv_cache_dtype", "enable_adaptive_verification", "use_local_argmax_reduction"):
-        if value := getattr(vllm_config.speculative_config, name):
+# Fields of --speculative-config that another drafter would obey. This one shares the served model's.
+SHARED = (
+    "attention_backend",
+    "enable_adaptive_verification",
+    "kv_cache_dtype",
+    "max_model_len",
+    "quantization",
+    "use_local_argmax_reduction",
+)
+
+
+def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
+    """Raise ValueError for an explicit --speculative-config that contradicts the settings or cannot be obeyed."""
+    speculative, model = vllm_config.speculative_config, vllm_config.model_config
+    assert speculative is not None
+    drafts = speculative.num_speculative_tokens
+    if settings.block_length not in (None, drafts + 1):
+        raise ValueError(
+            f"{FIELD}.block_length {settings.block_length} contradicts num_speculative_tokens {drafts} of "
+            "--speculative-config: a block is the last token and its drafts, so remove one or make them differ by 1"
+        )
+    for name in SHARED:
+        value = getattr(speculative, name)
+        if value and value != getattr(model, name, None):
             raise ValueError(
-                f"--speculative-config {name} ({value}) has no effect in linear self-speculation, which drafts with "
+                f"--speculative-config {name} ({value}) has no effect in self-speculation, which drafts with "
                 "the served model itself: remove it"
             )
+    if settings.draft_threshold and speculative.draft_sample_method == "probabilistic":
+        raise ValueError(
+            f"{FIELD}.draft_threshold keeps the most probable of the sampled drafts, which no longer follow their "
+            "logits: leave draft_sample_method of --speculative-config at greedy, or the threshold at 0"
+        )
 
 
 def check_room(vllm_config: "VllmConfig") -> None:
-    """Raise ValueError where one block does not fit into the context or into a step."""
-    assert vllm_config.speculative_config is not None
-    block_length = vllm_config.speculative_config.num_speculative_tokens + 1
+    """Raise ValueError if a block does not fit into the context or into a step; warn if a full batch does not."""
+    block_length = vllm_config.num_speculative_tokens + 1
+    scheduler = vllm_config.scheduler_config
+    budget = scheduler.max_num_batched_tokens
     for flag, limit in (
         ("--max-model-len", vllm_config.model_config.max_model_len),
-        ("--max-num-batched-tokens", vllm_config.scheduler_config.max_num_batched_tokens),
+        ("--max-num-batched-tokens", budget),
     ):
         if block_length > limit:
             raise ValueError(f"{flag} {limit} has no room for a block of {block_length}: raise it, or lower the block")
+    if scheduler.max_num_seqs * block_length > budget:
+        logger.warning(
+            "--max-num-seqs %d requests with blocks of %d tokens exceed --max-num-batched-tokens %d: above %d "
+            "drafting requests, requests take turns. Lower one of the first two, or raise the budget to %d.",
+            scheduler.max_num_seqs,
+            block_length,
+            budget,
+            budget // block_length,
+            scheduler.max_num_seqs * block_length,
+        )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from vllm_nld import compat
+from vllm_nld.compat.versions import check_vllm_version
 from vllm_nld.model.checkpoint import CheckpointError, check_tensors, read_config, read_shapes
 from vllm_nld.serving.speculation import configure, draft_adapter, drafts_for_itself
 
@@ -41,7 +41,7 @@ class ServedModel(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         """Raises RuntimeError for an untested vLLM, CheckpointError for a local checkpoint that cannot be served."""
-        compat.check_vllm_version()
+        check_vllm_version()
         path = Path(model_config.model)
         if path.is_dir():
             check_local(path, model_config)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vllm_nld.nano import Prompt, checkpoint_path, heldout
-from vllm_nld.serving.settings import MODES
+from vllm_nld.serving.modes import MODES
 from vllm_nld.tools.server import Server, ServerError
 
 MAX_TOKENS = 256

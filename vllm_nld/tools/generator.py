@@ -11,6 +11,8 @@ speculation 1 and two or more a round, diffusion a denoising pass each and one a
 from collections.abc import Sequence
 from typing import Any, Self
 
+from vllm_nld.serving.modes import MODES
+
 Ids = Sequence[int]
 Result = tuple[list[int], int]
 
@@ -104,7 +106,7 @@ def as_prompts(prompt_ids: Any) -> tuple[list[list[int]], bool]:
 
 def result(mode: str, completion: Any) -> Result:
     """Tokens and NFE of a completion."""
-    tokens = list(completion.token_ids)
-    if mode == "ar":
+    tokens, policy = list(completion.token_ids), MODES[mode]
+    if not policy.drafts:
         return tokens, len(tokens)
-    return tokens, completion.spec_decode_metrics.forwards + (mode == "linear")
+    return tokens, completion.spec_decode_metrics.forwards + policy.counts_prefill

@@ -1,9 +1,10 @@
 """Sends each kernel launch to its native twin, or to Triton's interpreter where there is none.
 
 Triton's interpreter wraps every kernel in one class whose `kernel[grid]` makes a launcher, so that is the one place to
-decide, in whatever order modules were imported. Installed by the plugin, in every process of vLLM's CPU build only.
+decide, in whatever order modules were imported. `vllm_nld.compat.cpu` installs `route` in its place, in every process
+of vLLM's CPU build only.
 
-    install()
+    InterpretedFunction.__getitem__ = route
     kernel[grid](*args)      # native, else interpreted and named once at INFO
     launched()               # {"vllm….block_table._gather_block_tables_kernel": "native", …}
 """
@@ -17,18 +18,12 @@ from typing import Any
 from triton.runtime.interpreter import InterpretedFunction
 from vllm.logger import init_logger
 
-from vllm_nld.triton_cpu import interpreter, registry
+from vllm_nld.triton_cpu import registry
 
 logger = init_logger("vllm.plugins.nld.triton_cpu")  # under "vllm", where its log level and format apply
 
 _interpret = InterpretedFunction.__getitem__
 _launched: dict[str, registry.State] = {}
-
-
-def install() -> None:
-    """Route launches of interpreted kernels through the twins, in this process. Idempotent."""
-    interpreter.repair()
-    InterpretedFunction.__getitem__ = _route
 
 
 def uninstall() -> None:
@@ -47,7 +42,8 @@ def forget_launches() -> None:
     _launched.clear()
 
 
-def _route(kernel: InterpretedFunction, grid: Any) -> Callable[..., Any]:
+def route(kernel: InterpretedFunction, grid: Any) -> Callable[..., Any]:
+    """What `kernel[grid]` gives: a launcher of the twin, or the interpreter's."""
     try:
         native, name = kernel.nld_twin
     except AttributeError:

@@ -1,0 +1,152 @@
+"""Filling blocks: bidirectional passes until no position is masked, or a stop token has none before it.
+
+One pass decides everything in linear mode; with a threshold each pass commits what is probable enough, and blocks that
+are done leave the passes that follow. Letters in shapes: A blocks in a pass, R blocks, K drafts per block at most.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.distributed import get_tp_group
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from spec_worker.blocks import Blocks, Layout
+from spec_worker.candidates import Candidates, Undecided
+from spec_worker.commit import commit, stopped
+from spec_worker.inputs import Pass
+from spec_worker.slots import Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Filler:
+    """Fills blocks of one mode at a time, in the step that `propose` was called for."""
+
+    model: Any  # the served model
+    run: Callable[[Pass], torch.Tensor]  # a forward over some blocks -> [T, hidden]
+    candidates: Candidates
+    slots: Slots
+    sampling: Any  # vLLM's SamplingStates
+    tables: Any  # vLLM's BlockTables
+
+    def fill(self, blocks: Blocks, input_batch: InputBatch, write: bool) -> None:
+        """Decide every draft of the blocks. `write`: whether passes write KV."""
+        drafting = blocks.mode.drafting
+        assert drafting is not None, "only modes that draft are planned"
+        most, taken = self.slots.passes[blocks.slots], blocks.mode.takes_blocks
+        with self.model.drafting() if drafting.adapter else contextlib.nullcontext():
+            if not taken and (most == 1).all():
+                self._fill_at_once(blocks, input_batch, write)
+            else:
+                self._fill_by_threshold(blocks, most, input_batch, write)
+        if taken:
+            self.candidates.record_taken(blocks.slots, blocks.ids[:, 1:])
+
+    def _fill_at_once(self, blocks: Blocks, input_batch: InputBatch, write: bool) -> None:
+        """The only pass decides everything, however probable it is, so nothing waits for the device."""
+        active = np.arange(len(blocks.rows))
+        found, _ = self._pass(blocks, active, blocks.open_places(), input_batch, 1, write, certain=True)
+        blocks.ids[:, 1:] = torch.where(blocks.masked, found, blocks.ids[:, 1:])
+        self.slots.drafted[blocks.slots] = 1
+
+    def _fill_by_threshold(self, blocks: Blocks, most: np.ndarray, input_batch: InputBatch, write: bool) -> None:
+        active, count, places = np.arange(len(blocks.rows)), 0, blocks.open_places()
+        while len(active):
+            count += 1
+            found, certainty = agree(*self._pass(blocks, active, places, input_batch, count, write))
+            self._decide(blocks, active, found, certainty, count)
+            active = active[most[active] > count]
+            if len(active):
+                places = blocks.masked.cpu().numpy()  # the one look at the device per pass
+                active = active[places[active].any(axis=1)]
+
+    def _decide(
+        self,
+        blocks: Blocks,
+        active: np.ndarray,  # [A], blocks that were in the pass
+        found: torch.Tensor,  # [A, K] int64
+        certainty: torch.Tensor,  # [A, K] float64
+        count: int,
+    ) -> None:
+        """Commit what a pass is sure enough of; in a block's last pass, all that is left."""
+        slots = self.slots
+        state = blocks.slots[active]
+        threshold = np.where(slots.passes[state] == count, 0.0, slots.threshold[state])
+        stop_ids = async_tensor_h2d(slots.stop_ids[state], found.device)
+        chosen = async_tensor_h2d(active, found.device)
+        masked, ids = blocks.masked[chosen], blocks.ids[chosen]
+        decided = commit(certainty, masked, async_tensor_h2d(threshold, found.device))
+        ids[:, 1:] = torch.where(decided, found, ids[:, 1:])
+        masked &= ~decided
+        masked &= ~stopped(ids[:, 1:], masked, stop_ids)[:, None]
+        blocks.ids[chosen], blocks.masked[chosen] = ids, masked
+        slots.drafted[state] = count
+        if blocks.mode.takes_blocks:
+            slots.keep(state, ids[:, 1:], decided, certainty)
+
+    def _pass(
+        self,
+        blocks: Blocks,
+        active: np.ndarray,  # [A], blocks that are not done
+        places: np.ndarray,  # [R, K] bool, their undecided positions
+        input_batch: InputBatch,
+        count: int,
+        write: bool,
+        certain: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [A, K] int64 and float64
+        """One forward: a candidate for each undecided position, and its probability."""
+        given = self._gather(blocks, active, input_batch, write)
+        hidden = self.run(given)
+        block, place = np.nonzero(places[active])
+        rows = async_tensor_h2d(given.layout.rows(block, place + 1), hidden.device)
+        assert blocks.mode.drafting is not None
+        undecided = Undecided(
+            blocks.slots[active][block], active[block], place, blocks.starts, count, blocks.mode.drafting
+        )
+        found, certainty = self.candidates.find(hidden[rows], undecided, self.sampling, certain)
+        shape = (len(active), places.shape[1])
+        if len(found) == shape[0] * shape[1]:  # nothing is decided yet
+            return found.view(shape), certainty.view(shape)
+        where = async_tensor_h2d(np.ravel_multi_index((block, place), shape), hidden.device)
+        every = torch.zeros(shape, dtype=torch.int64, device=hidden.device)
+        every.view(-1)[where] = found
+        sure = torch.ones(shape, dtype=torch.float64, device=hidden.device)
+        sure.view(-1)[where] = certainty
+        return every, sure
+
+    def _gather(self, blocks: Blocks, active: np.ndarray, input_batch: InputBatch, write: bool) -> Pass:
+        """What a pass over these blocks reads."""
+        rows = blocks.rows[active]
+        return Pass(
+            layout=Layout(blocks.lengths[active], blocks.ids.shape[1]),
+            ids=blocks.ids,
+            starts=blocks.starts,
+            table=self.tables.input_block_tables[0],
+            owned=self.tables.num_blocks.gpu[0],
+            block=active,
+            row=rows,
+            slot=blocks.slots[active],
+            lora=self.slots.lora[blocks.slots[active]],
+            context=input_batch.seq_lens_cpu_upper_bound.numpy()[rows],
+            write=write,
+        )
+
+
+def agree(
+    found: torch.Tensor,  # [A, K] int64
+    certainty: torch.Tensor,  # [A, K] float64
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first tensor-parallel rank found.
+
+    Each rank looks at its own device to see whether another pass is needed. Ranks that disagreed once, by a rounding
+    error, would wait for each other forever.
+    """
+    group = get_tp_group()
+    if group.world_size == 1:
+        return found, certainty
+    both = group.broadcast(torch.stack([found.double(), certainty]), src=0)  # ids are exact in float64
+    return both[0].long(), both[1]

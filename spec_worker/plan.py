@@ -1,0 +1,86 @@
+"""Who drafts in a step, and how many tokens: the scheduler decides, see `scheduler.py`, and the worker obeys.
+
+A plan travels with each step and holds the number of drafts by request id. A request that it does not name drafts
+nothing; if it names none there is no draft pass. Here a plan becomes groups of blocks that can share a forward.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from vllm.triton_utils import triton
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from spec_worker.blocks import Blocks
+from spec_worker.kernels import lay_blocks_kernel
+from spec_worker.slots import Slots
+from vllm_nld.serving.modes import Mode
+
+Plan = Mapping[str, int]  # drafts by request id, each at least 1
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Requests of one mode whose blocks are filled together. R requests."""
+
+    mode: Mode
+    rows: np.ndarray  # [R], rows of the step's batch
+    slots: np.ndarray  # [R], state slots
+    lengths: np.ndarray  # [R], block lengths, the anchor included
+
+
+def groups(plan: Plan | None, input_batch: InputBatch, slots: Slots, most: int) -> Iterator[Group]:
+    """The drafting requests of a batch by mode, at most `most` blocks in a group.
+
+    Without a plan, as in vLLM's warm-up, which does without a scheduler, every request past its prompt drafts.
+    """
+    count = input_batch.num_reqs
+    index = input_batch.idx_mapping_np[:count]
+    end = (input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens)[:count]
+    left = input_batch.prefill_len_np[:count] - end  # prompt tokens, or those of a preempted request's output
+    if plan is None:
+        drafts = np.where(left <= 0, slots.drafts[index], 0)
+    else:
+        drafts = np.array([plan.get(name, 0) for name in input_batch.req_ids[:count]], dtype=np.int64)
+    slots.anchored[index] = (drafts > 0) & (left > 0)
+    for mode in np.unique(slots.mode[index[drafts > 0]]):
+        rows = np.flatnonzero((drafts > 0) & (slots.mode[index] == mode))
+        for first in range(0, len(rows), most):
+            some = rows[first : first + most]
+            yield Group(slots.policy(index[some[0]]), some, index[some], drafts[some] + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Lays out blocks [anchor, mask ...] after the accepted tokens; what it knows are the server's constants."""
+
+    mask_token_id: int
+    block_length: int  # B
+    max_model_len: int
+    device: torch.device
+
+    def lay(self, group: Group, input_batch: InputBatch, slots: Slots, *verdict: torch.Tensor) -> Blocks:
+        """Blocks of a group. `verdict`: num_sampled, num_rejected, last_sampled, next_prefill_tokens of `propose`."""
+        count = len(group.rows)
+        starts = torch.empty(count, dtype=torch.int64, device=self.device)
+        ids = torch.empty((count, self.block_length), dtype=torch.int64, device=self.device)
+        masked = torch.empty((count, self.block_length - 1), dtype=torch.bool, device=self.device)
+        lay_blocks_kernel[(count,)](
+            starts,
+            ids,
+            masked,
+            slots.count,
+            *async_tensor_h2d(np.stack([group.rows, group.lengths]), self.device),
+            input_batch.positions,
+            input_batch.query_start_loc,
+            input_batch.idx_mapping,
+            *verdict,
+            self.mask_token_id,
+            self.block_length,
+            self.max_model_len,
+            COUNT=group.mode.takes_blocks,
+            WIDTH=triton.next_power_of_2(self.block_length),
+        )
+        return Blocks(group.mode, group.rows, group.slots, group.lengths, starts, ids, masked)

@@ -1,0 +1,56 @@
+"""What each verified block cost and yielded, counted where the engine core learns of it: a mixin for a scheduler."""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+from vllm.v1.spec_decode.metrics import SpecDecodingStats
+
+from vllm_nld.metrics.rounds import RoundLog
+from vllm_nld.serving.decoding import Decoding
+
+
+class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a mixin, see `scheduler.build`
+    """Counts rounds by mode, and the forwards of each request."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rounds = RoundLog()
+
+    def decoding(self, request: Request) -> Decoding:
+        """A request's record."""
+        raise NotImplementedError
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
+        """The worker reports how many passes each block took that this step verified."""
+        self.rounds.begin(model_runner_output)
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def make_spec_decoding_stats(
+        self,
+        spec_decoding_stats: SpecDecodingStats | None,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> SpecDecodingStats | None:
+        """vLLM calls this for each verified block. Taken blocks stay out of its figures: nothing is verified."""
+        request = self.requests[request_id]
+        mode = self.decoding(request).policy
+        valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
+        passes = self.rounds.note(request_id, mode.name, valid, num_accepted_tokens)
+        if request.spec_decode_metrics is not None and passes:
+            request.spec_decode_metrics.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
+        if not passes or mode.takes_blocks:
+            return spec_decoding_stats
+        return super().make_spec_decoding_stats(
+            spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+        )
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """With the rounds since the last call."""
+        stats, rounds = super().make_stats(*args, **kwargs), self.rounds.take()
+        if stats is not None:
+            stats.nld = rounds  # type: ignore[attr-defined]  # see compat
+        return stats

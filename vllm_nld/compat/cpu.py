@@ -1,0 +1,101 @@
+"""What vLLM's CPU build lacks. None of it is needed with the GPU build."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_nld.compat.patch import Change, patch
+from vllm_nld.triton_cpu import is_cpu_build
+
+logger = logging.getLogger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
+
+
+def gpu_build() -> str:
+    """Why none of this is needed: vLLM's GPU build is installed. "" with the CPU build."""
+    return "" if is_cpu_build() else "vLLM's GPU build is installed"
+
+
+def no_amx() -> str:
+    """Why AMX tiles need not be requested."""
+    import torch
+
+    return gpu_build() or ("" if torch.cpu._is_amx_tile_supported() else "this CPU has no AMX")
+
+
+def no_triton() -> str:
+    """Why there are no kernels to run natively."""
+    if why := gpu_build():
+        return why
+    from vllm.triton_utils import HAS_TRITON
+
+    return "" if HAS_TRITON else "vLLM finds no Triton"
+
+
+@patch(not_needed=no_amx)
+def request_amx_tiles() -> Iterator[Change]:
+    """Ask the operating system to let this process use AMX tiles.
+
+    Symptom: serving in bf16 on a CPU with AMX dies with SIGILL ("Illegal instruction") in `cpu_attn_amx.hpp`.
+    Cause: Linux grants tiles to a process that asks for them. oneDNN asks before its first large bf16 product, but
+    vLLM's attention kernel does not, and a small model without a warm-up run gets there first.
+    Delete when: `CPUWorker.init_device` asks.
+    """
+    import torch
+
+    if not torch.cpu._init_amx():
+        logger.warning("The operating system grants no AMX tiles: bf16 attention may end with SIGILL; use float32.")
+    yield from ()
+
+
+@patch(not_needed=no_triton)
+def use_native_kernels() -> Iterator[Change]:
+    """Run Model Runner V2's kernels as machine code on the CPU.
+
+    Symptom: each of a step's ten to fifteen kernels takes 1-3 ms, so decoding is ten times slower than the model.
+    Cause: vLLM's CPU build leaves them to a Triton "cpu" backend. None is published, and ours has Triton interpret
+    them. vLLM's own seam, `register_kernels`, does not pass the grid to a replacement, and for some kernels only the
+    grid says how much to do.
+    Delete when: vLLM's CPU build has native versions of the kernels in `vllm_nld.triton_cpu.registry`.
+    """
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from vllm_nld.triton_cpu import dispatch, interpreter
+
+    interpreter.repair()
+    yield InterpretedFunction, "__getitem__", dispatch.route
+
+
+@patch("torch._dynamo.aot_compile_types", not_needed=gpu_build)
+def reuse_compiled_models(module: Any) -> Iterator[Change]:
+    """Load what torch.compile made at an earlier start.
+
+    Symptom: each start on a CPU compiles the model again, for ten seconds or more, "due to a load failure".
+    Cause: `_try_load_aot_compiled_fn` calls `finalize_loading`, which only functions of vLLM's own compile backend
+    have. On CPUs the backend is plain Inductor, which has nothing to finalize.
+    Delete when: vLLM checks whether there is anything to finalize.
+    """
+    yield module.BundledAOTAutogradSerializableCallable, "finalize_loading", lambda self, vllm_config: None
+
+
+@patch("vllm.v1.executor.ray_executor_v2", not_needed=gpu_build)
+def place_cpu_workers_on_ray(module: Any) -> Iterator[Change]:
+    """Let Ray place CPU workers.
+
+    Symptom: `--distributed-executor-backend ray` ends with "current platform cpu does not support ray".
+    Cause: the CPU platform names no Ray resource, and a worker's actor is asked for accelerator ids, which Ray has only
+    for devices it knows.
+    Delete when: `CpuPlatform.ray_device_key` is set.
+    """
+    inherited = module.initialize_ray_cluster
+
+    def initialize_ray_cluster(parallel_config: Any, *args: Any, **options: Any) -> None:
+        from vllm.platforms.cpu import CpuPlatform
+
+        from vllm_nld.compat import ray_cpu
+
+        CpuPlatform.ray_device_key = ray_cpu.RESOURCE
+        module.RayWorkerProc = ray_cpu.RayCpuWorker
+        ray_cpu.check_cluster(parallel_config)
+        inherited(parallel_config, *args, **options)
+
+    yield module, "initialize_ray_cluster", initialize_ray_cluster

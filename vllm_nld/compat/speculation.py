@@ -1,0 +1,146 @@
+"""Building our speculator in place of vLLM's, and not drafting more than anyone needs."""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_nld.compat.patch import Change, patch
+
+SPECULATOR_MODULE = "spec_worker.speculator"
+MODEL_RUNNER = "vllm.v1.worker.gpu.model_runner"
+
+
+def is_ours(speculator: Any) -> bool:
+    """Whether it is the self-speculator of an NLD model; the answer does not import it."""
+    return type(speculator).__module__ == SPECULATOR_MODULE
+
+
+@patch(MODEL_RUNNER)
+def build_self_speculator(module: Any) -> Iterator[Change]:
+    """Let Model Runner V2 build our speculator for an NLD model that drafts for itself.
+
+    Symptom: `{"method": "draft_model", "model": <the served checkpoint>}` loads the weights twice and drafts one token
+    at a time, causally.
+    Cause: `init_speculator` is a fixed chain of methods, and the model runner imports it by name. The method
+    `custom_class` takes a class path but disables asynchronous scheduling.
+    Delete when: a plugin can register a speculator, or `custom_class` keeps asynchronous scheduling.
+    """
+    from vllm_nld.serving.speculation import drafts_for_itself
+
+    inherited = module.init_speculator
+
+    def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
+        if not drafts_for_itself(vllm_config):
+            return inherited(vllm_config, device, req_states)
+        return importlib.import_module(SPECULATOR_MODULE).SelfSpeculator(vllm_config, device)
+
+    yield module, "init_speculator", init_speculator
+
+
+@patch("vllm.config.vllm")
+def reserve_block_slots(module: Any) -> Iterator[Change]:
+    """Reserve KV slots for the whole draft block: the anchor and every draft.
+
+    Symptom: if the last row of a draft block starts a new KV block, it has no slot, and the drafts get worse.
+    Cause: for the method `draft_model` vLLM reserves one slot per draft token, because an autoregressive drafter needs
+    none for its last token. A block drafter writes that row too; vLLM takes this into account for `dflash` only.
+    Delete when: the speculator can set `num_lookahead_tokens`.
+    """
+    from vllm_nld.serving.speculation import drafts_for_itself
+
+    inherited = module.VllmConfig.num_lookahead_tokens.fget
+
+    def num_lookahead_tokens(self: Any) -> int:
+        return self.num_speculative_tokens + 1 if drafts_for_itself(self) else inherited(self)
+
+    yield module.VllmConfig, "num_lookahead_tokens", property(num_lookahead_tokens)
+
+
+@patch("vllm.config.speculative")
+def charge_only_scheduled_tokens(module: Any) -> Iterator[Change]:
+    """Charge a request's tokens to the step's budget, and nothing beyond them.
+
+    Symptom: if --max-num-batched-tokens equals the block length, a diffusion block never fits and its request hangs.
+    Cause: for the method `draft_model` vLLM adds one token per request, because an autoregressive drafter's input is
+    longer than the target's. A block is not.
+    Delete when: the speculator can set `max_num_new_slots_for_drafting`.
+    """
+    from vllm_nld.serving.speculation import shares_weights
+
+    inherited = module.SpeculativeConfig.max_num_new_slots_for_drafting.fget
+
+    def max_num_new_slots_for_drafting(self: Any) -> int:
+        return 0 if shares_weights(self, self.target_model_config) else inherited(self)
+
+    yield module.SpeculativeConfig, "max_num_new_slots_for_drafting", property(max_num_new_slots_for_drafting)
+
+
+@patch(MODEL_RUNNER)
+def hand_over_draft_plan(module: Any) -> Iterator[Change]:
+    """Hand each step's draft plan to the speculator, see `spec_worker.plan`.
+
+    Symptom: the worker drafts for requests that the scheduler lets draft nothing, and drafts more than is
+    verified.
+    Cause: SchedulerOutput has one number of drafts for the whole batch, and `propose` gets no more than that.
+    Delete when: SchedulerOutput has a number of drafts per request and hands it to the speculator.
+    """
+    inherited = module.GPUModelRunner.execute_model
+
+    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_ours(self.speculator):
+            self.speculator.obey(getattr(scheduler_output, "nld_plan", None))
+        return inherited(self, scheduler_output, *args, **kwargs)
+
+    yield module.GPUModelRunner, "execute_model", execute_model
+
+
+@patch("vllm.v1.engine.core")
+def skip_draft_round_trip(module: Any) -> Iterator[Change]:
+    """Ask the worker for its drafts only if a grammar has to see them.
+
+    Symptom: with synchronous scheduling every step ends with a call to the worker's process, even in AR mode.
+    Cause: the engine core asks after every step, although without a grammar the worker answers with placeholders.
+    Delete when: the engine core skips the call itself if no request has a grammar.
+    """
+    inherited = module.EngineCore.post_step
+
+    def post_step(self: Any, model_executed: bool) -> None:
+        unseen = getattr(self.scheduler, "unseen_drafts", None)
+        if unseen is None or self.async_scheduling or not model_executed or (drafts := unseen()) is None:
+            return inherited(self, model_executed)
+        if drafts.req_ids:
+            self.scheduler.update_draft_token_ids(drafts)
+        return None
+
+    yield module.EngineCore, "post_step", post_step
+
+
+@patch(MODEL_RUNNER)
+def skip_idle_drafter(module: Any) -> Iterator[Change]:
+    """Do not run the speculator in a step in which no request drafts.
+
+    Symptom: on a server that can speculate, AR requests pay for drafts that nobody reads: 70 us per step.
+    Cause: `GPUModelRunner.sample_tokens` runs the speculator after every step and copies its drafts.
+    Delete when: a speculator can say that it has nothing to propose.
+    """
+    inherited = module.GPUModelRunner.sample_tokens
+
+    def sample_tokens(self: Any, grammar_output: Any) -> Any:
+        state, speculator, steps = self.execute_model_state, self.speculator, self.num_speculative_steps
+        idle = (
+            is_ours(speculator)
+            and state is not None
+            and state.input_batch is not None
+            and not state.input_batch.num_draft_tokens
+            and speculator.is_idle()
+        )
+        if not idle:
+            return inherited(self, grammar_output)
+        self.speculator, self.num_speculative_steps = None, 0
+        self.draft_tokens_handler.req_ids = []  # forget the previous step's requests as well
+        try:
+            return inherited(self, grammar_output)
+        finally:
+            self.speculator, self.num_speculative_steps = speculator, steps
+
+    yield module.GPUModelRunner, "sample_tokens", sample_tokens

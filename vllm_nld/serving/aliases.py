@@ -1,0 +1,65 @@
+"""Other ways to name what the `nld_*` fields name: SGLang's fields, and model names that end in a mode."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_nld.serving.modes import AUTO, FIELDS, MODES
+
+WHERE = "vllm_xargs"
+MODE = "nld_mode"
+
+# SGLang's `ar_mode` is a switch beside its modes, and its confidence threshold belongs to either drafting mode.
+SGLANG = {
+    "block_size": "nld_block_length",
+    "confidence_threshold": "nld_threshold",
+    "max_denoising_steps": "nld_max_denoise_steps",
+}
+SGLANG_MODES = {"fast_diffuser": "diffusion", "linear_spec": "linear"}
+SGLANG_NAMES = ("ar_mode", "diffusion_mode", *SGLANG)
+
+
+def is_own(name: str) -> bool:
+    """Whether an extra argument is for us: one of our fields or of SGLang's."""
+    return name.startswith("nld_") or name in SGLANG_NAMES
+
+
+def own_fields(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The `nld_*` fields of a request, SGLang's names translated. Names that are neither are someone else's.
+
+    Raises ValueError for an unknown `nld_*` name or a mixture of both.
+    """
+    own = {name: value for name, value in extra.items() if name.startswith("nld_")}
+    for name in own:
+        if name not in (MODE, *FIELDS):
+            raise ValueError(f"{WHERE}.{name} is unknown; known are {', '.join((MODE, *FIELDS))}")
+    theirs = {name: value for name, value in extra.items() if name in SGLANG_NAMES}
+    if own and theirs:
+        raise ValueError(f"{WHERE} mixes {next(iter(own))} with {next(iter(theirs))}: use the nld_ names alone")
+    return own or translate(theirs)
+
+
+def translate(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """SGLang's fields as ours. Raises ValueError for a bad value."""
+    switch, kind = theirs.get("ar_mode", False), theirs.get("diffusion_mode")
+    if not isinstance(switch, bool):
+        raise ValueError(f"{WHERE}.ar_mode must be true or false, not {switch!r}")
+    if kind is not None and (not isinstance(kind, str) or kind not in SGLANG_MODES):
+        raise ValueError(f"{WHERE}.diffusion_mode must be one of {', '.join(SGLANG_MODES)}, not {kind!r}")
+    if switch and kind is not None:
+        raise ValueError(f"{WHERE}.ar_mode and diffusion_mode {kind!r} contradict each other: remove one")
+    fields = {ours: theirs[name] for name, ours in SGLANG.items() if name in theirs}
+    if kind == "linear_spec" and "nld_threshold" in fields:
+        fields["nld_draft_threshold"] = fields.pop("nld_threshold")
+    mode = "ar" if switch else SGLANG_MODES.get(kind) if isinstance(kind, str) else None
+    return fields if mode is None else {MODE: mode} | fields
+
+
+def with_alias(model: str | None, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A request's extra arguments with the mode that its model name ends in: `nld:ar` asks for mode "ar"."""
+    mode = (model or "").rpartition(":")[2]
+    if mode not in MODES or mode == model:
+        return dict(extra or {})
+    asked = (extra or {}).get(MODE, mode)
+    if asked not in (mode, AUTO):
+        raise ValueError(f"{WHERE}.nld_mode {asked!r} contradicts the model name {model!r}: remove it, or name another")
+    return dict(extra or {}) | {MODE: mode}

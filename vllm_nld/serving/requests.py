@@ -1,0 +1,155 @@
+"""Where a request comes in: its `nld_*` fields are checked against what the server offers and become one record.
+
+    modes = ServerModes.of(vllm_config)
+    modes.read({"nld_mode": "diffusion", "nld_threshold": 0.8})      # Decoding, or ValueError naming field and range
+    modes.canonical(params.extra_args, params)                       # extra_args with the record, for later stages
+
+Over HTTP the fields are in `vllm_xargs`, offline in `SamplingParams.extra_args`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from vllm_nld.serving.aliases import MODE, WHERE, is_own, own_fields
+from vllm_nld.serving.decoding import RECORD, Decoding
+from vllm_nld.serving.modes import AUTO, DEFAULT, FIELDS, MODES
+from vllm_nld.serving.settings import Settings
+from vllm_nld.serving.speculation import drafts_for_itself
+
+
+@dataclass(frozen=True, slots=True)
+class ServerModes:
+    """What a server offers: its default mode, the modes that requests may choose, the longest block, default values.
+
+    modes is empty if the server speculates with a drafter of another kind: requests then cannot choose.
+    probabilistic: the server keeps draft logits, which follow one pass only.
+    """
+
+    mode: str
+    modes: tuple[str, ...]
+    block_length: int = 1
+    threshold: float = 0.9
+    draft_threshold: float = 0.0
+    max_denoise_steps: int | None = None
+    probabilistic: bool = False
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> Self:
+        """What a configured server offers."""
+        settings, speculative = Settings.of(vllm_config), vllm_config.speculative_config
+        if speculative is None:
+            return cls("ar", ("ar",))
+        if not drafts_for_itself(vllm_config):
+            return cls("ar", ())
+        return cls(
+            settings.mode or DEFAULT,
+            settings.modes,
+            speculative.num_speculative_tokens + 1,
+            settings.threshold,
+            settings.draft_threshold,
+            settings.max_denoise_steps,
+            speculative.draft_sample_method == "probabilistic",
+        )
+
+    @property
+    def default(self) -> Decoding:
+        """Decoding for requests that set no nld_* field."""
+        return self._decoding(self.mode, {})
+
+    def canonical(self, extra: Mapping[str, Any] | None, params: Any) -> dict[str, Any] | None:
+        """A request's extra arguments with its fields replaced by the record. Raises ValueError for a bad request."""
+        decoding = self.read(extra)
+        check_combination(decoding, params)
+        if not self.modes:
+            return dict(extra) if extra else None
+        theirs = {name: value for name, value in (extra or {}).items() if not is_own(name)}
+        return theirs | {RECORD: decoding.record()}
+
+    def read(self, extra: Mapping[str, Any] | None) -> Decoding:
+        """A request's decoding. Raises ValueError that names field, value and range."""
+        extra = extra or {}
+        if RECORD in extra:
+            return self._known(extra[RECORD])
+        asked = own_fields(extra)
+        if not asked or asked == {MODE: AUTO}:
+            return self.default
+        if not self.modes:
+            raise ValueError(
+                f"{WHERE}.{next(iter(asked))} is not possible here: the server speculates with another drafter, "
+                "chosen by its --speculative-config"
+            )
+        name = asked.pop(MODE, AUTO)
+        if not isinstance(name, str) or name not in (AUTO, *MODES):
+            raise ValueError(f"{WHERE}.nld_mode must be one of {', '.join((AUTO, *MODES))}, not {name!r}")
+        return self._decoding(self.mode if name == AUTO else name, asked)
+
+    def _known(self, record: Any) -> Decoding:
+        """A record that an earlier stage made. Raises ValueError for one that no stage of this server made."""
+        try:
+            decoding = Decoding(**record)
+        except TypeError:
+            raise ValueError(f"{WHERE}.{RECORD} is unknown; known are {', '.join((MODE, *FIELDS))}") from None
+        if decoding.mode not in (self.modes or (self.mode,)) or decoding.block_length > self.block_length:
+            raise ValueError(f"{WHERE}.{RECORD} was made for another server: set the nld_ fields instead")
+        return decoding
+
+    def _decoding(self, name: str, asked: Mapping[str, Any]) -> Decoding:
+        """The fields that the request sets, checked, over the server's values for the others."""
+        if self.modes and name not in self.modes:
+            raise ValueError(f"{WHERE}.nld_mode {name!r} is not served here, only {', '.join(self.modes)}")
+        mode = MODES[name]
+        for field in asked:
+            if field not in mode.fields:
+                users = [other.name for other in MODES.values() if field in other.fields]
+                raise ValueError(
+                    f"{WHERE}.{field} has no use in mode {name!r}, only in {' and '.join(users)}: "
+                    "remove it, or set nld_mode"
+                )
+        values = {FIELDS[field]: self._value(field, asked) for field in mode.fields}
+        decoding = Decoding(name, **values)
+        if self.probabilistic and not mode.takes_blocks and decoding.threshold > 0:
+            raise ValueError(
+                f"{WHERE}.nld_draft_threshold must be 0, not {decoding.threshold}: the server keeps draft logits, "
+                "which follow one pass only"
+            )
+        return decoding
+
+    def _value(self, field: str, asked: Mapping[str, Any]) -> Any:
+        default = getattr(self, field.removeprefix("nld_"))
+        if field not in asked:
+            return default
+        if field == "nld_block_length":
+            return whole(field, asked[field], 2, self.block_length)
+        if field == "nld_max_denoise_steps":
+            return whole(field, asked[field], 1, default or self.block_length - 1)
+        return share(field, asked[field])
+
+
+def whole(name: str, value: Any, least: int, most: int) -> int:
+    """An integer in [least, most]. A bool or an integral float is no integer."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{WHERE}.{name} must be an integer in [{least}, {most}], not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{WHERE}.{name} must lie in [{least}, {most}], not {value}")
+    return value
+
+
+def share(name: str, value: Any) -> float:
+    """A number in [0, 1]."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"{WHERE}.{name} must be a number in [0, 1], not {value!r}")
+    if not math.isfinite(value) or not 0 <= value <= 1:
+        raise ValueError(f"{WHERE}.{name} must lie in [0, 1], not {value}")
+    return float(value)
+
+
+def check_combination(decoding: Decoding, params: Any) -> None:
+    """Raise ValueError for sampling parameters that the request's mode cannot honour."""
+    for name, value in decoding.policy.refused.items():
+        if getattr(params, name) != value:
+            raise ValueError(
+                f"{name} has no effect in mode {decoding.mode!r}, which takes tokens as drafted: "
+                f"leave it at {value}, or use nld_mode 'linear' or 'ar'"
+            )
