@@ -23,8 +23,8 @@ from vllm_nld.reference import ReferenceModel
 from vllm_nld.serving.modes import MODES
 
 PAIRS = list(combinations_with_replacement(MODES, 2))
-TAKEN = ("diffusion",)  # modes whose answers are their own; all others answer as AR
-DRAFTING = ("linear",)  # modes whose drafts a schedule and a draft threshold are for
+TAKEN = {name for name, mode in MODES.items() if mode.takes_blocks}  # answers of their own; all others answer as AR
+DRAFTING = {name for name, mode in MODES.items() if mode.drafts} - TAKEN  # obey a schedule and a draft threshold
 THRESHOLD = 0.5  # of diffusion
 PROMPTS = random_prompts(12, VOCAB, longest=60, seed=51)[6:]  # 30 tokens and more
 
@@ -122,7 +122,7 @@ def test_a_pair_of_modes_answers_as_each_alone(
 
 def happened(served: Served, pair: tuple[str, str], steps: list[Step], preempted: int) -> None:
     """What the feature is for did happen."""
-    config, drafting = served.llm.llm_engine.vllm_config, set(pair) & set(DRAFTING)
+    config, drafting = served.llm.llm_engine.vllm_config, set(pair) & DRAFTING
     assert config.scheduler_config.async_scheduling == FEATURES[served.feature].asynchronous
     assert (preempted > 0) == (served.feature == "preemption")
     if served.feature == "tight budget":
@@ -131,7 +131,7 @@ def happened(served: Served, pair: tuple[str, str], steps: list[Step], preempted
         )
     if served.feature == "schedule" and drafting:
         assert any(count == 3 for step in steps if step.size > 1 for count in step.scheduled), "two drafts, verified"
-    if served.feature == "draft threshold" and drafting and not set(pair) & set(TAKEN):
+    if served.feature == "draft threshold" and drafting and not set(pair) & TAKEN:
         assert any(len(step.passes) > 1 for step in steps), "drafts that were not sure were redone"
 
 
