@@ -15,6 +15,7 @@ FIRST = [
     "serving/test_server.py",
     "tools/test_generator.py",
     "spec_worker/test_sampling.py",
+    "spec_worker/test_pairs.py",
     "deploy/test_lifecycle.py",
     "bench/test_modes.py",
     "spec_worker/test_lossless.py",

@@ -2,21 +2,25 @@
 
     python -m tests.soak --minutes 10
 
-Requests in all modes with all sampling features come and go, 16 at a time, in random order; some are aborted before,
-while and after they are prefilled; KV blocks are so few that some are preempted. Scheduling is asynchronous, as on
-GPUs. At the end nothing may be left over: no request, no KV block, no slot of the worker.
+Requests in all modes with all sampling features come and go, 16 at a time, in random order; once one has been
+preempted, some are aborted before, while and after they are prefilled. KV blocks are few. Scheduling is asynchronous,
+as on GPUs. At the end nothing may be left over: no request, no KV block, no slot of the worker. The time is shared by
+engines with and without user LoRA and a schedule of drafts.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +29,10 @@ from tests.engines import engine
 from tests.spec_worker.conftest import allow_async, linear, metric
 from tests.spec_worker.features import FEATURES, OPTIONS, SAMPLED, answers, params, prompts
 from tests.spec_worker.leaks import assert_nothing_left
+from tests.spec_worker.loras import OPTIONS as USER_LORA
+from tests.spec_worker.loras import two_loras
 from vllm_nld.nano import checkpoint_path
-from vllm_nld.serving.modes import MODES
+from vllm_nld.serving.modes import DEFAULT, MODES
 from vllm_nld.serving.requests import ServerModes, check_combination
 
 MIXTURE: tuple[dict[str, Any], ...] = (
@@ -49,6 +55,7 @@ class Work:
 
     prompt: Any
     params: Any
+    lora: Any  # a LoRARequest
     answer: list[tuple[Any, ...]] | None
 
 
@@ -81,34 +88,51 @@ def in_all_modes(requests: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     return every
 
 
-def answered(model: Any, requests: Sequence[tuple[Any, Any]], **options: Any) -> list[Work]:
-    """Requests (prompt, params) with their answers one at a time, in AR mode unless it is diffusion's."""
+def answered(
+    model: Any, requests: Sequence[tuple[Any, Any]], loras: Sequence[Any] = (None,), **options: Any
+) -> list[Work]:
+    """Requests (prompt, params) with their answers one at a time, in AR mode unless the mode's blocks are taken.
+
+    User adapters go round: if there are any, each request has one.
+    """
     works = in_all_modes(requests)
     alone = [p.clone() for _, p in works]
+    users = [loras[index % len(loras)] for index in range(len(works))]
     for p in alone:
-        if p.extra_args.get("nld_mode") != "diffusion":
+        if not MODES[p.extra_args.get("nld_mode", DEFAULT)].takes_blocks:
             p.extra_args = {"nld_mode": "ar"}
     with engine(model, **options, max_num_seqs=1) as llm:
-        outputs = llm.generate([prompt for prompt, _ in works], alone, use_tqdm=False)
+        outputs = llm.generate(
+            [prompt for prompt, _ in works], alone, lora_request=users if any(users) else None, use_tqdm=False
+        )
     return [
-        Work(prompt, p, answers([output]) if p.temperature == 0 or p.top_k == 1 else None)
-        for (prompt, p), output in zip(works, outputs, strict=True)
+        Work(prompt, p, user, answers([output]) if p.temperature == 0 or p.top_k == 1 else None)
+        for (prompt, p), user, output in zip(works, users, outputs, strict=True)
     ]
 
 
-def soak(llm: Any, works: Sequence[Work], seconds: float, seed: int = 0) -> Report:
-    """Serve random works for this long, then finish, and check that nothing is left over."""
+def soak(
+    llm: Any, works: Sequence[Work], seconds: float = math.inf, requests: float = math.inf, seed: int = 0
+) -> Report:
+    """Serve random works for this long, or so many, then finish, and check that nothing is left over.
+
+    With a number of requests the same seed gives the same load. Nothing is aborted before one has been preempted.
+    """
     front, chance, report = llm.llm_engine, random.Random(seed), Report()
     live: dict[str, Work] = {}
     number, begin = 0, time.monotonic()
-    while live or time.monotonic() - begin < seconds:
-        while len(live) < CONCURRENCY and time.monotonic() - begin < seconds:
+
+    def more() -> bool:
+        return number < requests and time.monotonic() - begin < seconds
+
+    while live or more():
+        while len(live) < CONCURRENCY and more():
             name, work = str(number), chance.choice(works)
-            front.add_request(name, work.prompt, work.params.clone())
+            front.add_request(name, work.prompt, work.params.clone(), lora_request=work.lora)
             live[name], number = work, number + 1
-            if chance.random() < 0.3:
+            if number > CONCURRENCY and chance.random() < 0.3:
                 break  # the next one comes a step later
-        if live and chance.random() < ABORTS:
+        if live and chance.random() < ABORTS and metric(llm, "num_preemptions"):
             gone = chance.sample(sorted(live), k=min(len(live), chance.choice((1, 1, 2, 5))))
             front.abort_request(gone)
             report.aborted += sum(live.pop(name) is not None for name in gone)
@@ -131,17 +155,30 @@ def judge(report: Report, work: Work, output: Any) -> None:
             report.wrong.append(f"{work.params}: {answers([output])} instead of {work.answer}")
 
 
-def on_nano(minutes: float, seed: int) -> Report:
-    """All features on nano; KV blocks for a few requests only."""
+def scheduled(model: Any, block_length: int) -> dict[str, Any]:
+    """Engine options for a schedule that drafts whole blocks, three tokens or none, the more the fewer run."""
+    speculative = {"method": "draft_model", "model": str(model), "num_speculative_tokens": block_length - 1}
+    steps = [[1, 2, block_length - 1], [3, 8, 3], [9, CONCURRENCY, 0]]
+    return {"speculative_config": speculative | {"num_speculative_tokens_per_batch_size": steps}}
+
+
+def on_nano(minutes: float, seed: int) -> list[Report]:
+    """All features on nano, KV blocks for a few requests only; a report for each engine."""
     features = [*FEATURES.values(), *SAMPLED.values()]
     requests = [(prompt, params(**feature)) for prompt in prompts() for feature in features]
-    options: dict[str, Any] = OPTIONS | {"max_model_len": 512}
-    works = answered(checkpoint_path(), requests, **linear(16), **options)
+    common: dict[str, Any] = linear(16) | OPTIONS | {"max_model_len": 512}
     tight = {"max_num_batched_tokens": 256, "num_gpu_blocks_override": 40}
-    with pytest.MonkeyPatch.context() as patch:
+    reports = []
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        users = [user.request for user in two_loras(checkpoint_path(), Path(folder))]
+        plain = answered(checkpoint_path(), requests, **common)
+        adapted = answered(checkpoint_path(), requests, users, **common, **USER_LORA)
         allow_async(patch)
-        with engine(checkpoint_path(), **linear(16), **options, **tight) as llm:
-            return soak(llm, works, minutes * 60, seed)
+        for works, loras in ((plain, {}), (adapted, USER_LORA)):
+            for schedule in ({}, scheduled(checkpoint_path(), 16)):
+                with engine(checkpoint_path(), **common, **tight, **loras, **schedule) as llm:
+                    reports.append(soak(llm, works, seconds=minutes * 15, seed=seed))
+    return reports
 
 
 def main() -> int:
@@ -150,11 +187,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler and the worker are looked at in the end
-    report = on_nano(args.minutes, args.seed)
-    print(json.dumps(asdict(report) | {"wrong": len(report.wrong)}))
-    for features, count in Counter(report.wrong).most_common(5):
-        print(count, features)
-    return 1 if report.wrong or not (report.finished and report.aborted and report.preempted) else 0
+    reports = on_nano(args.minutes, args.seed)
+    for report in reports:
+        print(json.dumps(asdict(report) | {"wrong": len(report.wrong)}))
+        for features, count in Counter(report.wrong).most_common(5):
+            print(count, features)
+    good = [not report.wrong and report.finished and report.aborted and report.preempted for report in reports]
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":

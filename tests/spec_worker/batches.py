@@ -1,10 +1,14 @@
 """Requests of several modes together, alone, or step by step, and what the reference answers to each."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import pytest
+
+from tests.spec_worker.leaks import parts
 from vllm_nld.reference import ReferenceModel, generate
 
 BLOCK = 8  # of the engines that these requests go to
@@ -27,10 +31,10 @@ class Ask:
         common = {"temperature": 0, "max_tokens": 20, "ignore_eos": True, "detokenize": False}
         return SamplingParams(**(common | self.sampling), extra_args=self.extra)
 
-    def rounds(self, model: ReferenceModel) -> Any:
-        """The reference's tokens and rounds, for greedy requests that ignore EOS."""
+    def rounds(self, model: ReferenceModel, threshold: float = 0.9) -> Any:
+        """The reference's tokens and rounds, for greedy requests that ignore EOS; `threshold` is the server's."""
         mode = self.extra.get("nld_mode", "linear")
-        threshold = self.extra.get("nld_threshold", 0.9) if mode == "diffusion" else 0.0
+        threshold = self.extra.get("nld_threshold", threshold) if mode == "diffusion" else 0.0
         return generate(
             model,
             self.prompt,
@@ -46,9 +50,12 @@ def together(llm: Any, asks: Sequence[Ask]) -> list[Any]:
     """All requests at once; their completions."""
     prompts: list[Any] = [{"prompt_token_ids": ask.prompt} for ask in asks]
     loras = [ask.lora for ask in asks]
+    assert not getattr(llm, "failed", False), "a step of this engine has failed before: it would wait for ever"
+    llm.failed = True
     outputs = llm.generate(
         prompts, [ask.params for ask in asks], lora_request=loras if any(loras) else None, use_tqdm=False
     )
+    llm.failed = False
     return [output.outputs[0] for output in outputs]
 
 
@@ -85,3 +92,36 @@ def stepped(llm: Any, asks: Sequence[Ask], steps: int) -> list[list[int]]:
 def longest_wait(given: Sequence[int]) -> int:
     """Most steps in a row without a token, from the first step to the end."""
     return max(after - before for before, after in pairwise([-1, *given]))
+
+
+@dataclass(slots=True)
+class Step:
+    """One step of the worker: tokens scheduled by request, and the rows of each draft pass after it."""
+
+    scheduled: list[int]
+    passes: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return len(self.scheduled)
+
+
+@contextlib.contextmanager
+def watched(llm: Any) -> Iterator[list[Step]]:
+    """The worker's steps from here on."""
+    runner, steps = parts(llm)[2], []
+    execute, draft = runner.execute_model, runner.model.draft
+
+    def execute_model(output: Any, *args: Any, **more: Any) -> Any:
+        if output.num_scheduled_tokens:
+            steps.append(Step(list(output.num_scheduled_tokens.values())))
+        return execute(output, *args, **more)
+
+    def count(ids: Any, positions: Any) -> Any:
+        steps[-1].passes.append(len(ids))
+        return draft(ids, positions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "execute_model", execute_model)
+        patch.setattr(runner.model, "draft", count)
+        yield steps

@@ -1,17 +1,14 @@
 """vLLM's schedule of drafts by batch size: obeyed by linear mode to the row, and no matter to a diffusion block."""
 
-import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.engines import engine, random_prompts
-from tests.spec_worker.batches import BLOCK, Ask, alone, together, tokens
+from tests.spec_worker.batches import BLOCK, Ask, alone, together, tokens, watched
 from tests.spec_worker.conftest import VOCAB, allow_async, linear
-from tests.spec_worker.leaks import parts
 from vllm_nld.reference import ReferenceModel
 
 PROMPTS = random_prompts(6, VOCAB, longest=100, seed=13)
@@ -20,39 +17,6 @@ SCHEDULES: dict[str, list[list[int]]] = {
     "none in a batch": [[1, 1, BLOCK - 1], [2, 16, 0]],
     "three in a batch": [[1, 1, BLOCK - 1], [2, 16, 3]],
 }
-
-
-@dataclass(slots=True)
-class Step:
-    """One step of the worker: tokens scheduled by request, and the rows of each draft pass after it."""
-
-    scheduled: list[int]
-    passes: list[int] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        return len(self.scheduled)
-
-
-@contextlib.contextmanager
-def watched(llm: Any) -> Iterator[list[Step]]:
-    """The worker's steps from here on."""
-    runner, steps = parts(llm)[2], []
-    execute, draft = runner.execute_model, runner.model.draft
-
-    def execute_model(output: Any, *args: Any, **more: Any) -> Any:
-        if output.num_scheduled_tokens:
-            steps.append(Step(list(output.num_scheduled_tokens.values())))
-        return execute(output, *args, **more)
-
-    def count(ids: Any, positions: Any) -> Any:
-        steps[-1].passes.append(len(ids))
-        return draft(ids, positions)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "execute_model", execute_model)
-        patch.setattr(runner.model, "draft", count)
-        yield steps
 
 
 @pytest.fixture(scope="module", params=[(name, way) for name in SCHEDULES for way in ("sync", "async")], ids=", ".join)

@@ -1,0 +1,34 @@
+"""How much memory a call needs at most for tensors that it makes, on any device."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Peak(TorchDispatchMode):
+    """`with Peak() as peak: ...` and then `peak.bytes`: the most that was alive at once of what was made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.alive = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if torch.is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in given:
+                self._made(leaf.untyped_storage())
+        return out
+
+    def _made(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.alive += size
+        self.bytes = max(self.bytes, self.alive)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self.alive -= size

@@ -1,0 +1,67 @@
+"""What vLLM's memory profile sees of drafting is the most that drafting ever takes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.engines import engine, random_prompts
+from tests.spec_worker.batches import BLOCK, Ask, together
+from tests.spec_worker.conftest import linear
+from tests.spec_worker.leaks import parts
+from tests.spec_worker.memory import Peak
+from tests.tiny import write_tiny_checkpoint
+
+VOCAB, REQUESTS = 8192, 16  # so many tokens that logits outweigh all else
+PROMPTS = random_prompts(REQUESTS, VOCAB, longest=20, seed=17)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    checkpoint = write_tiny_checkpoint(tmp_path_factory.mktemp("wide"), vocab_size=VOCAB)
+    with engine(checkpoint, **linear(BLOCK), max_num_batched_tokens=REQUESTS * BLOCK, max_num_seqs=REQUESTS) as llm:
+        yield llm
+
+
+@pytest.fixture
+def peaks(llm: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The most bytes that each call of the speculator needed."""
+    speculator, found = parts(llm)[2].speculator, []
+    propose = speculator.propose
+
+    def measured(*args: Any, **more: Any) -> Any:
+        with Peak() as peak:
+            out = propose(*args, **more)
+        found.append(peak.bytes)
+        return out
+
+    monkeypatch.setattr(speculator, "propose", measured)
+    return found
+
+
+SAMPLED = {"temperature": 1.0, "top_k": 50, "top_p": 0.9}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "linear": ({"nld_mode": "linear"}, {}),
+    "linear, sampled": ({"nld_mode": "linear"}, SAMPLED),
+    "linear, sure drafts": ({"nld_mode": "linear", "nld_draft_threshold": 0.9}, {}),
+    "diffusion": ({"nld_mode": "diffusion", "nld_threshold": 0.9}, {}),
+    "diffusion in one pass": ({"nld_mode": "diffusion", "nld_threshold": 0.0}, {}),
+    "diffusion, sampled": ({"nld_mode": "diffusion", "nld_threshold": 0.9}, SAMPLED),
+}
+
+
+@pytest.mark.parametrize(("extra", "sampling"), CASES.values(), ids=CASES)
+def test_the_profile_takes_as_much_as_any_step(
+    extra: dict[str, Any], sampling: dict[str, Any], llm: Any, peaks: list[int]
+) -> None:
+    """Else a full batch runs out of memory on a GPU, whose free memory the KV cache has taken."""
+    runner = parts(llm)[2]
+    runner._dummy_run(runner.max_num_tokens, skip_attn=True, is_profile=True)
+    (profiled,) = peaks
+    peaks.clear()
+    together(llm, [Ask(prompt, extra, sampling=sampling) for prompt in PROMPTS])
+    logits = REQUESTS * (BLOCK - 1) * VOCAB * 4
+    assert max(peaks) >= 0.8 * logits, "some step drafted for most requests at once"
+    assert max(peaks) <= 1.05 * profiled, (
+        f"{max(peaks) / logits:.2f} times the logits, profiled {profiled / logits:.2f}"
+    )
