@@ -1,2 +1,2 @@
-"""Benchmarks: `python -m bench --help` lists them. Each one compares within one run, alternating, and prints its
+"""Benchmarks; `python -m bench --help` lists them. Each compares alternating measurements of one run, with their
 spread."""

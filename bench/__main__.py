@@ -1,7 +1,7 @@
 """The benchmarks' command line: `python -m bench NAME [--quick] [--json FILE]`.
 
-A benchmark is a module of this package with a docstring, `add_arguments(parser)`, and `run(options)`, which returns its
-result as plain data after printing it.
+A benchmark is a module of this package with a docstring, `add_arguments(parser)` and `run(options)`, which prints its
+result and returns it as plain data.
 """
 
 import argparse
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = {
-    "modes": "every mode and its peers behind `vllm serve`: tokens/s, latencies, acceptance, right answers",
-    "steps": "where a decode step's time goes: forwards, draft LoRA, sampling, host; by batch and block length",
-    "roofline": "what every mode should reach on which machine, beside what was published and measured",
-    "runners": "AR tokens/s of vLLM's model runners on the CPU, and the host time of a decode step",
-    "report": "modes, steps and roofline, one after another; writes the report, its plots and README's figures",
-    "overhead": "what the metrics cost in a decode step",
-    "dashboard": "the Grafana dashboard's panels, drawn from a real Prometheus into a picture",
+    "modes": "every mode and its peers in `vllm serve`: tokens/s, latencies, acceptance, accuracy",
+    "steps": "the time of a decode step: forwards, draft LoRA, sampling, host; by batch and block length",
+    "roofline": "the predicted speed of every mode on several machines, against published and measured figures",
+    "runners": "AR tokens/s of vLLM's model runners on the CPU, and host time per decode step",
+    "report": "run modes, steps and roofline; write the report, its plots and the README's figures",
+    "overhead": "the time that metrics take in a decode step",
+    "dashboard": "draw the Grafana dashboard's panels from a real Prometheus into one image",
 }
 
 
@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     commands = parser.add_subparsers(dest="name", required=True)
     for name, summary in BENCHMARKS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("--quick", action="store_true", help="fewer rounds and tokens: a check, not a result")
+        command.add_argument(
+            "--quick", action="store_true", help="fewer rounds and tokens: to check that it works, not for results"
+        )
         command.add_argument("--json", type=Path, metavar="FILE", help="also write every sample to FILE")
         importlib.import_module(f"bench.{name}").add_arguments(command)
     options = parser.parse_args(arguments)
@@ -41,5 +43,5 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an ordinary end, so that servers and engines end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that servers and engines stop too
     main()

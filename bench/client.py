@@ -1,9 +1,9 @@
-"""Timing: vLLM's own `vllm bench serve` client, in this process, so that its start-up is paid once.
+"""Timing with vLLM's own `vllm bench serve` client, run in this process so that it starts up only once.
 
     sample = drive(server.url, tokenizer_path, dataset, count=8, concurrency=1, body={})
     sample["tokens_per_s"], sample["ttft_ms"]["p95"]
 
-Greedy, closed loop: `concurrency` requests are under way until `count` are done.
+Greedy, closed loop: `concurrency` requests run at a time until `count` are done.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ DRAFTS = "spec_decode_num_drafts"
 
 
 def arguments(url: str, model: Path, dataset: Path, count: int, concurrency: int, body: Mapping[str, Any]) -> list[str]:
-    """What `vllm bench serve` is called with; the same words work on the command line."""
+    """The arguments for `vllm bench serve`, which also work on the command line."""
     return [
         *("--base-url", url, "--model", "bench", "--tokenizer", str(model)),
         *("--dataset-name", "custom", "--dataset-path", str(dataset), "--custom-output-len", "-1"),
@@ -33,7 +33,7 @@ def arguments(url: str, model: Path, dataset: Path, count: int, concurrency: int
 def drive(
     url: str, model: Path, dataset: Path, count: int, concurrency: int, body: Mapping[str, Any], log: Path
 ) -> dict[str, Any]:
-    """Time one run. Raises RuntimeError where a request failed. What the client prints goes to `log`."""
+    """Time one run; the client's output goes to `log`. Raises RuntimeError if a request failed."""
     from vllm.benchmarks import serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -49,7 +49,7 @@ def drive(
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of the client's result: throughput, latencies, and vLLM's speculation counters of this run."""
+    """The parts of the client's result that we keep: throughput, latencies and vLLM's speculation counters."""
     kept: dict[str, Any] = {
         "tokens": result["total_output_tokens"],
         "seconds": result["duration"],

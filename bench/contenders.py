@@ -1,6 +1,6 @@
-"""Who runs: servers and the modes that are asked of them, as data. A new mode is one entry.
+"""The contenders as data: servers and the requests sent to them. A new mode is one entry.
 
-A peer is what a user would pick instead. `body` goes into each request, so several contenders may share a server.
+Peers are what a user would choose instead. `body` goes into each request, so contenders can share a server.
 """
 
 import json
@@ -11,12 +11,12 @@ from typing import Any
 MAX_CONCURRENCY = 32
 COMMON = ["--max-num-seqs", str(MAX_CONCURRENCY), "--max-model-len", "1024", "--no-enable-prefix-caching"]
 COMMON += ["--served-model-name", "bench"]
-COUNTED = ("--per-request-spec-decode-metrics", "summary")  # a server that does not speculate refuses it
+COUNTED = ("--per-request-spec-decode-metrics", "summary")  # servers without speculation reject it
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A server: its flags besides COMMON, and its environment."""
+    """A server's flags, in addition to COMMON, and its environment."""
 
     flags: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -24,48 +24,48 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A way to decode: a server, None for plain PyTorch in the benchmark's own process, and what its requests carry.
+    """A way to decode: a server (None: plain PyTorch in the benchmark's own process) and its requests' extra fields.
 
-    forwards: how a request's NFE follows from its output tokens and verify steps, see `nfe`.
+    forwards: how to derive a request's NFE from its output tokens and verify steps, see `nfe`.
     """
 
     server: str | None
     forwards: str
     body: Mapping[str, Any] = field(default_factory=dict)
     block_length: int | None = None
-    most: int = MAX_CONCURRENCY  # concurrency up to which it is timed; 0: only its answers count
-    quick: bool = False  # part of --quick
+    most: int = MAX_CONCURRENCY  # highest concurrency at which it is timed; 0: not timed, only its answers count
+    quick: bool = False  # included in --quick
 
 
 def nld(**settings: Any) -> tuple[str, ...]:
-    """The flag of the plugin's own settings."""
+    """The flag with the plugin's settings."""
     return "--additional-config", json.dumps({"nld": settings})
 
 
 def ngram(drafts: int) -> tuple[str, ...]:
-    """vLLM's prompt lookup, with the settings of its documentation."""
+    """vLLM's prompt lookup with the settings from its documentation."""
     lookup = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
     return "--speculative-config", json.dumps(lookup)
 
 
-# V1 is vLLM's default runner on a CPU; without our Triton backend it takes its own C++ kernels, as without this plugin.
+# V1 is vLLM's default runner on a CPU. Without our Triton backend it uses its own C++ kernels, as without this plugin.
 STOCK = {"VLLM_USE_V2_MODEL_RUNNER": "0", "TRITON_BACKENDS_IN_TREE": "1"}
 
 SERVERS = {
     "stock": Setup(nld(mode="ar"), STOCK),
     "stock ngram": Setup((*ngram(4), *COUNTED), STOCK),
     "ar": Setup(nld(mode="ar")),
-    "nld": Setup(COUNTED),  # as without flags: linear by default, every mode by request
+    "nld": Setup(COUNTED),  # the defaults: linear unless a request chooses another mode
 }
 
 
-def asked(**fields: Any) -> dict[str, Any]:
-    """A request body that chooses its mode."""
+def request_body(**fields: Any) -> dict[str, Any]:
+    """A request body with these nld_* fields."""
     return {"vllm_xargs": {f"nld_{name}": value for name, value in fields.items()}}
 
 
 def diffusion(threshold: float, most: int = 0, quick: bool = False) -> Contender:
-    body = asked(mode="diffusion", threshold=threshold)
+    body = request_body(mode="diffusion", threshold=threshold)
     return Contender("nld", "server", body, block_length=32, most=most, quick=quick)
 
 
@@ -75,10 +75,10 @@ CONTENDERS = {
     STOCK_AR: Contender("stock", "tokens", quick=True),
     "stock vLLM, ngram": Contender("stock ngram", "lookup"),
     AR: Contender("ar", "tokens", quick=True),
-    "AR, by request": Contender("nld", "tokens", asked(mode="ar")),
+    "AR, by request": Contender("nld", "tokens", request_body(mode="ar")),
     "linear, B 32": Contender("nld", "rounds", block_length=32, quick=True),
-    "linear, B 16": Contender("nld", "rounds", asked(block_length=16), block_length=16),
-    "linear, B 8": Contender("nld", "rounds", asked(block_length=8), block_length=8),
+    "linear, B 16": Contender("nld", "rounds", request_body(block_length=16), block_length=16),
+    "linear, B 8": Contender("nld", "rounds", request_body(block_length=8), block_length=8),
     "diffusion, 0.9": diffusion(0.9, most=MAX_CONCURRENCY, quick=True),
     "diffusion, 0.7": diffusion(0.7),
     "diffusion, 0.5": diffusion(0.5),
@@ -86,10 +86,10 @@ CONTENDERS = {
 
 
 def nfe(contender: Contender, tokens: int, accepted: Sequence[int]) -> int | None:
-    """Model forwards of a request, from its output tokens and its verify steps by the number of accepted drafts.
+    """Model forwards of a request, from its output tokens and its histogram of accepted drafts per verify step.
 
-    "rounds": the prefill, then a draft and a verify forward a step. "lookup": drafts cost no forward, so one for each
-    token that was not an accepted draft. "tokens": one a token. "server": None, the server's metrics count them.
+    "rounds": the prefill, then one draft and one verify forward per step. "lookup": drafts cost no forward, so one for
+    each token that was not an accepted draft. "tokens": one per token. "server": None, taken from the server's metrics.
     """
     if contender.forwards == "server":
         return None

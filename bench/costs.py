@@ -1,9 +1,9 @@
-"""The analytic model: how long a forward, a step and a token take, from weights, KV cache, arithmetic and launches.
+"""The analytic cost model: the time of a forward, a step and a token from weights, KV cache, arithmetic and launches.
 
     model = Model.whole(SHAPES["8b"])
     tokens_per_second(model, DEVICES["H100"], linear(32, 6.82), requests=4)
 
-A forward takes what the slower of memory and arithmetic takes, plus launches and the host's work.
+A forward takes the longer of memory and arithmetic time, plus kernel launches and host work.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from bench.devices import Device
 from bench.shapes import Shape
 
 BYTES = 2  # bfloat16
-LOGITS_PASSES = 3  # logits are written, and read by argmax and verification
+LOGITS_PASSES = 3  # logits are written once, and read by argmax and by verification
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model under load: its shape, how many of its layers, and the tokens before each block."""
+    """A model under load: its shape, its number of layers, and the context tokens before each block."""
 
     shape: Shape
     layers: int
@@ -30,10 +30,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A way to decode, as a step sees it.
+    """The costs of a decoding mode.
 
-    tokens: output tokens a step. rows: tokens of a request in each forward. forwards: whole forwards a step. adapter:
-    whether the draft adapter is loaded. chain: sequential passes of a one-layer drafter besides.
+    rows: tokens per request in each forward. tokens: output tokens per step. forwards: full forwards per step. adapter:
+    whether the draft adapter is loaded. chain: additional sequential passes of a one-layer drafter.
     """
 
     name: str
@@ -53,12 +53,12 @@ def linear(block: int, acceptance_length: float) -> Mode:
 
 
 def diffusion(block: int, tpf: float) -> Mode:
-    """Every forward counts in TPF, commits included."""
+    """TPF counts every forward, commits included."""
     return Mode(f"diffusion, B {block}", block, tpf, forwards=1)
 
 
 def quadratic(block: int, tpf: float) -> Mode:
-    """One forward a round over k groups of k + 1 tokens."""
+    """One forward per round over B groups of B + 1 tokens."""
     return Mode(f"quadratic, B {block}", block * (block + 1), tpf, forwards=1)
 
 
@@ -68,7 +68,7 @@ def eagle(drafts: int, acceptance_length: float) -> Mode:
 
 
 def acceptance_length(block: int, at_32: float) -> float:
-    """Of another block length, where each draft is accepted with one probability: the one that gives `at_32` at 32."""
+    """Estimate for another block length, assuming the one accept probability per draft that gives `at_32` at 32."""
     low, high = 0.0, 1.0 - 1e-9
     for _ in range(60):
         middle = (low + high) / 2
@@ -77,19 +77,19 @@ def acceptance_length(block: int, at_32: float) -> float:
 
 
 def geometric(probability: float, block: int) -> float:
-    """Expected tokens a verify step, bonus included."""
+    """Expected tokens per verify step, bonus token included."""
     return (1 - probability**block) / (1 - probability)
 
 
 def pass_seconds(device: Device, parameters: float, rows: float, extra_bytes: float, extra_flops: float) -> float:
-    """Reading weights and multiplying `rows` rows with them: the slower of memory and arithmetic."""
+    """Time to read the weights and multiply `rows` rows by them: the longer of memory and arithmetic."""
     memory = (BYTES * parameters + extra_bytes) / (device.bandwidth * device.memory_efficiency)
     compute = (2 * rows * parameters + extra_flops) / (device.flops * device.compute_efficiency)
     return max(memory, compute)
 
 
 def layers_seconds(model: Model, device: Device, requests: int, rows: int, layers: int, adapter: bool = False) -> float:
-    """Layers of one forward of `rows` tokens for each request."""
+    """Time of the layers in one forward with `rows` tokens per request."""
     shape, tokens = model.shape, requests * rows
     parameters = shape.layer_parameters + (shape.adapter_parameters if adapter else 0)
     cache = requests * model.context * shape.kv_values * BYTES
@@ -98,13 +98,13 @@ def layers_seconds(model: Model, device: Device, requests: int, rows: int, layer
 
 
 def head_seconds(model: Model, device: Device, rows: int) -> float:
-    """The LM head for these rows, and what is done with the logits."""
+    """Time of the LM head and of processing the logits."""
     logits = LOGITS_PASSES * rows * model.shape.vocabulary * BYTES
     return pass_seconds(device, model.shape.head_parameters, rows, logits, 0)
 
 
 def step_seconds(model: Model, device: Device, mode: Mode, requests: int) -> float:
-    """One step of a batch. The adapter runs in verify forwards too, times 0; every forward has its host work."""
+    """Time of one step of a batch. The adapter also runs in verify forwards, times 0; each forward has host work."""
     forward = layers_seconds(model, device, requests, mode.rows, model.layers, mode.adapter)
     forward += head_seconds(model, device, requests * mode.rows)
     chain = layers_seconds(model, device, requests, 1, 1) + head_seconds(model, device, requests)
@@ -112,5 +112,5 @@ def step_seconds(model: Model, device: Device, mode: Mode, requests: int) -> flo
 
 
 def tokens_per_second(model: Model, device: Device, mode: Mode, requests: int) -> float:
-    """Output tokens a second of `requests` that decode together."""
+    """Output tokens per second of `requests` decoding together."""
     return requests * mode.tokens / step_seconds(model, device, mode, requests)

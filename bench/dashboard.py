@@ -1,9 +1,9 @@
-"""The Grafana dashboard's panels as one picture, drawn from a real Prometheus: to look at it without Grafana.
+"""The Grafana dashboard's panels as one image, drawn from a real Prometheus, to view without Grafana.
 
-    python -m bench dashboard --out dashboard.png                      # serves nano under mixed load, and watches it
+    python -m bench dashboard --out dashboard.png                      # serves nano under mixed load and scrapes it
     python -m bench dashboard --prometheus http://localhost:9090 --last 3600 --out dashboard.png
 
-Titles, queries, legends and units are read from deploy/grafana/dashboards/vllm-nld.json, as Grafana reads them.
+Titles, queries and legends come from deploy/grafana/dashboards/vllm-nld.json, the file that Grafana reads.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from vllm_nld.nano import checkpoint_path, heldout
 from vllm_nld.tools.server import Server
 
 DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards" / "vllm-nld.json"
-COLUMNS, WIDTH, HEIGHT = 3, 5.2, 2.7  # of the picture; inches a panel
-MODES = ("linear", "diffusion", "linear", "ar")  # what the demonstration's requests ask for
+COLUMNS, WIDTH, HEIGHT = 3, 5.2, 2.7  # columns of the image; inches per panel
+MODES = ("linear", "diffusion", "linear", "ar")  # of the load's requests, in turn
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What is drawn: Unix times, and the window of rates in seconds."""
+    """The time range to draw, as Unix times, and the rate window in seconds."""
 
     start: float
     end: float
@@ -40,12 +40,12 @@ class Span:
 
 
 def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels, rows left out."""
+    """The dashboard's panels without its rows."""
     return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
 
 
 def filled(expr: str, rate: int) -> str:
-    """A panel's query with Grafana's variables filled in: everything, and this window of rates."""
+    """A query with Grafana's variables filled in: select everything, and use this rate window."""
     return re.sub(r"\$\w+", ".*", expr.replace("$__rate_interval", f"{rate}s"))
 
 
@@ -54,7 +54,7 @@ def legend(template: str, labels: dict[str, str]) -> str:
 
 
 def draw(panel: dict[str, Any], axes: Any, server: Prometheus, span: Span) -> int:
-    """One panel; returns how many series it has."""
+    """Draw one panel and return its number of series."""
     series = [
         (legend(target["legendFormat"], one["metric"]), one["metric"], one["values"])
         for target in panel["targets"]
@@ -81,7 +81,7 @@ def draw(panel: dict[str, Any], axes: Any, server: Prometheus, span: Span) -> in
 
 
 def draw_heatmap(series: list[Any], axes: Any, span: Span, cumulative: bool) -> None:
-    """Buckets or positions upwards, time to the right."""
+    """Buckets or positions on the vertical axis, time on the horizontal."""
     import numpy as np
 
     rows = sorted(series, key=lambda one: float(one[0].replace("+Inf", "inf")))
@@ -100,7 +100,7 @@ def draw_heatmap(series: list[Any], axes: Any, span: Span, cumulative: bool) -> 
 
 
 def draw_numbers(series: list[Any], axes: Any) -> None:
-    """The last value of each series, in words."""
+    """Write the last value and the name of each series."""
     axes.axis("off")
     for row, (name, _, values) in enumerate(series[:4]):
         text = f"{float(values[-1][1]):g}  {name}"
@@ -108,7 +108,7 @@ def draw_numbers(series: list[Any], axes: Any) -> None:
 
 
 def picture(server: Prometheus, span: Span, out: Path) -> dict[str, int]:
-    """Draw every panel into `out`; returns the number of series by title."""
+    """Draw every panel into `out` and return the number of series by title."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -127,7 +127,7 @@ def picture(server: Prometheus, span: Span, out: Path) -> dict[str, int]:
 
 
 def traffic(url: str, seconds: float) -> None:
-    """Held-out prompts for a time, by more and more clients at once: 1, 2, 4 and 12."""
+    """Send held-out prompts for `seconds`, with 1, then 2, 4 and 12 concurrent clients."""
     import httpx
 
     prompts = [prompt for prompt in heldout() if not prompt.tools and not prompt.thinking]
@@ -151,8 +151,8 @@ def traffic(url: str, seconds: float) -> None:
                 one.result()
 
 
-def watch_nano(out: Path, seconds: float) -> dict[str, int]:
-    """Serve nano, load it, and draw what Prometheus saw."""
+def draw_nano(out: Path, seconds: float) -> dict[str, int]:
+    """Serve nano under load and draw what Prometheus scraped."""
     options = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "8"]
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -167,18 +167,20 @@ def watch_nano(out: Path, seconds: float) -> dict[str, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `python -m bench dashboard`."""
-    parser.add_argument("--prometheus", metavar="URL", help="draw from this one instead of serving nano")
+    parser.add_argument("--prometheus", metavar="URL", help="draw from this Prometheus instead of serving nano")
     parser.add_argument("--last", type=float, default=3600, help="seconds to draw, with --prometheus (default: 3600)")
-    parser.add_argument("--out", type=Path, default=Path("dashboard.png"), help="the picture (default: dashboard.png)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("dashboard.png"), help="the image to write (default: dashboard.png)"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, int]:
-    """Draw; returns the number of series by panel."""
+    """Draw the image and return the number of series by panel."""
     if options.prometheus:
         now = time.time()
         found = picture(Prometheus(options.prometheus), Span(now - options.last, now, 60), options.out)
     else:
-        found = watch_nano(options.out, 20 if options.quick else 80)
+        found = draw_nano(options.out, 20 if options.quick else 80)
     for title, count in found.items():
         print(f"{count:4} series  {title}")
     print(f"Written to {options.out}.")

@@ -1,7 +1,7 @@
-"""What machines can do: memory bandwidth and dense bfloat16 rate from their data sheets, and this CPU's as measured.
+"""Memory bandwidth and dense bfloat16 rate of machines, from data sheets, and of this CPU, measured.
 
-DEVICES["H100"].bandwidth                   # bytes a second
-measure_cpu()                               # a Device: how fast this machine reads weights and multiplies them
+DEVICES["H100"].bandwidth                   # bytes per second
+cpu_rates()                                 # bytes and FLOP per second of this CPU
 """
 
 import statistics
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A machine. The efficiencies are what well-made kernels reach of the data sheet; launches are what a layer costs
-    beyond its arithmetic, host what a forward costs beyond its layers.
+    """A machine. The efficiencies are the share of the data sheet that good kernels reach; `launch` is a layer's cost
+    beyond its arithmetic, `host` a forward's cost beyond its layers.
     """
 
     name: str
-    bandwidth: float  # bytes a second
-    flops: float  # dense bfloat16 a second
-    launch: float = 30e-6  # seconds a layer: ten kernels of 3 µs
-    host: float = 0.3e-3  # seconds a forward
+    bandwidth: float  # bytes per second
+    flops: float  # dense bfloat16 FLOP per second
+    launch: float = 30e-6  # seconds per layer: ten kernels of 3 µs
+    host: float = 0.3e-3  # seconds per forward
     memory_efficiency: float = 0.8
     compute_efficiency: float = 0.6
 
@@ -42,7 +42,7 @@ DEVICES = {
 
 
 def cpu_rates(rows: int = 128, size: int = 4096) -> tuple[float, float]:
-    """Bytes a second at which a product of one row reads its weights here, and FLOP/s of a product of many rows."""
+    """Bytes per second at which a one-row product reads its weights on this CPU, and FLOP/s of a many-row product."""
     import torch
 
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def cpu_rates(rows: int = 128, size: int = 4096) -> tuple[float, float]:
 
 
 def median_of(function, repeats: int = 7) -> float:  # type: ignore[no-untyped-def]  # any callable without arguments
-    """Median seconds of a call, after one that is not counted."""
+    """Median seconds per call, after one warm-up call."""
     function()
     samples = []
     for _ in range(repeats):

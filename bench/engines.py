@@ -1,4 +1,4 @@
-"""Engines in child processes, which answer one question at a time: several can be loaded, and only one works.
+"""Engines in child processes that answer one question at a time, so several can be loaded while only one works.
 
 engine = Engine("V1", serve, model)             # serve(model, pipe): load, send "ready", answer until the pipe closes
 engine.wait(); engine.ask("speed", 8)
@@ -18,14 +18,14 @@ class Engine:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=target, args=(*arguments, theirs), daemon=True)
         self._process.start()
-        theirs.close()  # the child's end is the child's alone, so that its death ends our wait
+        theirs.close()  # only the child holds its end, so that recv() fails if the child dies
 
     def wait(self) -> Any:
-        """The next answer; raises RuntimeError where the child died."""
+        """The next answer. Raises RuntimeError if the child died."""
         try:
             return self._pipe.recv()
         except EOFError:
-            raise RuntimeError(f"the engine of {self._name} died; its last words are above") from None
+            raise RuntimeError(f"the engine of {self._name} died; its output is above") from None
 
     def ask(self, *question: Any) -> Any:
         self._pipe.send(question)

@@ -1,4 +1,4 @@
-"""All servers of a benchmark at once, so that they can take turns: an idle one costs memory, not time.
+"""All servers of a benchmark, started together so that runs can alternate: an idle server costs memory, not time.
 
 with fleet(SERVERS, ["stock", "ar"], model, folder) as servers:
     servers["ar"].url
@@ -14,14 +14,14 @@ from tqdm import tqdm
 from bench.contenders import COMMON, Setup
 from vllm_nld.tools.server import Server
 
-AT_A_TIME = 2  # servers that start; imports keep one core busy each
+AT_A_TIME = 2  # servers that start in parallel; imports keep one core busy each
 
 
 @contextlib.contextmanager
 def fleet(
     setups: Mapping[str, Setup], names: Sequence[str], model: Path, folder: Path, flags: Sequence[str] = ()
 ) -> Iterator[dict[str, Server]]:
-    """Start the named servers, and stop all at the end, also where one does not start."""
+    """Start the named servers and stop them all at the end, even if one fails to start."""
     servers: dict[str, Server] = {}
     for name in names:
         log, arguments = folder / f"{name.replace(' ', '-')}.log", [*COMMON, *setups[name].flags, *flags]

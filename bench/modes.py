@@ -1,8 +1,8 @@
-"""What each mode costs and gains: tokens/s, latencies, acceptance, right answers, beside what else a user could pick.
+"""Tokens/s, latencies, acceptance and accuracy of each mode, compared with the alternatives that a user has.
 
-Every server is started first; then the contenders take turns, round by round, so that a slow minute of the machine hits
-all alike. Speed is measured by vLLM's own client (`bench.client`); answers and forwards by another one, not timed
-(`bench.quality`).
+All servers are started first; then the contenders alternate, round by round, so that a slow minute of the machine
+affects them equally. vLLM's own client measures speed (`bench.client`); a separate, untimed client collects answers and
+forwards (`bench.quality`).
 """
 
 import argparse
@@ -28,7 +28,7 @@ from vllm_nld.tools.server import Server
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured. A run at concurrency C asks `requests(C)` questions."""
+    """How much to measure. A run at concurrency C sends `requests(C)` questions."""
 
     contenders: tuple[str, ...]
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -45,12 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-path", type=Path, help="JSONL of Spec-Bench, SPEED-Bench or prompts (default: nano's)"
     )
-    parser.add_argument("--rounds", type=int, help="how often everything is timed (default: 3, quick: 5)")
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="these contenders only")
-    parser.add_argument("--limit", type=int, help="this many questions only")
+    parser.add_argument("--rounds", type=int, help="number of timed rounds (default: 3, quick: 5)")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="only these contenders")
+    parser.add_argument("--limit", type=int, help="only this many questions")
     parser.add_argument("--eager", action="store_true", help="no torch.compile, for all servers (quick: always)")
-    parser.add_argument("--flags", default="", help="more flags for every server, such as '--max-model-len 8192'")
-    parser.add_argument("--fresh", action="store_true", help="forget what an interrupted run has measured")
+    parser.add_argument("--flags", default="", help="additional flags for every server, such as '--max-model-len 8192'")
+    parser.add_argument("--fresh", action="store_true", help="discard the samples of an interrupted run")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for logs and samples")
 
 
@@ -63,12 +63,12 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; returns every sample."""
+    """Measure, print the report and return every sample."""
     from transformers import AutoTokenizer
 
     from vllm_nld.model.configs import register_configs
 
-    register_configs()  # the tokenizer's loader reads config.json too
+    register_configs()  # the tokenizer's loader also reads config.json
     plan, source = plan_of(options), provenance()
     questions = read(AutoTokenizer.from_pretrained(options.model), options.dataset_path)
     questions = questions[: options.limit or (22 if options.quick else None)]
@@ -89,19 +89,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def servers_of(plan: Plan) -> list[str]:
-    """The servers that the plan's contenders need, each once."""
+    """The servers that the plan's contenders need, without duplicates."""
     names = (CONTENDERS[name].server for name in plan.contenders)
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
 class Bench:
-    """One benchmark under way."""
+    """A running benchmark."""
 
     def __init__(self, plan: Plan, model: Path, questions: list[Question], dataset: Path, folder: Path) -> None:
         self.plan, self.model, self.questions, self.dataset, self.folder = plan, model, questions, dataset, folder
 
     def run(self, store: Store) -> dict[str, Any]:
-        """`quality` by contender, and `speed`: samples by contender and concurrency."""
+        """Returns `quality` by contender, and `speed`: samples by contender and concurrency."""
         with fleet(SERVERS, servers_of(self.plan), self.model, self.folder, self.plan.flags) as servers:
             quality = {name: self.quality(name, servers, store) for name in self.plan.contenders}
             for _, concurrency, name in tqdm(self.warm_ups(), desc="warm-up", unit="mode"):
@@ -117,12 +117,12 @@ class Bench:
         return {"quality": quality, "speed": speed}
 
     def warm_ups(self) -> list[tuple[int, int, str]]:
-        """One run of each contender that is timed, at its highest concurrency."""
+        """One run per timed contender, at its highest concurrency."""
         last = {name: (turn, concurrency, name) for turn, concurrency, name in self.turns()}
         return list(last.values())
 
     def turns(self) -> list[tuple[int, int, str]]:
-        """Round, concurrency and contender of every run; who goes first changes from round to round."""
+        """Round, concurrency and contender of every run; the order rotates from round to round."""
         names = self.plan.contenders
         turns = []
         for turn in range(self.plan.rounds):
@@ -141,7 +141,7 @@ class Bench:
         return drive(url, self.model, self.dataset, count, concurrency, contender.body, log)
 
     def quality(self, name: str, servers: dict[str, Server], store: Store) -> dict[str, Any] | None:
-        """Figures of every question, answered once; None for a contender that is only timed."""
+        """Figures over all questions, each answered once; None for a contender that is only timed."""
         contender = CONTENDERS[name]
         if contender.server is None:
             return None

@@ -1,4 +1,4 @@
-"""The tables of `bench modes`, in Markdown, from its result."""
+"""The Markdown tables of a `bench modes` result."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from bench.contenders import AR, STOCK_AR
 from bench.provenance import describe
 from bench.spread import ratios, spread, table
 
-POSITIONS = (1, 2, 4, 8, 16, 31)  # of a draft
+POSITIONS = (1, 2, 4, 8, 16, 31)  # in a draft
 
 
 def report(result: dict[str, Any]) -> str:
-    """Everything: what each mode does, tokens/s, ratios, latencies, acceptance."""
-    parts = [said(result), summary(result)]
+    """The whole report: summary, tokens/s, ratios, latencies, acceptance."""
+    parts = [method(result), summary(result)]
     parts += ["Tokens/s by concurrency:", throughput(result)]
     for other, name in (
         (AR, "AR on the same build with the same flags"),
@@ -21,22 +21,23 @@ def report(result: dict[str, Any]) -> str:
     ):
         if other in result["speed"]:
             parts += [f"Tokens/s, ratio to {name}:", ratio_table(result, other)]
-    parts += ["Latencies in milliseconds, median of the rounds, P50 / P95 (ITL: between two pieces of a stream):"]
+    parts += ["Latencies in milliseconds, median of the rounds, P50 / P95 (ITL: between two chunks of a stream):"]
     parts += [
         latencies(result),
-        "Share of verify steps that accept the draft at a position, and what becomes of drafts:",
+        "Share of verify steps that accept the draft at each position, and draft tokens committed and rolled back:",
     ]
     parts += [acceptance(result), "Acceptance length by category, weighted by verify steps:", categories(result)]
     return "\n\n".join(part for part in parts if part)
 
 
-def said(result: dict[str, Any]) -> str:
-    """How it was measured."""
+def method(result: dict[str, Any]) -> str:
+    """How the result was measured."""
     plan = result["plan"]
     flags = " ".join([*plan["common"], *plan["flags"]])
     return (
-        f"{result['model']}, {result['questions']} questions ({result['dataset']}), greedy, {plan['rounds']} rounds in "
-        f"turns, median (range). Every server with `{flags}`.\n{describe(result['provenance'])}"
+        f"{result['model']}, {result['questions']} questions ({result['dataset']}), greedy, "
+        f"{plan['rounds']} alternating rounds, median (range). Flags of every server: `{flags}`.\n"
+        f"{describe(result['provenance'])}"
     )
 
 
@@ -45,7 +46,7 @@ def concurrencies(result: dict[str, Any]) -> list[str]:
 
 
 def speeds(result: dict[str, Any], name: str, concurrency: str) -> list[float]:
-    """Tokens/s of each round; empty where it was not timed."""
+    """Tokens/s of each round; empty if not timed."""
     return [sample["tokens_per_s"] for sample in result["speed"][name].get(concurrency, [])]
 
 
@@ -56,7 +57,7 @@ def against(result: dict[str, Any], name: str, other: str, concurrency: str) -> 
 
 
 def same_texts(result: dict[str, Any], name: str) -> float | None:
-    """Share of answers that are AR's, letter by letter."""
+    """Share of answers that equal AR's exactly; None if either has no answers."""
     ours, theirs = (result["quality"].get(key) for key in (name, AR))
     if not ours or not theirs:
         return None
@@ -68,7 +69,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """One line a contender: answers, forwards, and the gain at the lowest and the highest concurrency."""
+    """One line per contender: answers, forwards, and the gain at the lowest and the highest concurrency."""
     low, high = concurrencies(result)[0], concurrencies(result)[-1]
     header = ["mode", "exact match", "same text as AR", "AL", "AL, mean of requests", "TPF", f"tokens/s at {low}"]
     header += [f"× AR at {low}", f"× stock at {low}", f"× AR at {high}"]
@@ -111,7 +112,7 @@ def middle(runs: Sequence[dict[str, Any]], kind: str) -> str:
 
 
 def acceptance(result: dict[str, Any]) -> str:
-    """Empty where nothing speculates."""
+    """Acceptance by position and draft token counts; empty if nothing speculates."""
     rows = []
     for name, quality in result["quality"].items():
         if quality and quality["by_position"]:
@@ -124,7 +125,7 @@ def acceptance(result: dict[str, Any]) -> str:
 
 
 def categories(result: dict[str, Any]) -> str:
-    """Empty where nothing speculates."""
+    """Acceptance length by category; empty if nothing speculates."""
     found = {name: q["by_category"] for name, q in result["quality"].items() if q and q["by_position"]}
     if not found:
         return ""

@@ -1,10 +1,10 @@
-"""What counting costs: the time that our hooks take in each decode step, beside the step itself.
+"""The cost of metrics: the time that our hooks take in each decode step, compared with the step itself.
 
     python -m bench overhead
 
-The engine core's share (the scheduler's notes, the worker's report) is part of every step. The API server's share
-(requests, Prometheus) runs beside the engine in a served model and is listed apart. Both are timed inside a running
-engine on nano, hook by hook, since the difference of two whole runs would be noise.
+The engine core's part (the scheduler's records, the worker's report) is in every step. The API server's part (requests,
+Prometheus) runs in parallel to the engine in a real server and is listed separately. Both are timed hook by hook in a
+running engine on nano, because the difference between two whole runs would be noise.
 """
 
 import argparse
@@ -16,18 +16,18 @@ from typing import Any
 
 from vllm_nld.nano import checkpoint_path, heldout
 
-SIZES = (1, 8, 64)  # requests at once
+SIZES = (1, 8, 64)  # concurrent requests
 CORE, SERVER = "engine core", "API server"
 
 
 class Clock:
-    """Seconds that each group of hooks spends in the step under way."""
+    """Seconds that each group of hooks has spent in the current step."""
 
     def __init__(self) -> None:
         self.spent = {CORE: 0.0, SERVER: 0.0}
 
     def timed(self, group: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-        """The hook, with its time added up."""
+        """Wrap the hook so that its time is added to the group's."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
@@ -40,7 +40,7 @@ class Clock:
 
 
 def install(clock: Clock) -> None:
-    """Put the clock around every hook of this process."""
+    """Time every hook in this process."""
     from spec_worker import report
     from vllm_nld.metrics.exporter import NldStatLogger
     from vllm_nld.metrics.requests import RequestTally
@@ -58,7 +58,7 @@ def install(clock: Clock) -> None:
 
 
 def measure(llm: Any, clock: Clock, requests: int, tokens: int) -> dict[str, float]:
-    """Decode `requests` prompts at once; returns the median step and the median of the hooks' time in it, in ms."""
+    """Decode `requests` prompts together and return the median step and hook times, in ms."""
     from vllm import SamplingParams
 
     core = llm.llm_engine
@@ -73,8 +73,8 @@ def measure(llm: Any, clock: Clock, requests: int, tokens: int) -> dict[str, flo
         begin = time.perf_counter()
         core.step()
         steps.append((time.perf_counter() - begin, clock.spent[CORE], clock.spent[SERVER]))
-    step, inside, beside = (1000 * statistics.median(column) for column in zip(*steps, strict=True))
-    return {"requests": requests, "steps": len(steps), "step": step, CORE: inside, SERVER: beside}
+    step, core_time, server_time = (1000 * statistics.median(column) for column in zip(*steps, strict=True))
+    return {"requests": requests, "steps": len(steps), "step": step, CORE: core_time, SERVER: server_time}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure at several batch sizes, after a round to warm up."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process, so that every hook is within reach
+    """Measure several batch sizes, after a warm-up."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process, so that every hook can be wrapped
     from vllm import LLM
 
     from vllm_nld.metrics.exporter import NldStatLogger

@@ -1,6 +1,6 @@
-"""A peer that needs no server: plain PyTorch, one request at a time, as Hugging Face's `generate` would run it.
+"""A peer without a server: plain PyTorch, one request at a time, as Hugging Face's `generate` would run it.
 
-It is the reference of this repository's tests, with a KV cache and without any optimisation.
+It is the reference model of this repository's tests, with a KV cache and no optimisations.
 """
 
 import functools
@@ -25,7 +25,7 @@ def reference(model: Path) -> tuple[Any, Any]:
 
 
 def time_reference(model: Path, questions: Sequence[Question]) -> dict[str, Any]:
-    """AR, greedy, at concurrency 1."""
+    """Tokens and seconds of greedy AR at concurrency 1."""
     from vllm_nld.reference import generate
 
     network, tokenizer = reference(model)

@@ -1,7 +1,7 @@
 """The report's plots, as SVG: speed-up by concurrency and mode, accuracy against TPF, and the roofline.
 
-Each file carries a digest of what it shows and of this module, so that `--check` can tell a stale plot without
-comparing drawings, which differ between releases of matplotlib.
+Each file contains a digest of its data and of this module, so that `--check` can detect a stale plot without comparing
+drawings, which differ between releases of matplotlib.
 
     draw(speedup, result, Path("speedup.svg"))
     is_current(speedup, result, Path("speedup.svg"))
@@ -22,7 +22,7 @@ Plot = Callable[[Any, Any], None]  # draws a result on axes
 
 
 def draw(plot: Plot, result: dict[str, Any], file: Path) -> None:
-    """Write one plot."""
+    """Write one plot to `file`."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -40,18 +40,18 @@ def draw(plot: Plot, result: dict[str, Any], file: Path) -> None:
 
 
 def digest(plot: Plot, result: dict[str, Any]) -> str:
-    """Of the plot's name, its data and this module's source."""
+    """A digest of the plot's name, its data and this module's source."""
     data = json.dumps(result, sort_keys=True) + plot.__name__ + Path(__file__).read_text(encoding="utf-8")
     return f"digest {hashlib.sha256(data.encode()).hexdigest()[:16]}"
 
 
 def is_current(plot: Plot, result: dict[str, Any], file: Path) -> bool:
-    """Whether the file shows this result."""
+    """Whether the file was drawn from this result by the current code."""
     return file.exists() and digest(plot, result) in file.read_text(encoding="utf-8")
 
 
 def speedup(result: dict[str, Any], axes: Any) -> None:
-    """Tokens/s over AR's by concurrency, each mode a line with its range."""
+    """Tokens/s relative to AR by concurrency, one line per mode with its range."""
     at = concurrencies(result)
     for name in result["speed"]:
         points = [(int(c), against(result, name, AR, c)) for c in at if against(result, name, AR, c)]
@@ -75,7 +75,7 @@ def speedup(result: dict[str, Any], axes: Any) -> None:
 
 
 def accuracy(result: dict[str, Any], axes: Any) -> None:
-    """Exact match against tokens a forward, a point for each mode; the thresholds of diffusion are joined."""
+    """Exact match against tokens per forward, one point per mode; diffusion's thresholds are connected."""
     thresholds: list[tuple[float, float]] = []
     markers = itertools.cycle("os^vDP*X")
     for name, quality in result["quality"].items():
@@ -86,16 +86,16 @@ def accuracy(result: dict[str, Any], axes: Any) -> None:
             axes.plot(*point, next(markers), label=name, ms=8, alpha=0.7)
     if thresholds:
         axes.plot(*zip(*sorted(thresholds), strict=True), color="grey", lw=1, zorder=0)
-    axes.set_xlabel("output tokens a forward (TPF)")
+    axes.set_xlabel("output tokens per forward (TPF)")
     axes.set_ylabel("exact match, %")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 100)
     axes.legend(fontsize="small")
-    axes.set_title(f"Accuracy against tokens a forward: {result['model']}, {result['questions']} held-out prompts")
+    axes.set_title(f"Accuracy against tokens per forward: {result['model']}, {result['questions']} held-out prompts")
 
 
 def roofline(result: dict[str, Any], axes: Any) -> None:
-    """This CPU: predicted tokens/s by requests at a time as lines, measured ones as points."""
+    """This CPU: predicted tokens/s by concurrency as lines, measured tokens/s as points."""
     rows = [row for row in result["measured"] if row["model"] != "nano"] or result["measured"]
     for mode in dict.fromkeys(row["mode"] for row in rows):
         mine = sorted((row for row in rows if row["mode"] == mode), key=lambda row: row["batch"])
@@ -104,7 +104,7 @@ def roofline(result: dict[str, Any], axes: Any) -> None:
         axes.plot(batches, [row["measured"] for row in mine], "o", color=line.get_color(), label=f"{mode}, measured")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlabel("requests at a time")
+    axes.set_xlabel("concurrent requests")
     axes.set_ylabel("tokens/s")
-    axes.set_title("The analytic model and this CPU")
+    axes.set_title("Analytic model and measurements on this CPU")
     axes.legend(fontsize="x-small", ncols=2)

@@ -1,4 +1,4 @@
-"""A real Prometheus on a free port with the rules that deploy/ ships, and its HTTP API: for dashboard and tests.
+"""A real Prometheus on a free port with the shipped rules, and its HTTP API, for the dashboard and the tests.
 
 with prometheus(folder, "127.0.0.1:8000") as server:
     server.query("nld:output_tokens_total")
@@ -20,18 +20,18 @@ from typing import Any
 from vllm_nld.tools.server import free_port
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
-START_TIMEOUT = 60  # seconds to the first answer
+START_TIMEOUT = 60  # seconds until it must be ready
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 def find(name: str) -> str | None:
-    """The path of `prometheus` or `promtool`, beside this Python or on PATH."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.exists() else shutil.which(name)
+    """The path of `prometheus` or `promtool`, next to this Python or on PATH; None if it is not installed."""
+    local = Path(sys.executable).with_name(name)
+    return str(local) if local.exists() else shutil.which(name)
 
 
 def faster(rules: str, factor: int) -> str:
-    """Rules with every duration divided by `factor`, so that what takes an hour takes less; the rest stays."""
+    """The rules with every duration divided by `factor`, at least 1 s."""
 
     def shorter(match: re.Match[str]) -> str:
         return f"{match[1]}{max(1, round(int(match[2]) * SECONDS[match[3]] / factor))}s{match[4]}"
@@ -52,23 +52,23 @@ class Prometheus:
             return json.load(response)["data"]
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
-        """An instant query's series with their values."""
+        """An instant query's series: labels and value of each."""
         result = self.get("query", query=promql)["result"]
         return [(series["metric"], float(series["value"][1])) for series in result]
 
     def query_range(self, promql: str, start: float, end: float, step: float) -> list[Any]:
-        """Series over a time, each with its labels and its [time, value] pairs."""
+        """A range query's series, each with its labels and its [time, value] pairs."""
         return self.get("query_range", query=promql, start=start, end=end, step=step)["result"]
 
     def value(self, promql: str) -> float:
-        """The one value of a query."""
+        """The value of a query with one series. Raises ValueError if there are none or several."""
         series = self.query(promql)
         if len(series) != 1:
             raise ValueError(f"{promql} has {len(series)} series, not one: {series}")
         return series[0][1]
 
     def firing(self) -> set[str]:
-        """The names of the alerts that fire."""
+        """The names of the firing alerts."""
         return {alert["labels"]["alertname"] for alert in self.get("alerts")["alerts"] if alert["state"] == "firing"}
 
     def ready(self) -> bool:
@@ -79,16 +79,21 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, target: str, factor: int = 60) -> Iterator[Prometheus]:
-    """Scrape `target`, or what the URL `target` lists, every second; the shipped rules are `factor` times as fast.
+    """Run a Prometheus that scrapes `target` every second, with the shipped rules sped up by `factor`.
 
-    Keeps its data in `folder`.
+    target: host:port, or the URL of an HTTP service discovery list. folder: where it keeps its data.
+
+    Raises FileNotFoundError if Prometheus is not installed, RuntimeError if it does not start.
     """
     program = find("prometheus")
     if program is None:
-        raise FileNotFoundError("no prometheus: python deploy/prometheus/install.py .venv, or put it on PATH")
-    listed = target.startswith("http")
-    asked = f"http_sd_configs: [{{url: '{target}', refresh_interval: 1s}}]"
-    source = asked if listed else f"static_configs: [{{targets: ['{target}']}}]"
+        raise FileNotFoundError(
+            "Prometheus is not installed: run python deploy/prometheus/install.py .venv, or put prometheus on PATH"
+        )
+    if target.startswith("http"):
+        source = f"http_sd_configs: [{{url: '{target}', refresh_interval: 1s}}]"
+    else:
+        source = f"static_configs: [{{targets: ['{target}']}}]"
     for name in ("recording.yml", "alerts.yml"):
         (folder / name).write_text(faster((RULES / name).read_text(), factor))
     (folder / "prometheus.yml").write_text(

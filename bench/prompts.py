@@ -1,11 +1,11 @@
-"""What is asked: nano's held-out tasks, or a file in the layout of Spec-Bench, SPEED-Bench or vLLM's custom dataset.
+"""The questions: nano's held-out tasks, or a file in the format of Spec-Bench, SPEED-Bench or vLLM's custom dataset.
 
-    questions = read(tokenizer, None)                       # nano's, with the one right answer to each
+    questions = read(tokenizer, None)                       # nano's, each with its one right answer
     questions = read(tokenizer, Path("question.jsonl"))     # {"turns": [...]}, {"messages": [...]} or {"prompt": ...}
-    write(questions, path)                                  # what vLLM's client takes as --dataset-name custom
+    write(questions, path)                                  # for vLLM's client, --dataset-name custom
 
-Every question is rendered through the chat template here, so all clients send the same tokens. Of a conversation with
-several turns the first one is asked, as vLLM's own loaders of these files do.
+Every question is rendered with the chat template here, so all clients send the same tokens. Only the first turn of a
+conversation is used, as in vLLM's own loaders of these files.
 """
 
 import json
@@ -16,12 +16,12 @@ from typing import Any
 
 from vllm_nld.nano import heldout
 
-NANO_TOKENS, OTHER_TOKENS = 320, 512  # output tokens at most
+NANO_TOKENS, OTHER_TOKENS = 320, 512  # maximum output tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One request. `expected` is None where there is no one right answer."""
+    """One request. `expected` is None if there is no single right answer."""
 
     category: str
     prompt: str  # rendered, generation prompt included
@@ -30,10 +30,10 @@ class Question:
 
 
 def read(tokenizer: Any, path: Path | None) -> list[Question]:
-    """Questions of a JSONL file, of a folder's qualitative.jsonl, or of nano where path is None."""
+    """The questions in a JSONL file or a folder's qualitative.jsonl; nano's if path is None."""
     if path is None:
         return nano(tokenizer)
-    file = path / "qualitative.jsonl" if path.is_dir() else path  # SPEED-Bench is prepared into a folder
+    file = path / "qualitative.jsonl" if path.is_dir() else path  # SPEED-Bench comes as a folder
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = [json.loads(line) for line in lines]
     return [
@@ -42,7 +42,7 @@ def read(tokenizer: Any, path: Path | None) -> list[Question]:
 
 
 def first(row: dict[str, Any], file: Path) -> dict[str, str]:
-    """The first user message of a row, whichever layout it is in. Raises ValueError for another one."""
+    """The first user message of a row in any supported format. Raises ValueError for other formats."""
     if "turns" in row:
         return {"role": "user", "content": row["turns"][0]}
     if "messages" in row:
@@ -55,7 +55,7 @@ def first(row: dict[str, Any], file: Path) -> dict[str, str]:
 
 
 def nano(tokenizer: Any) -> list[Question]:
-    """nano's held-out prompts without thinking, one category after the other in turn, so that any few are a mixture."""
+    """nano's held-out prompts without thinking, with categories interleaved so that any prefix is a mixture."""
     by_category: dict[str, list[Question]] = {}
     for prompt in heldout():
         if not prompt.thinking:
@@ -67,14 +67,14 @@ def nano(tokenizer: Any) -> list[Question]:
 
 
 def render(tokenizer: Any, messages: Sequence[dict[str, str]], tools: Sequence[Any] = ()) -> str:
-    """A conversation as the served chat template writes it, thinking off."""
+    """A conversation rendered with the chat template, thinking off."""
     return tokenizer.apply_chat_template(
         list(messages), tools=list(tools) or None, add_generation_prompt=True, enable_thinking=False, tokenize=False
     )
 
 
 def write(questions: Iterable[Question], path: Path) -> Path:
-    """Write vLLM's custom layout, for a client that skips the chat template."""
+    """Write vLLM's custom format, for a client that skips the chat template."""
     rows = [json.dumps({"prompt": q.prompt, "output_tokens": q.max_tokens}) for q in questions]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""Where a result comes from: machine, versions, git revision. Every result carries it; none names a person or path.
+"""The provenance of a result: machine, versions and git revision, without personal names or paths.
 
 provenance()["revision"]                        # "0c697ad", or "0c697ad, with changes"
 describe(provenance())                          # one line for a report
@@ -15,12 +15,12 @@ PACKAGES = ("vllm-nld", "vllm", "torch", "numba")
 
 
 def provenance() -> dict[str, Any]:
-    """Plain data, the same within one state of machine and checkout."""
+    """Plain data that is constant for a given machine and checkout."""
     return {"machine": machine(), "revision": revision(), "python": platform.python_version(), "packages": versions()}
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory, and the GPU if there is one."""
+    """Processor, cores available to this process, memory, and the GPU if there is one."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's model as Linux names it, else what Python knows."""
+    """The processor's model name from Linux, else from Python."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():
@@ -40,7 +40,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide speed."""
+    """Versions of the packages that affect speed."""
     found = {}
     for name in PACKAGES:
         try:
@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str:
-    """The checkout's commit; says so where files differ from it, and "unknown" outside a checkout."""
+    """The checkout's commit, plus ", with changes" if files differ from it; "unknown" outside a checkout."""
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:

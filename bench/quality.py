@@ -1,10 +1,10 @@
-"""What a mode answers and in how many forwards: every question once, through an OpenAI client, not timed.
+"""A mode's answers and their forwards: every question once, through an OpenAI client, untimed.
 
-    answers = ask_all(server.url, questions, contender)
-    figures(answers)["acceptance_length"]           # tokens emitted by verify steps / verify steps, as vLLM counts
-    figures(answers)["acceptance_length_mean"]      # mean over requests, as SPEED-Bench has it
+    answers = ask_all(server.url, questions, contender, progress)
+    figures(answers)["acceptance_length"]           # tokens emitted by verify steps / verify steps, as in vLLM
+    figures(answers)["acceptance_length_mean"]      # mean over requests, as in SPEED-Bench
 
-The two differ: a request that drafts badly takes more steps, so it weighs more in the first.
+The two differ because a request with bad drafts takes more steps, so it weighs more in the first.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ CONCURRENCY = 8
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request's outcome. `accepted` is a histogram: verify steps by the number of drafts that they accepted."""
+    """One request's outcome. `accepted` is a histogram: accepted[n] verify steps accepted n drafts."""
 
     category: str
     correct: bool | None
-    digest: str  # of the text, so that results can be compared without holding any
+    digest: str  # of the text, to compare results without storing the text
     tokens: int
-    nfe: int | None  # None where only the server's metrics know
+    nfe: int | None  # None if only the server's metrics count them
     accepted: tuple[int, ...] = ()
     drafted: int = 0
 
@@ -43,7 +43,7 @@ class Answer:
 
 
 def ask_all(url: str, questions: Sequence[Question], contender: Contender, progress: Any) -> list[Answer]:
-    """The answers, in the questions' order; `progress.update(1)` after each."""
+    """The answers in the order of the questions; calls `progress.update(1)` after each."""
     import openai
 
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
@@ -58,7 +58,7 @@ def ask_all(url: str, questions: Sequence[Question], contender: Contender, progr
 
 
 def ask(client: Any, question: Question, contender: Contender) -> Answer:
-    """One request and what the server says about its speculation."""
+    """Send one request and collect its speculation metrics."""
     body = {"add_special_tokens": False, **contender.body}
     response = client.completions.create(
         model="bench", prompt=question.prompt, max_tokens=question.max_tokens, temperature=0, extra_body=body
@@ -78,17 +78,17 @@ def ask(client: Any, question: Question, contender: Contender) -> Answer:
 
 
 def forwards(url: str) -> int:
-    """Forwards of all requests so far, from the server's own metrics. Raises RuntimeError where it has none."""
+    """Forwards of all requests so far, from the server's metrics. Raises RuntimeError if it doesn't export them."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
     counts = [float(line.split()[-1]) for line in lines if line.startswith("nld:forwards_total{")]
     if not counts:
-        raise RuntimeError(f"{url}/metrics has no nld:forwards_total, from which this mode's forwards are counted")
+        raise RuntimeError(f"{url}/metrics has no nld:forwards_total, which this mode needs to count its forwards")
     return int(sum(counts))
 
 
 def figures(answers: Sequence[Answer], counted: int | None = None) -> dict[str, Any]:
-    """Sums over answers; None for what a mode does not have. counted: their forwards, where the server counted them."""
+    """Figures over all answers; None for those that a mode lacks. counted: forwards counted by the server, if any."""
     total = counted if counted is not None else sum(a.nfe or 0 for a in answers)
     steps, drafted = sum(a.steps for a in answers), sum(a.drafted for a in answers)
     kept, judged = sum(a.kept for a in answers), [a.correct for a in answers if a.correct is not None]
@@ -114,6 +114,6 @@ def by_position(answers: Sequence[Answer]) -> list[float]:
 
 
 def by_category(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
-    """`figures` of each category."""
+    """`figures` for each category."""
     names = dict.fromkeys(answer.category for answer in answers)
     return {name: figures([answer for answer in answers if answer.category == name]) for name in names}

@@ -1,7 +1,7 @@
-"""Writes what is made from the kept results: README.md's figures, the report and its plots; `--check` compares.
+"""Generates README.md's figures, the report and its plots from the stored results; `--check` compares them.
 
-The results are those of `make bench` and of `python -m bench runners --json bench/results/runners.json`; nano's own
-figures are its card's (`vllm-nld nano eval --card`). Nothing in between is typed by hand.
+The results come from `make bench` and `python -m bench runners --json bench/results/runners.json`; nano's own figures
+come from its model card (`vllm-nld nano eval --card`). None are typed by hand.
 """
 
 import argparse
@@ -18,25 +18,26 @@ BEGIN, END = "<!-- figures:begin -->\n", "<!-- figures:end -->"
 
 
 def render() -> str:
-    """README.md's block of figures."""
+    """README.md's figures section."""
     parts = ["## Measured", served() or card_table(), runners_table()]
     return BEGIN + "\n\n".join(part for part in parts if part) + "\n" + END
 
 
 def served() -> str:
-    """The modes as served, beside their peers; empty where no result is kept."""
+    """The served modes compared with their peers; empty if no result is stored."""
     if not (modes := load("modes")):
         return ""
     at = "bench/results"
     return (
-        f"`make bench` ([all figures]({at}/report.md)): {modes_report.said(modes)}\n\n{modes_report.summary(modes)}\n\n"
+        f"`make bench` ([all figures]({at}/report.md)): "
+        f"{modes_report.method(modes)}\n\n{modes_report.summary(modes)}\n\n"
         f"![speed-up by concurrency and mode]({at}/speedup.svg)\n"
-        f"![accuracy against tokens a forward]({at}/accuracy.svg)"
+        f"![accuracy against tokens per forward]({at}/accuracy.svg)"
     )
 
 
 def card_table() -> str:
-    """The first table of the card's figures, with the line that says how they were measured."""
+    """The first table of the card's figures, with the line on how they were measured."""
     card = (checkpoint_path() / "README.md").read_text(encoding="utf-8")
     figures = card.split("<!-- figures:")[1].split("-->\n", 1)[1]
     said, table = figures.split("\n\n")[:2]
@@ -44,18 +45,18 @@ def card_table() -> str:
 
 
 def runners_table() -> str:
-    """The kept result of `bench runners`; empty where none is kept."""
+    """The stored result of `bench runners`; empty if there is none."""
     if not (result := load("runners")):
         return ""
-    said = (
+    method = (
         "vLLM's model runners on a 2-core CPU, AR, the shipped checkpoint (`python -m bench runners`; median, range).\n"
-        "V1 runs as vLLM has it without this plugin's Triton backend, with its own C++ kernels:"
+        "V1 runs with vLLM's own C++ kernels, as it does without this plugin's Triton backend:"
     )
-    return f"{said}\n\n{runners.table(result)}"
+    return f"{method}\n\n{runners.table(result)}"
 
 
 def wanted() -> dict[Path, str]:
-    """What each text file should hold."""
+    """The expected content of each text file."""
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     texts = {README: before + render() + rest.split(END, 1)[1]}
@@ -71,20 +72,20 @@ def write() -> None:
 
 
 def stale() -> list[Path]:
-    """Files that say something else than the results."""
+    """Files that don't match the results."""
     texts = [file for file, text in wanted().items() if not file.exists() or file.read_text(encoding="utf-8") != text]
     return texts + [file for file, (plot, result) in report.drawn().items() if not plots.is_current(plot, result, file)]
 
 
 def main() -> None:
-    """Write, or compare; exit status 1 where something differs."""
+    """Write the files, or with --check exit with status 1 if one differs."""
     parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="exit 1 if a file states other figures")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a file doesn't match the results")
     if not parser.parse_args().check:
         write()
     elif files := stale():
         names = ", ".join(str(file.relative_to(ROOT)) for file in files)
-        raise SystemExit(f"other figures were measured than these state: {names}; run python -m bench.readme")
+        raise SystemExit(f"these files don't match the results: {names}; run python -m bench.readme")
 
 
 if __name__ == "__main__":

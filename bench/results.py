@@ -1,4 +1,4 @@
-"""The kept results: one JSON file a benchmark, from which everything that is published is made."""
+"""The stored results: one JSON file per benchmark, from which everything published is generated."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,6 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def load(name: str) -> dict[str, Any] | None:
-    """A kept result; None where there is none."""
+    """A stored result; None if there is none."""
     file = RESULTS / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

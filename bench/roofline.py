@@ -1,7 +1,7 @@
-"""What every mode should reach, by concurrency and block length, on machines we do not have and on the one at hand.
+"""Predicted speed of every mode, by concurrency and block length, on machines that we don't have and on this one.
 
-The analytic model (`bench.costs`) with data-sheet figures (`bench.devices`) is compared with what was published of the
-8B model, and with what `bench steps` measured here. Nothing is fitted to what it is compared with.
+The analytic model (`bench.costs`) with data-sheet figures (`bench.devices`) is compared with published figures of the
+8B model and with what `bench steps` measured here. It is not fitted to the figures it is compared with.
 """
 
 import argparse
@@ -31,18 +31,18 @@ from bench.spread import table
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 BLOCKS = (4, 8, 16, 32)
-EAGLE_DRAFTS = 5  # a chain's usual length; the published figure does not name its own
+EAGLE_DRAFTS = 5  # the usual chain length; the published figure doesn't give its own
 WITH_LORA = ACCEPTANCE_LENGTHS["linear, LoRA"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=list(SHAPES), default="8b", help="the model of the forecasts (default: 8b)")
+    parser.add_argument("--shape", choices=list(SHAPES), default="8b", help="the model to predict (default: 8b)")
     parser.add_argument("--context", type=int, default=1024, help="tokens before each block (default: 1024)")
-    parser.add_argument("--steps", type=Path, nargs="+", help="results of `bench steps --json` to compare with")
+    parser.add_argument("--steps", type=Path, nargs="+", help="`bench steps --json` results to compare with")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Print the comparisons and the forecasts; returns them."""
+    """Print and return the comparisons and the forecasts."""
     model = Model.whole(SHAPES[options.shape], options.context)
     files = options.steps or sorted(RESULTS.glob("steps-*.json"))
     measured = [json.loads(file.read_text(encoding="utf-8")) for file in files]
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def modes() -> list[Mode]:
-    """What is compared: AR, linear with its acceptance at other block lengths estimated, and what NVIDIA published."""
+    """The modes to compare: AR, linear with estimated acceptance at other block lengths, and those NVIDIA published."""
     found = [ar(), *(linear(block, acceptance_length(block, WITH_LORA)) for block in BLOCKS)]
     return [*found, diffusion(32, TPF["diffusion"]), quadratic(32, TPF["quadratic"])]
 
@@ -72,7 +72,7 @@ def forecast(model: Model, device: Device) -> dict[str, dict[str, float]]:
 
 
 def against_published(context: int) -> list[dict[str, Any]]:
-    """Each published figure of the 8B model, the model's own, and the error."""
+    """Each published figure of the 8B model, its prediction, and the error."""
     model, rows = Model.whole(SHAPES["8b"], context), []
 
     def compare(what: str, published: float, predicted: float) -> None:
@@ -96,7 +96,7 @@ def against_published(context: int) -> list[dict[str, Any]]:
 
 
 def crossover(model: Model, device: Device, mode: Mode) -> float:
-    """The first concurrency at which AR is faster than the mode; infinite where it is at none that can be served."""
+    """The lowest concurrency at which AR is faster than the mode; infinite if there is none up to 1024."""
     for concurrency in range(1, 1025):
         if tokens_per_second(model, device, ar(), concurrency) > tokens_per_second(model, device, mode, concurrency):
             return concurrency
@@ -104,7 +104,7 @@ def crossover(model: Model, device: Device, mode: Mode) -> float:
 
 
 def best_block(speeds: dict[str, dict[str, float]], concurrency: int) -> int:
-    """The block length with the most tokens/s, AR left out."""
+    """The block length of linear mode with the most tokens/s."""
     return max(BLOCKS, key=lambda block: speeds[f"linear, B {block}"][str(concurrency)])
 
 
@@ -112,7 +112,7 @@ def best_block(speeds: dict[str, dict[str, float]], concurrency: int) -> int:
 
 
 def overheads(measured: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Seconds a layer and a forward that the CPU's rates leave of nano's AR step. None where it was not measured."""
+    """Seconds per layer and per forward in nano's AR step that the CPU's rates don't explain; None if not measured."""
     steps = next((m for m in measured if m["shape"] == "nano" and m["cpu_rates"]), None)
     if steps is None:
         return None
@@ -125,13 +125,13 @@ def overheads(measured: list[dict[str, Any]]) -> dict[str, float] | None:
 
 
 def cpu_of(steps: dict[str, Any], left: dict[str, float]) -> Device:
-    """The CPU as it was when these steps were measured."""
+    """The CPU with the rates measured alongside these steps."""
     read, multiply = (statistics.median(rates) for rates in zip(*steps["cpu_rates"], strict=True))
     return Device("this CPU", read, multiply, **left, memory_efficiency=1.0, compute_efficiency=1.0)
 
 
 def against_steps(steps: dict[str, Any], left: dict[str, float]) -> list[dict[str, Any]]:
-    """Every step that `bench steps` measured, beside the model's."""
+    """Every step that `bench steps` measured, with its prediction."""
     cpu = cpu_of(steps, left)
     shape = nano() if steps["shape"] == "nano" else SHAPES[steps["shape"]]
     model = Model(shape, steps["layers"] or shape.layers, steps["context"])
@@ -155,18 +155,18 @@ def against_steps(steps: dict[str, Any], left: dict[str, float]) -> list[dict[st
 
 
 def report(result: dict[str, Any]) -> str:
-    parts = [describe(result["provenance"]), "Published of the 8B model, and what the analytic model says of it:"]
+    parts = [describe(result["provenance"]), "Published figures of the 8B model and the analytic model's predictions:"]
     parts.append(comparison(result["published"], "published"))
     parts.append(
-        f"The fastest mode by concurrency, {result['shape']}, {result['context']} tokens of context, tokens/s:"
+        f"The fastest lossless mode by concurrency, {result['shape']}, {result['context']} tokens of context, tokens/s:"
     )
     parts.append(winners(result["forecast"]))
     if result["measured"]:
         cpu = result["cpu"]
         parts.append(
-            f"This CPU, whose rates are measured in turns with the steps, takes {cpu['launch'] * 1e3:.2f} ms a layer "
-            f"and {cpu['host'] * 1e3:.2f} ms a forward beyond them (from nano's AR step). "
-            "Tokens/s of `bench steps` and of the model:"
+            "This CPU's rates are measured alternately with the steps. Beyond them it takes "
+            f"{cpu['launch'] * 1e3:.2f} ms per layer and {cpu['host'] * 1e3:.2f} ms per forward (from nano's AR step). "
+            "Tokens/s measured by `bench steps` and predicted by the model:"
         )
         parts.append(comparison(result["measured"], "measured"))
     return "\n\n".join(parts)
@@ -184,7 +184,7 @@ def figure(value: float) -> str:
 
 
 def winners(forecasts: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The lossless mode that wins, its speed, and its gain over AR."""
+    """The fastest lossless mode, its speed, and its gain over AR."""
     rows = []
     for device, speeds in forecasts.items():
         row = [device]
@@ -198,21 +198,20 @@ def winners(forecasts: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def discussion() -> str:
-    """What the errors say; no figure of a result in it, so that it does not age."""
+    """An explanation of the errors. It quotes no measured figures, so it doesn't become outdated."""
     return DISCUSSION
 
 
 DISCUSSION = """\
 The constants are generic and none is fitted: 80 % of the data sheet's bandwidth, 60 % of its arithmetic, ten launches
-of 3 µs a layer, 0.3 ms of host work a forward. At one request AR and linear are bound by reading the weights, whose
-size is known, so they and their ratio come out best. Tuned kernels beat the constants. Eagle3's published figure does
-not say how long its drafts were and what its drafter's launches cost; the model gives it a chain of five and nothing
-between them, which is too kind. For block lengths other than 32 the acceptance length follows from one accept
-probability for all positions; where the published best block is larger than the model's, real drafts hold out longer.
+of 3 µs per layer, 0.3 ms of host work per forward. With one request AR and linear are bound by reading the weights,
+whose size is known, so they and their ratio are predicted best. Tuned kernels beat the constants. Eagle3's published
+figure doesn't say how long its drafts were or what its drafter's launches cost; the model assumes a chain of five with
+no gaps, which is too optimistic. For block lengths other than 32 the acceptance length assumes the same accept
+probability at all positions; where the published best block is longer than predicted, real drafts stay right longer.
 
-On the CPU some points are further off than 25 %, for three reasons. The model lets a forward take the longer of
-reading and multiplying, as on a GPU; a core does both, so a product of 32 rows takes nearly the sum, and a small
-one, as in nano, stays far below the rate of large ones: forwards of whole blocks are slower than predicted. The
-host's work is that of an AR step, and a draft pass has more of it, which only nano shows: on a released shape it is
-a few per cent. And a virtual machine's memory is shared: the ranges of the steps say how far its rate moves within
-one run."""
+On the CPU some predictions are off by more than 25 %, for three reasons. First, the model takes the longer of reading
+and multiplying, as on a GPU. A CPU core does both, so a product of 32 rows takes nearly the sum, and small products, as
+in nano, run far below the rate of large ones: forwards of whole blocks are slower than predicted. Second, host work is
+taken from an AR step, and a draft pass has more of it. That matters only for nano; for a released shape it is a few per
+cent. Third, a virtual machine shares its memory: the ranges of the steps show how much its rate varies in one run."""

@@ -1,8 +1,8 @@
 """Compares vLLM's model runners on the CPU: V2 with native kernels, V2 with interpreted kernels, and V1.
 
-V2 with native kernels is there twice: alone, and in an engine that can speculate, where AR requests should not pay for
-what others could do. Each runner is an engine in a process of its own; all are loaded first, then take turns, so that a
-slow minute of the machine hits all alike. Requests decode greedily (AR, no speculation), EOS ignored.
+V2 with native kernels runs twice: in an AR-only engine, and in an engine that can speculate, where AR requests should
+be no slower. Each runner is an engine in its own process; all are loaded first and then alternate, so that a slow
+minute of the machine affects them equally. Requests decode greedily (AR, no speculation) and ignore EOS.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from bench.spread import table as markdown
 from vllm_nld.nano import checkpoint_path
 
 SPECULATING = "V2 native, speculating"
-INTERPRETED = "V2 interpreted"  # takes longer than all others together, so it runs once a turn
+INTERPRETED = "V2 interpreted"  # slower than all others together, so it runs once per round
 RUNNERS = ("V2 native", SPECULATING, INTERPRETED, "V1")
 CONCURRENCIES = (1, 8)
 PROMPT_TOKENS = 16
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Samples by runner: tokens/s at each concurrency and milliseconds of a step outside the model."""
+    """Returns samples by runner: tokens/s at each concurrency, and milliseconds per step outside the model."""
     rounds, runs, tokens = (2, 1, 24) if options.quick else (7, 5, 96)
     engines: dict[str, Engine] = {}
     try:
-        for name in RUNNERS:  # one after another: engines that start together compete for ports and compile caches
+        for name in RUNNERS:  # sequentially, because engines that start together compete for ports and compile caches
             engines[name] = Engine(name, serve, name, options.model, options.eager)
             engines[name].wait()
         speed: dict[str, dict[str, list[float]]] = {name: {str(c): [] for c in CONCURRENCIES} for name in RUNNERS}
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table: medians, and in brackets the least and the most of all rounds."""
+    """The result as a Markdown table: the median and, in brackets, the minimum and maximum of all rounds."""
     speed = result["tokens_per_s"]
     rows = []
     for name in RUNNERS:
@@ -72,14 +72,14 @@ def table(result: dict[str, Any]) -> str:
         pairs = [(speed[RUNNERS[0]][str(c)], speed[other][str(c)]) for c in CONCURRENCIES]
         gains = [ratios(ours[:: len(ours) // len(theirs)], theirs) for ours, theirs in pairs]
         rows.append([f"{RUNNERS[0]} / {other}", *(spread(gain, 2) for gain in gains), ""])
-    return markdown(["runner", *(f"tokens/s at {c}" for c in CONCURRENCIES), "host ms a step at 1"], rows)
+    return markdown(["runner", *(f"tokens/s at {c}" for c in CONCURRENCIES), "host ms per step at 1"], rows)
 
 
 def serve(name: str, model: Path, eager: bool, pipe: Connection) -> None:
-    """The child: load the engine, warm it up, answer."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the worker lives here, where its steps can be timed
+    """The child process: load the engine, warm it up and answer questions."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # keeps the worker in this process, where it can be timed
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0" if name == "V1" else "1"
-    if name == "V1":  # as without this plugin: where Triton has no "cpu" backend, vLLM takes its own C++ kernels
+    if name == "V1":  # as without this plugin: if Triton has no "cpu" backend, vLLM uses its own C++ kernels
         os.environ["TRITON_BACKENDS_IN_TREE"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
@@ -106,7 +106,7 @@ def serve(name: str, model: Path, eager: bool, pipe: Connection) -> None:
 
 
 def decode(llm: Any, concurrency: int, tokens: int) -> float:
-    """Output tokens per second of `concurrency` requests that start together."""
+    """Output tokens per second of `concurrency` requests started together."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
@@ -119,7 +119,7 @@ def decode(llm: Any, concurrency: int, tokens: int) -> float:
 
 
 def host_milliseconds(llm: Any, tokens: int) -> list[float]:
-    """Milliseconds of each decode step at concurrency 1 that are not spent in the model's forward or its logits."""
+    """Milliseconds of each decode step at concurrency 1 spent outside the model's forward and logits."""
     clock = Clock()
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
     kind = type(model)
@@ -140,11 +140,11 @@ def host_milliseconds(llm: Any, tokens: int) -> list[float]:
     finally:
         kind.__call__, kind.compute_logits = saved
         del llm.llm_engine.step
-    return samples[2:-1]  # without the prefill and the last step, which frees the request
+    return samples[2:-1]  # drop the prefill, and the last step, which frees the request
 
 
 class Clock:
-    """Adds up the time spent in functions."""
+    """Sums the time spent in wrapped functions."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -1,9 +1,9 @@
-"""Models of the released shapes with as many layers as the machine holds, for costs: their weights say nothing.
+"""Models with the released shapes and as many layers as fit, to measure costs: their weights are random.
 
-    write(folder, SHAPES["8b"], layers=2)       # config, headers of the weights, a random draft adapter
+    write(folder, SHAPES["8b"], layers=2)       # config, weight file headers, a random draft adapter
     LLM(str(folder), load_format="dummy", skip_tokenizer_init=True)
 
-The weight file is all header: its data is a hole that takes no disk space and is never read.
+The weight file is only a header: its data is a sparse hole that takes no disk space and is never read.
 """
 
 import json
@@ -17,7 +17,7 @@ from vllm_nld.nano import checkpoint_path
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model's sizes; the defaults are what the released ones share."""
+    """A model's sizes; the defaults are common to the released models."""
 
     hidden: int
     intermediate: int
@@ -26,27 +26,27 @@ class Shape:
     kv_heads: int = 8
     head_dim: int = 128
     vocabulary: int = 131072
-    rank: int = 128  # of the draft adapter
+    rank: int = 128  # rank of the draft adapter
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one layer's matrices."""
+        """Number of weights in one layer's matrices."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
     @property
     def head_parameters(self) -> int:
-        """Weights of the LM head; the embedding is looked up, not multiplied."""
+        """Number of weights in the LM head (the embedding is a lookup, not a product)."""
         return self.vocabulary * self.hidden
 
     @property
     def kv_values(self) -> int:
-        """Keys and values of one token in one layer."""
+        """Number of key and value elements per token and layer."""
         return 2 * self.kv_heads * self.head_dim
 
     @property
     def adapter_parameters(self) -> int:
-        """The draft adapter's weights in one layer."""
+        """Number of draft adapter weights per layer."""
         return self.rank * (self.heads * self.head_dim + self.hidden)
 
 
@@ -70,7 +70,7 @@ def nano() -> Shape:
 
 
 def write(folder: Path, shape: Shape, layers: int) -> Path:
-    """The Hugging Face layout of such a model, in bfloat16."""
+    """Write such a model in the Hugging Face layout, in bfloat16; returns the folder."""
     import torch
     from safetensors.torch import save_file
 
@@ -95,7 +95,7 @@ def write(folder: Path, shape: Shape, layers: int) -> Path:
 
 
 def config(shape: Shape, layers: int) -> dict[str, Any]:
-    """config.json of an instruct release with this many layers."""
+    """The config.json of an instruct release with this many layers."""
     return {
         "architectures": ["NemotronLabsDiffusionModel"],
         "model_type": "nemotron_labs_diffusion",
@@ -133,7 +133,7 @@ def config(shape: Shape, layers: int) -> dict[str, Any]:
 
 
 def write_header(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A safetensors file that names bfloat16 tensors and holds a hole in place of their data."""
+    """Write a safetensors file that declares bfloat16 tensors but has a sparse hole instead of their data."""
     header: dict[str, Any] = {}
     end = 0
     for name, size in shapes.items():

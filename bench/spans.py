@@ -1,10 +1,10 @@
-"""Where time goes: functions are wrapped by name, and each span counts without the spans inside it.
+"""Exclusive timing: functions are wrapped with a name, and each span's time excludes the spans inside it.
 
     spans = Spans(synchronize)
     runner.sample = spans.wrap("sampling", runner.sample)
     spans.take()                                # {"sampling": seconds since the last take, …}
 
-On a GPU `synchronize` waits for the device at every boundary, so a span is what it costs alone.
+On a GPU `synchronize` waits for the device at every boundary, so each span includes its own device time only.
 """
 
 import time
@@ -32,7 +32,7 @@ class Spans:
         return taken
 
     def wrap(self, name: str | Callable[[], str], function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed under a name, or under what `name()` says when it is called."""
+        """Wrap a function to be timed under a name, or under what `name()` returns at each call."""
 
         def timed(*args: Any, **options: Any) -> Any:
             self._switch()
@@ -46,7 +46,7 @@ class Spans:
         return timed
 
     def _switch(self) -> None:
-        """Book the time since the last boundary on the innermost span."""
+        """Add the time since the last boundary to the innermost open span."""
         self._synchronize()
         now = time.perf_counter()
         if self._open:

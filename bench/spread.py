@@ -1,7 +1,7 @@
-"""How samples are summed up everywhere: the median, and in brackets the least and the most.
+"""How all benchmarks summarise samples: the median and, in brackets, the minimum and maximum.
 
 spread([3.0, 1.0, 2.0], 1)                      # "2.0 (1.0–3.0)"
-ratios(ours, theirs)                            # round by round, so that a slow minute hits both alike
+ratios(ours, theirs)                            # round by round, so that a slow minute affects both equally
 """
 
 import statistics
@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 
 
 def spread(samples: Sequence[float], digits: int) -> str:
-    """Median and range; a dash for no samples."""
+    """Median and range; a dash if there are no samples."""
     if not samples:
         return "–"
     return f"{statistics.median(samples):.{digits}f} ({min(samples):.{digits}f}–{max(samples):.{digits}f})"
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Each round's ratio. Raises ValueError where a round is missing."""
+    """Each round's ratio. Raises ValueError if the numbers of rounds differ."""
     return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
 

@@ -1,8 +1,7 @@
-"""Where a round's time goes: verify forward, draft forward, draft LoRA, sampling, host, by batch and block length.
+"""The time of a decode step: verify forward, draft forward, draft LoRA, sampling, host, by batch and block length.
 
-Random weights of a released shape, with as many layers as the machine holds, and vLLM's synthetic acceptance, which
-accepts as many drafts as was published of the real model: costs are real, acceptance is not. A full model's round is
-projected from it, layer by layer.
+Uses random weights of a released shape with as many layers as fit, and vLLM's synthetic acceptance set to the published
+acceptance length: costs are real, acceptance is not. A full model's step is projected from it, layer by layer.
 """
 
 import argparse
@@ -32,22 +31,22 @@ PROPOSE, HOST = "host, drafting", "host"
 SPANS = (VERIFY, VERIFY_LOGITS, DRAFT, DRAFT_LOGITS, SAMPLING, PROPOSE, HOST)
 HOST_SPANS = (SAMPLING, PROPOSE, HOST)
 CONTEXT = 128  # prompt tokens
-AR = 1  # the block length of a mode that drafts nothing
+AR = 1  # block length without drafts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=["nano", *SHAPES], default="3b", help="which model (default: 3b)")
-    parser.add_argument("--layers", type=int, help="layers of it (default: 2; on a GPU all)")
-    parser.add_argument("--batches", type=int, nargs="+", help="requests at a time (default: 1 4; quick: 1)")
+    parser.add_argument("--layers", type=int, help="number of layers (default: 2; on a GPU all)")
+    parser.add_argument("--batches", type=int, nargs="+", help="concurrent requests (default: 1 4; quick: 1)")
     parser.add_argument(
         "--blocks", type=int, nargs="+", help="block lengths, 1 is AR (default: 1 8 16 32; quick: 1 32)"
     )
-    parser.add_argument("--steps", type=int, help="decode steps of each (default: 12, quick: 5)")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile (nano: always, but in --quick)")
+    parser.add_argument("--steps", type=int, help="decode steps per configuration (default: 12, quick: 5)")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile (nano: always except with --quick)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of each step's spans, by block length and batch."""
+    """Returns milliseconds of each step's spans, by block length and batch."""
     import torch
 
     blocks = options.blocks or ([AR, 32] if options.quick else [AR, 8, 16, 32])
@@ -76,7 +75,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 result["spans"][str(block)] = {str(n): engine.ask("steps", n, steps) for n in batches}
                 if block != AR:
                     result["lora"][str(block)] = {str(n): engine.ask("lora", n, steps) for n in batches}
-                if not torch.cuda.is_available():  # in turns with the steps, as a shared machine's memory has its moods
+                if not torch.cuda.is_available():  # alternate with the steps: a shared machine's rate varies
                     result["cpu_rates"].append(cpu_rates())
             finally:
                 engine.close()
@@ -90,12 +89,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
     """Markdown: milliseconds of each span, and the projection to the full model."""
     layers = "" if result["layers"] is None else f", {result['layers']} layers of random weights"
-    said = f"{result['shape']}{layers}, {CONTEXT} tokens of context. {describe(result['provenance'])}"
-    parts = [said, "Milliseconds of a decode step, median (range):", spans_table(result)]
+    method = f"{result['shape']}{layers}, {CONTEXT} tokens of context. {describe(result['provenance'])}"
+    parts = [method, "Milliseconds of a decode step, median (range):", spans_table(result)]
     times = [f"{kind} {spread(samples, 2)} ms" for kind, samples in result["verification"].items()]
     if times:
         parts.append(
-            f"Verification alone, {verification.ROWS} rows × {verification.VOCABULARY} tokens: {', '.join(times)}."
+            f"Verification only, {verification.ROWS} rows × {verification.VOCABULARY} tokens: {', '.join(times)}."
         )
     return "\n\n".join([*parts, *projection(result)])
 
@@ -110,11 +109,11 @@ def spans_table(result: dict[str, Any]) -> str:
             row = ["AR" if block == str(AR) else block, batch, spread(totals, 1)]
             row += [spread([step.get(name, 0) for step in steps], 2) for name in SPANS]
             rows.append([*row, spread(lora, 2), f"{statistics.median(share):.0%}"])
-    return table(["block", "batch", "step", *SPANS, "of it draft LoRA", "share of sampling and host"], rows)
+    return table(["block", "batch", "step", *SPANS, "draft LoRA (in draft forward)", "sampling and host share"], rows)
 
 
 def projection(result: dict[str, Any]) -> list[str]:
-    """A full model's tokens/s at the published acceptance lengths; nothing for a model that is measured whole."""
+    """A full model's tokens/s at the published acceptance lengths; empty if the whole model was measured."""
     if result["layers"] is None:
         return []
     depth, rows = SHAPES[result["shape"]].layers, []
@@ -132,19 +131,19 @@ def projection(result: dict[str, Any]) -> list[str]:
 
 
 def full_step(result: dict[str, Any], block: str, batch: str, depth: int) -> float:
-    """Milliseconds of a step with `depth` layers: the forwards grow with them, the rest does not."""
+    """Milliseconds of a step with `depth` layers: forwards scale with the layers, the rest doesn't."""
     steps = result["spans"][block][batch]
     middle = {name: statistics.median(step.get(name, 0) for step in steps) for name in SPANS}
     forwards = middle[VERIFY] + middle[DRAFT]
     return sum(middle.values()) + forwards * (depth / result["layers"] - 1)
 
 
-# The child
+# The child process
 
 
 def serve(model: Path, block: int, batch: int, compiled: bool, pipe: Connection) -> None:
-    """Load the engine, warm it up, answer."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the worker lives here, where its steps can be timed
+    """Load the engine, warm it up and answer questions."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # keeps the worker in this process, where it can be timed
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
@@ -192,7 +191,7 @@ class Probe:
         self._wrap()
 
     def _wrap(self) -> None:
-        """Name the parts of a step. What is in none of them is the host's."""
+        """Wrap the parts of a step; the remaining time is the host's."""
         spans, runner = self.spans, self.runner
         kind = type(runner.model)
 
@@ -209,19 +208,19 @@ class Probe:
             runner.speculator.propose = spans.wrap(PROPOSE, runner.speculator.propose)
         execute = runner.execute_model
 
-        def noting(scheduler_output: Any, *args: Any, **options: Any) -> Any:
+        def record_scheduled(scheduler_output: Any, *args: Any, **options: Any) -> Any:
             self.scheduled = scheduler_output.total_num_scheduled_tokens
             return execute(scheduler_output, *args, **options)
 
-        runner.execute_model = noting
+        runner.execute_model = record_scheduled
         self.llm.llm_engine.step = spans.wrap(HOST, self.llm.llm_engine.step)
 
     def steps(self, requests: int, count: int) -> list[dict[str, float]]:
-        """Milliseconds by span of `count` decode steps of a full batch."""
+        """Milliseconds by span for `count` decode steps of a full batch."""
         from vllm import SamplingParams
 
         engine = self.llm.llm_engine
-        tokens = int((count + 2) * self.block)  # no request ends before all steps are counted
+        tokens = int((count + 2) * self.block)  # enough that no request ends before all steps are measured
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
         names = [f"{time.monotonic_ns()}-{index}" for index in range(requests)]
         for index, name in enumerate(names):
@@ -237,10 +236,10 @@ class Probe:
         while engine.has_unfinished_requests():
             engine.step()
         self.spans.take()
-        return samples[1:]  # the first one still sees the prefill
+        return samples[1:]  # the first step includes part of the prefill
 
     def lora(self, requests: int, count: int) -> list[float]:
-        """Milliseconds of the draft adapter alone, all layers, for a draft pass of so many requests."""
+        """Milliseconds of the draft adapter alone, over all layers, in a draft pass of `requests` blocks."""
         import torch
 
         layers = [layer.self_attn.o_proj for layer in self.runner.model.pathway.layers]

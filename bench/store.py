@@ -1,9 +1,9 @@
-"""Samples on disk while they come in, so that an interrupted benchmark goes on where it stopped.
+"""Samples saved to disk as they are measured, so that an interrupted benchmark resumes where it stopped.
 
     store = Store(Path("runs/bench/modes.jsonl"), {"revision": …, "quick": False})
-    store.sample(("round 0", "linear", 8), measure)     # measured once; from the file ever after
+    store.sample(("round 0", "linear", 8), measure)     # measured once, then read from the file
 
-One line a sample. A file with another fingerprint (other revision, flags or machine) is begun anew.
+One line per sample. A file with a different fingerprint (revision, flags or machine) is overwritten.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Store:
-    """A JSONL file: first its fingerprint, then key and value of each sample."""
+    """A JSONL file: the fingerprint, then the key and value of each sample."""
 
     def __init__(self, path: Path, fingerprint: dict[str, Any], fresh: bool = False) -> None:
         self.path = path
@@ -24,7 +24,7 @@ class Store:
             for line in lines[1:]:
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError:  # the line under way when the run was interrupted
+                except json.JSONDecodeError:  # an incomplete line from an interrupted run
                     continue
                 self.values[row["key"]] = row["value"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ class Store:
         path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
 
     def sample(self, key: Iterable[Any], measure: Callable[[], Any]) -> Any:
-        """The stored value of a key, measured first where there is none."""
+        """The stored value of a key, measured and stored if missing."""
         name = " / ".join(map(str, key))
         if name not in self.values:
             self.values[name] = measure()

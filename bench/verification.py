@@ -1,8 +1,8 @@
-"""Verification alone: vLLM's rejection sampler on random logits of one block, at the released vocabulary.
+"""Verification only: vLLM's rejection sampler on random logits of one block, with the released vocabulary size.
 
     milliseconds(temperature=0.0)                   # samples of one call, 32 rows × 131072 tokens
 
-Half of the drafts are the target's choice, so that it goes through accepting, rejecting and replacing.
+Half of the drafts are the target's choice, so that accepting, rejecting and resampling all run.
 """
 
 import time
@@ -11,7 +11,7 @@ ROWS, VOCABULARY = 32, 131072
 
 
 def milliseconds(temperature: float, repeats: int = 15, rows: int = ROWS, vocabulary: int = VOCABULARY) -> list[float]:
-    """Of each call, after two that are not counted."""
+    """Milliseconds of each call, after two warm-up calls."""
     import torch
     from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
 

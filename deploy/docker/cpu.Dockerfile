@@ -1,10 +1,10 @@
-# vLLM's CPU build with the plugin and the small checkpoint: for trying out, development and CI.
+# vLLM's CPU build with the plugin and the small checkpoint, for trying it out, development and CI.
 #   docker build -f deploy/docker/cpu.Dockerfile -t vllm-nld:cpu .
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 FROM ${PYTHON_IMAGE}
 
-# g++ is for torch.compile, libnuma and libgomp for vLLM's kernels, wget for KubeRay's probes; Debian's security updates
-# matter more than a pinned version of them.
+# g++ is for torch.compile, libnuma and libgomp for vLLM's kernels, wget for KubeRay's probes. Versions are not pinned:
+# Debian's security updates matter more.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 util-linux wget \

@@ -1,4 +1,4 @@
-# vLLM's own image with the plugin in it. Build from the repository's root:
+# vLLM's own image plus the plugin. Build from the repository root:
 #   docker build -f deploy/docker/gpu.Dockerfile -t vllm-nld .
 # The tag is the release that the patches in vllm_nld/compat are written against; pin its digest in production.
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
@@ -10,7 +10,7 @@ COPY vllm_nld vllm_nld
 COPY spec_worker spec_worker
 COPY attention_backend attention_backend
 COPY deploy/ray/nld_serve deploy/ray/nld_serve
-# vLLM and torch stay as they are in the base image; setup.py pins the rest. KubeRay's probes call wget.
+# vLLM and torch stay as in the base image; setup.py pins the rest. KubeRay's probes call wget.
 # hadolint ignore=DL3008,DL3013
 RUN apt-get update \
     && apt-get install -y --no-install-recommends wget \

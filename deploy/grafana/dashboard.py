@@ -1,7 +1,7 @@
-"""Writes the Grafana dashboard: `python deploy/grafana/dashboard.py`, compared with `--check`.
+"""Generates the Grafana dashboard: `python deploy/grafana/dashboard.py` writes it, `--check` compares it.
 
-The panels below are the source; dashboards/vllm-nld.json is generated. A panel's description ends with the metrics that
-its queries read. Denominators are guarded, so an idle server draws gaps and not NaN.
+The panels below are the source; dashboards/vllm-nld.json is generated. Each panel's description ends with the metrics
+that its queries read. Denominators are guarded, so an idle server shows gaps instead of NaN.
 """
 
 import argparse
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_nld.serving.modes import MODES
+
 OUTPUT = Path(__file__).with_name("dashboards") / "vllm-nld.json"
 SERVER = 'job=~"$job", instance=~"$instance", model_name=~"$model", engine=~"$engine"'
 MODE = f'{SERVER}, mode=~"$mode"'
-VERIFIED = f'{MODE}, mode!="diffusion"'  # a denoised block is taken as it is: nothing to accept
+TAKEN = "|".join(mode.name for mode in MODES.values() if mode.takes_blocks)  # nothing of them is accepted or rejected
+VERIFIED = f'{MODE}, mode!~"{TAKEN}"'
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH, HEIGHT = 8, 8  # of a panel, in Grafana's grid of 24 columns
 
@@ -44,7 +47,7 @@ def ratio(over: str, under: str, labels: str = MODE) -> str:
 
 
 def quantile(share: float, histogram: str) -> str:
-    """A quantile by mode, where there was anything to measure."""
+    """A quantile per mode, for modes with any observations."""
     buckets = total(f"{histogram}_bucket", "le, mode")
     return f"histogram_quantile({share}, {buckets}) and on (mode) {total(histogram + '_count')} > 0"
 
@@ -56,18 +59,18 @@ def quantiles(histogram: str) -> list[tuple[str, str]]:
 DECODING = (
     Panel(
         "Output tokens/s by mode",
-        "Tokens given to clients.",
+        "Tokens sent to clients.",
         [("{{mode}}", total("nld:output_tokens_total"))],
     ),
     Panel(
         "Tokens per forward (TPF)",
-        "Output tokens over model forwards of every kind. AR is 1; self-speculation gains while this is well above 1.",
+        "Output tokens per model forward of any kind. AR is 1; self-speculation pays off while this is well above 1.",
         [("{{mode}}", ratio("nld:output_tokens_total", "nld:forwards_total"))],
     ),
     Panel(
         "Acceptance length",
-        "Tokens a verify step yields, bonus token included, and the length under which AR would be faster at this load "
-        "(a model, see deploy/prometheus/recording.yml).",
+        "Tokens per verify step, bonus token included, and the length below which AR would be faster at this load (an "
+        "estimate, see deploy/prometheus/recording.yml).",
         [
             ("{{mode}}", f"1 + {ratio('nld:accepted_draft_tokens_total', 'nld:blocks_committed_total', VERIFIED)}"),
             ("break-even", f"max(mode:nld_break_even_acceptance_length:now{{{MODE}}})"),
@@ -75,8 +78,8 @@ DECODING = (
     ),
     Panel(
         "Acceptance by position",
-        "Share of drafts whose token at a position was accepted; position 0 is the first. A drop at 0 is a broken "
-        "drafter, a fast decay says that blocks are too long.",
+        "Share of drafts whose token at this position was accepted; position 0 is the first. A drop at 0 means a "
+        "broken drafter, a fast decay means that blocks are too long.",
         [
             (
                 "{{position}}",
@@ -88,15 +91,15 @@ DECODING = (
         "heatmap",
     ),
     Panel(
-        "Acceptance length a round",
-        "How many verify steps yielded how many tokens.",
+        "Acceptance length per round",
+        "Distribution of the number of tokens per verify step.",
         [("{{le}}", total("nld:acceptance_length_bucket", "le"))],
         kind="heatmap",
     ),
     Panel(
-        "Passes a block",
-        "Draft or denoising forwards that a block took, on average. 1 in linear mode without a draft threshold; at the "
-        "block length minus 1, denoising gains nothing.",
+        "Passes per block",
+        "Average number of draft or denoising forwards per block. 1 in linear mode without a draft threshold; at block "
+        "length minus 1, denoising gains nothing.",
         [
             (
                 "{{mode}}",
@@ -107,7 +110,7 @@ DECODING = (
     ),
     Panel(
         "Commit and rollback",
-        "Draft tokens that were kept and that were dropped.",
+        "Accepted and rejected draft tokens.",
         [
             ("accepted {{mode}}", total("nld:accepted_draft_tokens_total")),
             ("rejected {{mode}}", total("nld:rejected_draft_tokens_total")),
@@ -115,24 +118,29 @@ DECODING = (
     ),
     Panel(
         "Forwards/s by kind",
-        "Model forwards that requests took part in (NFE).",
+        "Model forwards, counted once per request in them (NFE).",
         [("{{mode}} {{kind}}", total("nld:forwards_total", "mode, kind"))],
     ),
     Panel(
         "Drafts/s by block length",
-        "Draft blocks, by the tokens in them with the anchor.",
+        "Draft blocks by length, anchor included.",
         [("{{mode}} {{block_length}}", total("nld:drafts_total", "mode, block_length"))],
     ),
 )
 
 SERVICE = (
     Panel(
-        "Requests/s by how they ended",
-        "stop: an EOS or a stop string; length: the limit; abort: the client left; error: the server failed.",
+        "Requests/s by finish reason",
+        "stop: EOS or a stop string; length: token limit reached; abort: the client disconnected; error: server error.",
         [("{{mode}} {{reason}}", total("nld:requests_total", "mode, reason"))],
     ),
-    Panel("Request latency by mode", "Arrival to last token.", quantiles("nld:request_latency_seconds"), "s"),
-    Panel("Time to first token by mode", "Arrival to first token.", quantiles("nld:time_to_first_token_seconds"), "s"),
+    Panel("Request latency by mode", "From arrival to the last token.", quantiles("nld:request_latency_seconds"), "s"),
+    Panel(
+        "Time to first token by mode",
+        "From arrival to the first token.",
+        quantiles("nld:time_to_first_token_seconds"),
+        "s",
+    ),
     Panel(
         "Running and waiting",
         "Requests in the batch and in the queue.",
@@ -143,13 +151,13 @@ SERVICE = (
     ),
     Panel(
         "KV cache",
-        "Share of the KV blocks in use.",
+        "Share of KV blocks in use.",
         [("{{instance}} {{engine}}", f"vllm:kv_cache_usage_perc{{{SERVER}}}")],
         "percentunit",
     ),
     Panel(
         "Preemptions and refusals",
-        "Requests whose KV was dropped and computed again, and requests that were refused before they were scheduled.",
+        "Requests whose KV was dropped and recomputed, and requests refused before they were scheduled.",
         [
             ("preempted", f"sum({rate('vllm:num_preemptions_total', SERVER)})"),
             (
@@ -162,7 +170,7 @@ SERVICE = (
     ),
     Panel(
         "Draft LoRA",
-        "1 while draft passes run with the draft adapter; wanted unless draft_lora is off.",
+        "active: 1 while draft passes use the draft adapter; wanted: 1 unless draft_lora is off.",
         [
             ("active {{instance}}", f"nld:draft_lora_active{{{SERVER}}}"),
             ("wanted {{instance}}", f"nld:draft_lora_wanted{{{SERVER}}}"),
@@ -170,7 +178,7 @@ SERVICE = (
     ),
     Panel(
         "Firing alerts",
-        "Alerts of deploy/prometheus/alerts.yml; deploy/runbook.md says what to do.",
+        "Alerts from deploy/prometheus/alerts.yml; deploy/runbook.md explains what to do.",
         [("alerts", 'sum(ALERTS{alertname=~"Nld.*", alertstate="firing"}) or vector(0)')],
         kind="stat",
     ),
@@ -189,7 +197,7 @@ SERVICE = (
 
 
 def metrics_of(panel: Panel) -> list[str]:
-    """The metrics and recording rules that a panel reads."""
+    """The metrics and recording rules that a panel's queries read."""
     names = re.findall(
         r"\b(?:(?:nld|vllm|mode|instance):\w+(?::\w+)?|ALERTS)", " ".join(expr for _, expr in panel.queries)
     )
@@ -226,7 +234,7 @@ def variables() -> list[dict[str, Any]]:
 
 
 def panel_json(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
-    """A panel as Grafana stores it."""
+    """A panel in Grafana's JSON format."""
     targets = [
         {
             "refId": chr(ord("A") + index),
@@ -271,7 +279,7 @@ def dashboard() -> dict[str, Any]:
     return {
         "uid": "vllm-nld",
         "title": "vllm-nld",
-        "description": "Nemotron-Labs-Diffusion models in vLLM: does speculation help, and is the server well?",
+        "description": "Nemotron-Labs-Diffusion models in vLLM: does speculation help, and is the server healthy?",
         "tags": ["vllm", "nld"],
         "schemaVersion": 39,
         "editable": True,
@@ -284,14 +292,14 @@ def dashboard() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the dashboard, or compare it; exit status 1 where it differs."""
+    """Write the dashboard, or with --check exit with status 1 if it differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="exit 1 if the written dashboard differs")
     text = json.dumps(dashboard(), indent=2) + "\n"
     if not parser.parse_args().check:
         OUTPUT.write_text(text, encoding="utf-8")
     elif not OUTPUT.exists() or OUTPUT.read_text(encoding="utf-8") != text:
-        raise SystemExit(f"{OUTPUT.name} differs from its source: python deploy/grafana/dashboard.py")
+        raise SystemExit(f"{OUTPUT.name} differs from its source: run python deploy/grafana/dashboard.py")
 
 
 if __name__ == "__main__":

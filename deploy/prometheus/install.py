@@ -1,9 +1,9 @@
-"""Put `prometheus` and `promtool` into a virtual environment, for the tests and `python -m bench dashboard`.
+"""Install `prometheus` and `promtool` into a virtual environment, for the tests and `python -m bench dashboard`.
 
     python deploy/prometheus/install.py .venv
 
-Neither is on PyPI, so they come from Debian's package, unpacked beside the environment without root. Where that is not
-possible (no apt, no network) it says so and exits with 1, and what needs them is skipped.
+Neither is on PyPI, so they come from Debian's package, unpacked into the environment without root. If that fails (no
+apt, no network), the script prints why and exits with 1, and tests that need them are skipped.
 """
 
 import shutil
@@ -18,12 +18,12 @@ PACKAGE = "prometheus"  # Debian's, with both programs
 
 
 def run(command: Sequence[str], cwd: Path) -> bool:
-    """Whether the command ended well; its output is of no interest where it did."""
+    """Run a command silently; returns whether it succeeded."""
     return subprocess.run(command, cwd=cwd, capture_output=True, check=False).returncode == 0
 
 
 def download(folder: Path) -> Path | None:
-    """Debian's package, fetched with the machine's package lists, or with fresh ones that need no root."""
+    """Download Debian's package, with the machine's package lists or fresh ones (no root needed); None if it fails."""
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True)
     own = ["-o", f"Dir::State::lists={lists}", "-o", f"Dir::Cache={folder}", "-o", "Debug::NoLocking=1"]
@@ -36,7 +36,7 @@ def download(folder: Path) -> Path | None:
 
 
 def install(environment: Path) -> str | None:
-    """Install what is missing; returns why that is not possible, or None."""
+    """Install the missing programs; returns the reason if that fails, else None."""
     target = environment / "bin"
     if all((target / program).exists() for program in PROGRAMS):
         return None
@@ -46,7 +46,7 @@ def install(environment: Path) -> str | None:
     if all((target / program).exists() for program in PROGRAMS):
         return None
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        return "put prometheus and promtool on PATH: they are not there, and without apt they cannot be fetched"
+        return "there is no apt to fetch them with: put prometheus and promtool on PATH"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         package = download(folder)

@@ -1,4 +1,4 @@
-"""The analytic model: laws that hold on every machine."""
+"""The analytic cost model: properties that hold on every machine."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def test_released_sizes() -> None:
     assert sizes == pytest.approx({"3b": 3.8, "8b": 8.5, "14b": 13.5}, rel=0.06)
 
 
-def test_acceptance_length_is_the_given_one_at_32_and_shrinks_with_the_block() -> None:
+def test_acceptance_length_shrinks_with_the_block() -> None:
     lengths = [acceptance_length(block, 6.82) for block in (32, 16, 8, 4)]
     assert lengths[0] == pytest.approx(6.82)
     assert lengths == sorted(lengths, reverse=True)
@@ -23,17 +23,17 @@ def test_acceptance_length_is_the_given_one_at_32_and_shrinks_with_the_block() -
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_speculation_pays_at_few_requests_and_long_blocks_stop_paying(name: str) -> None:
+def test_speculation_wins_at_low_concurrency_and_best_block_shrinks(name: str) -> None:
     device = DEVICES[name]
     at_one = tokens_per_second(EIGHT, device, linear(32, 6.82), 1) / tokens_per_second(EIGHT, device, ar(), 1)
-    assert 3 < at_one <= 6.82 / 2, "two forwards a round: half the acceptance length is the limit"
+    assert 3 < at_one <= 6.82 / 2, "two forwards per round: half the acceptance length is the limit"
     assert 8 < crossover(EIGHT, device, linear(32, 6.82)) < 1024
     speeds = forecast(EIGHT, device)
     blocks = [best_block(speeds, concurrency) for concurrency in (1, 8, 32, 128)]
     assert blocks == sorted(blocks, reverse=True)
 
 
-def test_a_step_grows_with_requests_and_layers() -> None:
+def test_step_time_grows_with_requests_and_layers() -> None:
     device = DEVICES["H100"]
     times = [step_seconds(EIGHT, device, linear(32, 6.82), requests) for requests in (1, 2, 8, 64)]
     assert times == sorted(times)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: samples that survive an interruption, spans, spreads, plots, provenance."""
+"""Shared parts of the benchmarks: sample store, spans, spreads, plots, provenance."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from bench.spread import ratios, spread, table
 from bench.store import Store
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_interrupted_run_resumes(tmp_path: Path) -> None:
     file, calls = tmp_path / "samples.jsonl", []
 
     def measure() -> int:
@@ -22,19 +22,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     store = Store(file, {"revision": "a"})
     assert [store.sample(("round", turn), measure) for turn in (0, 1, 0)] == [1, 2, 1]
     with file.open("a") as output:
-        output.write('{"key": "round / 2", "val')  # interrupted in the middle of a line
+        output.write('{"key": "round / 2", "val')  # interrupted mid-line
     again = Store(file, {"revision": "a"})
     assert [again.sample(("round", turn), measure) for turn in (0, 1, 2)] == [1, 2, 3]
     assert Store(file, {"revision": "a"}).values == {"round / 0": 1, "round / 1": 2, "round / 2": 3}
 
 
-def test_samples_of_another_revision_are_not_used(tmp_path: Path) -> None:
+def test_samples_of_another_revision_are_discarded(tmp_path: Path) -> None:
     Store(tmp_path / "x", {"revision": "a"}).sample(("k",), lambda: 1)
     assert Store(tmp_path / "x", {"revision": "b"}).sample(("k",), lambda: 2) == 2
     assert Store(tmp_path / "x", {"revision": "b"}, fresh=True).sample(("k",), lambda: 3) == 3
 
 
-def test_a_span_counts_without_the_spans_inside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_span_excludes_inner_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
 
     def work(seconds: float) -> None:
@@ -50,7 +50,7 @@ def test_a_span_counts_without_the_spans_inside_it(monkeypatch: pytest.MonkeyPat
     assert spans.take() == {}
 
 
-def test_a_span_ends_with_an_exception() -> None:
+def test_span_ends_on_an_exception() -> None:
     spans = Spans(lambda: None)
 
     def fail() -> None:
@@ -70,13 +70,13 @@ def test_spread_and_ratios() -> None:
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-def test_provenance_names_machine_versions_and_revision_and_no_path() -> None:
+def test_provenance_has_machine_versions_and_revision_but_no_path() -> None:
     source = provenance()
     assert source["packages"]["torch"] and source["machine"]["cores"] >= 1 and source["revision"]
     assert "/" not in describe(source).replace("GB/s", "")
 
 
-def test_a_plot_tells_whether_it_is_current(tmp_path: Path) -> None:
+def test_stale_plots_are_detected(tmp_path: Path) -> None:
     row = {"model": "3b", "mode": "AR", "batch": 1, "measured": 2.0, "predicted": 3.0}
     result = {"measured": [row, row | {"batch": 2}]}
     plots.draw(plots.roofline, result, tmp_path / "plot.svg")

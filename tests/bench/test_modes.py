@@ -1,4 +1,4 @@
-"""`python -m bench modes --quick` against real servers: every figure is there and agrees with the reference's."""
+"""`python -m bench modes --quick` against real servers: every figure is present and plausible."""
 
 import json
 import shlex
@@ -26,11 +26,11 @@ def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             assert all(run["tokens_per_s"] > 0 and run["latency_ms"]["p95"] >= run["ttft_ms"]["p50"] for run in runs)
     plain, linear, diffusion = (result["quality"][name] for name in CONTENDERS)
     assert plain["tpf"] == 1 and plain["acceptance_length"] is None
-    assert linear["acceptance_length"] > 2 and linear["tpf"] > 1.2, "drafts of a trained model are accepted"
+    assert linear["acceptance_length"] > 2 and linear["tpf"] > 1.2, "a trained model's drafts are accepted"
     assert 0 < linear["acceptance_length_mean"] != linear["acceptance_length"]
     assert all(first >= second for first, second in zip(linear["by_position"], linear["by_position"][1:], strict=False))
-    assert diffusion["nfe"] < diffusion["tokens"], "the server counts its forwards, and there are fewer than tokens"
+    assert diffusion["nfe"] < diffusion["tokens"], "the server counts forwards, and there are fewer than tokens"
     same = [a == b for a, b in zip(plain["digests"], linear["digests"], strict=True)]
-    assert sum(same) >= 0.8 * len(same), "lossless up to bf16's near-ties"
+    assert sum(same) >= 0.8 * len(same), "lossless up to near-ties in bf16"
     assert "| linear, B 32 |" in report and "× AR at 1" in report
-    assert str(tmp_path) not in file.read_text(), "results name no path"
+    assert str(tmp_path) not in file.read_text(), "results contain no path"

@@ -1,4 +1,4 @@
-"""Prompt sets: every layout gives the same questions, rendered once for all clients."""
+"""Prompt sets: every format gives the same questions, rendered once for all clients."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def tokenizer():  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_give_the_first_turn(tokenizer, layout: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_first_turn_is_read_from_every_layout(tokenizer, layout: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "question.jsonl"
     file.write_text(json.dumps(LAYOUTS[layout]) + "\n")
     (question,) = read(tokenizer, file)
@@ -34,27 +34,27 @@ def test_layouts_give_the_first_turn(tokenizer, layout: str, tmp_path: Path) -> 
     assert question.prompt.endswith("<think></think>") or "assistant" in question.prompt
 
 
-def test_speed_bench_is_prepared_into_a_folder(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_speed_bench_folder(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "qualitative.jsonl").write_text(json.dumps(LAYOUTS["SPEED-Bench"]) + "\n")
     assert len(read(tokenizer, tmp_path)) == 1
 
 
-def test_another_layout_is_refused_by_name(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_unknown_layout_is_rejected(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "x.jsonl"
     file.write_text('{"text": "hello"}\n')
     with pytest.raises(ValueError, match="'turns' .*'messages' .*'prompt'"):
         read(tokenizer, file)
 
 
-def test_nanos_questions_are_the_tokens_it_was_trained_on(tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_nano_questions_match_its_training_format(tokenizer) -> None:  # type: ignore[no-untyped-def]
     plain = [prompt for prompt in heldout() if not prompt.thinking]
     ids = {tuple(encode(tokenizer, prompt)[0]) for prompt in plain}
     questions = read(tokenizer, None)
     assert {tuple(tokenizer.encode(q.prompt, add_special_tokens=False)) for q in questions} == ids
-    assert len({q.category for q in questions[:11]}) == 11, "any few of them are a mixture"
+    assert len({q.category for q in questions[:11]}) == 11, "any prefix is a mixture"
 
 
-def test_vllms_client_reads_what_is_written(tmp_path: Path) -> None:
+def test_written_dataset_has_vllms_custom_format(tmp_path: Path) -> None:
     file = write([Question("a", "<s>hi", 5), Question("b", "there", 7)], tmp_path / "prompts.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert rows == [{"prompt": "<s>hi", "output_tokens": 5}, {"prompt": "there", "output_tokens": 7}]

@@ -1,4 +1,4 @@
-"""Checkpoints of released shapes without weights: the plugin's own checks take them for whole."""
+"""Weightless checkpoints of released shapes pass the plugin's own checks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_headers_and_adapter_pass_the_start_up_checks(name: str, tmp_path: Path)
     assert adapter is not None and adapter.scale == 4
     adapter.check(config)
     file = folder / "model.safetensors"
-    assert file.stat().st_size > 1e9 and file.stat().st_blocks * 512 < 1e6, "a hole, not gigabytes"
+    assert file.stat().st_size > 1e9 and file.stat().st_blocks * 512 < 1e6, "sparse, not gigabytes"
 
 
 def parameters(shape: Shape) -> int:
@@ -30,7 +30,7 @@ def parameters(shape: Shape) -> int:
     return matrices + (2 * shape.layers + 1) * shape.hidden
 
 
-def test_nanos_shape_counts_its_parameters() -> None:
+def test_parameter_count_of_nano() -> None:
     shapes = expected_shapes(NemotronLabsDiffusionConfig(**read_config(checkpoint_path())))
     total = 0
     for size in shapes.values():

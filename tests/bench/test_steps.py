@@ -1,4 +1,4 @@
-"""`python -m bench steps --quick`: the spans of a step on a model of few layers, and the projection to all of them."""
+"""`python -m bench steps --quick`: a step's spans on a model with few layers, and the projection to all layers."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_quick_run_on_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert min(result["lora"]["32"]["1"]) > 0
 
 
-def test_projection_grows_with_the_forwards_only() -> None:
+def test_projection_scales_only_the_forwards() -> None:
     step = {steps.VERIFY: 4.0, steps.DRAFT: 6.0, steps.HOST: 1.0}
     result = {"shape": "3b", "layers": 2, "spans": {"32": {"1": [step]}}}
     assert steps.full_step(result, "32", "1", depth=2) == pytest.approx(11)

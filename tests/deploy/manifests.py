@@ -1,4 +1,4 @@
-"""Validates Kubernetes manifests offline: built-in kinds and the Prometheus operator's by their published schemas."""
+"""Validates Kubernetes manifests offline, against the published schemas of Kubernetes and the Prometheus operator."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ OPERATOR = {
     "monitoring.coreos.com/v1": {"PodMonitor": v1.PodMonitor, "PrometheusRule": v1.PrometheusRule},
     "monitoring.coreos.com/v1alpha1": {"ScrapeConfig": v1alpha1.ScrapeConfig},
 }
-KUBERAY = {  # KubeRay's CRDs are in no package: the fields that are used, by level; pod templates are checked as such
+KUBERAY = {  # no package has KubeRay's CRDs: these are the fields we use, by level; pod templates are validated fully
     "spec": {"serveConfigV2", "rayClusterConfig"},
     "cluster": {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"},
     "head": {"rayStartParams", "template"},
@@ -19,7 +19,7 @@ KUBERAY = {  # KubeRay's CRDs are in no package: the fields that are used, by le
 
 
 def validate(manifest: dict[str, Any]) -> None:
-    """Raises for a manifest that its schema refuses, unknown fields included."""
+    """Raise if a manifest doesn't match its schema, for example because of an unknown field."""
     kind, version = manifest["kind"], manifest["apiVersion"]
     if (version, kind) == ("ray.io/v1", "RayService"):
         validate_ray_service(manifest["spec"])

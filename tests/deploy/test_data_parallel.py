@@ -1,4 +1,4 @@
-"""Two data-parallel engines behind one API server answer as the reference does."""
+"""Two data-parallel engines behind one API server give the reference's answers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The chart: lints, renders, and what it renders is valid, locked down and drains."""
+"""The chart lints and renders, and the manifests are valid, locked down and drain on termination."""
 
 import json
 import os
@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def render(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """All manifests of a release named demo."""
+    """All manifests of a release named "demo"."""
     with helm_python.Chart.load(CHART) as chart:
         texts = chart.render(values=values, name="demo", namespace="nld")
     return [part for name, text in texts.items() if name.endswith(".yaml") for part in yaml.safe_load_all(text) if part]
@@ -72,7 +72,7 @@ def test_every_manifest_is_valid(name: str) -> None:
 
 
 def test_validation_finds_mistakes() -> None:
-    """Or the test above would show nothing."""
+    """Otherwise the test above would prove nothing."""
     for kind, change in (
         ("Deployment", {"spec": {"replicas": "three"}}),
         ("NetworkPolicy", {"spec": {"podSelecter": {}}}),
@@ -98,7 +98,7 @@ def test_validation_finds_mistakes() -> None:
     ],
     ids=str,
 )
-def test_schema_refuses(values: dict[str, Any], field: str) -> None:
+def test_schema_rejects(values: dict[str, Any], field: str) -> None:
     with pytest.raises(helm_python.HelmError, match=field):
         render(values)
 
@@ -138,8 +138,8 @@ def test_secrets_come_from_secrets() -> None:
     assert "VLLM_API_KEY" not in str(container(VARIANTS["no key"]))
 
 
-def test_everything_written_is_in_a_volume() -> None:
-    """The root file system is read-only."""
+def test_written_folders_are_in_volumes() -> None:
+    """Because the root file system is read-only."""
     vllm = container(HUB)
     mounts = {mount["mountPath"] for mount in vllm["volumeMounts"]}
     assert mounts == {"/cache", "/dev/shm", "/tmp"}
@@ -155,8 +155,8 @@ def test_pod_has_time_to_drain() -> None:
     assert pod["terminationGracePeriodSeconds"] > 300 + 7
 
 
-def test_flags_are_vllms() -> None:
-    """vLLM's own parser takes the container's arguments."""
+def test_flags_are_valid() -> None:
+    """vLLM's own parser accepts the container's arguments."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -168,7 +168,7 @@ def test_flags_are_vllms() -> None:
         assert parsed.additional_config == ({"nld": values["nld"]} if "nld" in values else {})
 
 
-def test_rules_and_dashboards_are_those_of_the_repository() -> None:
+def test_chart_contains_the_repository_rules_and_dashboards() -> None:
     deploy = CHART.parent
     manifests = render(VARIANTS["everything"])
     groups = [
@@ -188,14 +188,14 @@ PROMTOOL = shutil.which("promtool", path=os.pathsep.join([str(Path(sys.executabl
 
 
 @pytest.mark.skipif(not PROMTOOL, reason="promtool is not on PyPI: deploy/prometheus/install.py")
-def test_promtool_takes_the_rendered_rules(tmp_path: Path) -> None:
+def test_promtool_accepts_the_rendered_rules(tmp_path: Path) -> None:
     assert PROMTOOL
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump(one(render(VARIANTS["everything"]), "PrometheusRule")["spec"]))
     subprocess.run([PROMTOOL, "check", "rules", str(file)], check=True)
 
 
-def test_rules_see_what_is_scraped() -> None:
+def test_scraped_job_is_the_one_the_rules_select() -> None:
     """Rules and dashboard select the job vllm-nld."""
     manifests = render(VARIANTS["everything"])
     label = one(manifests, "PodMonitor")["spec"]["jobLabel"]

@@ -1,4 +1,4 @@
-"""Dockerfiles and manifests of Ray: linted, valid, and of the releases that the code names."""
+"""Dockerfiles and Ray manifests are linted, valid, and use the versions that the code names."""
 
 import re
 import subprocess
@@ -22,8 +22,8 @@ def test_hadolint(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
-def test_build_context_holds_what_is_copied(file: Path) -> None:
-    """And little else: a clone with its environment has gigabytes."""
+def test_build_context_contains_what_is_copied(file: Path) -> None:
+    """And little else, because a clone with its environment has gigabytes."""
     copied = [name for line in re.findall(r"^COPY (.+)$", file.read_text(), re.MULTILINE) for name in line.split()[:-1]]
     ignore = file.with_name(file.name + ".dockerignore").read_text().split("\n")
     assert ignore[1] == "*"
@@ -31,8 +31,8 @@ def test_build_context_holds_what_is_copied(file: Path) -> None:
     assert all((DEPLOY.parent / name).exists() for name in copied)
 
 
-def test_images_run_as_a_numbered_user() -> None:
-    """As the chart's runAsNonRoot wants it."""
+def test_images_run_as_a_numeric_user() -> None:
+    """The chart's runAsNonRoot requires it."""
     for file in DOCKERFILES:
         assert re.findall(r"^USER (.+)$", file.read_text(), re.MULTILINE)[-1] == "10001"
 
@@ -53,7 +53,7 @@ def test_ray_manifests_are_valid() -> None:
 
 
 def test_ray_service_runs_the_shipped_config() -> None:
-    """The same one that `serve deploy` takes."""
+    """The same config that `serve deploy` uses."""
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
     import ray
     from ray.serve.schema import ServeDeploySchema

@@ -1,4 +1,4 @@
-"""A server's life under an orchestrator: the start-up probe, and SIGTERM under load."""
+"""A server under an orchestrator: the start-up probe, and SIGTERM under load."""
 
 import os
 import signal
@@ -22,15 +22,15 @@ from vllm_nld.tools.server import Server, free_port
 pytestmark = pytest.mark.server
 
 KEY = "a-key-of-the-tests"
-GRACE = 120  # seconds; what --shutdown-timeout gives running requests
+GRACE = 120  # --shutdown-timeout, seconds for running requests to finish
 ARGUMENTS = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
 CLIENTS = 16
-LENGTH = 900  # tokens of each request, four a round at most: seconds of work each
+LENGTH = 900  # tokens per request, at most four per round, so each takes seconds
 
 
 class Outcome(NamedTuple):
     tokens: int
-    reason: str  # finish reason, or the error that the client saw
+    reason: str  # finish reason, or the client's error
     end: float
 
 
@@ -47,7 +47,7 @@ def probe(url: str, key: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=os.environ | {"VLLM_API_KEY": key}, capture_output=True, text=True)
 
 
-def test_probe_asks_for_a_token(server: Server) -> None:
+def test_probe_decodes_a_token(server: Server) -> None:
     passed = probe(server.url, KEY)
     assert (passed.returncode, passed.stdout) == (0, f"{server.url} decodes\n")
 
@@ -62,8 +62,8 @@ def test_probe_fails_with_a_reason(server: Server) -> None:
 @pytest.mark.parametrize(
     ("path", "status"), [("/v1/models", 401), ("/metrics", 200), ("/health", 200), ("/version", 200)]
 )
-def test_key_covers_the_api_and_no_more(server: Server, path: str, status: int) -> None:
-    """What the README's security notes say."""
+def test_key_protects_only_the_api(server: Server, path: str, status: int) -> None:
+    """As the README's security notes say."""
     assert httpx.get(server.url + path, timeout=10).status_code == status
 
 
@@ -87,7 +87,7 @@ def stream(client: openai.OpenAI, outcomes: list[Outcome]) -> None:
 
 
 def start(server: Server, outcomes: list[Outcome]) -> list[threading.Thread]:
-    """Sixteen streams, whose requests run or wait in the engine: one that is still on its way may be refused."""
+    """Start sixteen streams and wait until all are in the engine, because one still on its way may be rejected."""
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=GRACE * 2)
     threads = [threading.Thread(target=stream, args=(client, outcomes)) for _ in range(CLIENTS)]
     for thread in threads:
@@ -95,7 +95,7 @@ def start(server: Server, outcomes: list[Outcome]) -> list[threading.Thread]:
     deadline = time.monotonic() + GRACE
     while in_engine(server) < CLIENTS:
         assert time.monotonic() < deadline, f"{in_engine(server)} of {CLIENTS} requests are in the engine"
-        assert not outcomes, "the requests are too short to be there all at once"
+        assert not outcomes, "the requests are too short to be in the engine all at once"
         time.sleep(0.05)
     return threads
 
@@ -106,8 +106,8 @@ def in_engine(server: Server) -> int:
     return int(sum(sample.value for family in families for sample in family.samples if sample.name in names))
 
 
-def test_sigterm_under_load_finishes_what_runs(server: Server) -> None:
-    """Eight running requests and eight queued ones end as if nothing had happened; then the server is gone."""
+def test_sigterm_under_load_finishes_all_requests(server: Server) -> None:
+    """Eight running and eight queued requests finish normally; then the server exits."""
     assert server.process is not None
     outcomes: list[Outcome] = []
     threads = start(server, outcomes)
@@ -122,8 +122,8 @@ def test_sigterm_under_load_finishes_what_runs(server: Server) -> None:
     assert server.process.returncode == 0
 
 
-def test_requests_that_outlive_the_grace_time_end(tmp_path: Path) -> None:
-    """Each client gets the end of its stream or an error, right after the grace time. The worker is a process."""
+def test_requests_end_after_the_shutdown_timeout(tmp_path: Path) -> None:
+    """Each client gets the end of its stream or an error soon after the timeout. The worker is a separate process."""
     arguments = [*ARGUMENTS, "--max-model-len", "1024", "--max-num-seqs", "1", "--shutdown-timeout", "1"]
     with Server(checkpoint_path(), arguments, log=tmp_path / "log", environment={"VLLM_API_KEY": KEY}) as server:
         assert server.process is not None
@@ -138,4 +138,4 @@ def test_requests_that_outlive_the_grace_time_end(tmp_path: Path) -> None:
     print(f"\nended in {seconds:.1f} s")
     assert seconds < GRACE / 4
     assert len(outcomes) == CLIENTS
-    assert not [each for each in outcomes if each.reason == "APITimeoutError"], "no client waits for what never comes"
+    assert not [each for each in outcomes if each.reason == "APITimeoutError"], "no client is left waiting"

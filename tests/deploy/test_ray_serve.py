@@ -1,6 +1,6 @@
-"""The Ray Serve application on a real cluster of two nodes: real servers, real clients, real kills.
+"""The Ray Serve application on a real two-node cluster: real servers, real clients, real kills.
 
-Starting five servers of two processes each takes minutes on a small machine: NLD_TEST_SCALE=2 runs it.
+Starting five servers of two processes each takes minutes on a small machine, so it runs only with NLD_TEST_SCALE=2.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ SECONDS = 10  # of load in each state
 
 
 class Application(NamedTuple):
-    url: str  # of the OpenAI interface
+    url: str  # of the OpenAI API
     dashboard: str
 
 
 def config(file: Path, port: int, stable_replicas: int, **arguments: str) -> Path:
-    """The shipped config for one machine, on another port. Returns the file it was written to."""
+    """Write the shipped single-machine config with another port to `file` and return it."""
     content = yaml.safe_load((ROOT / "deploy/ray/serve-local.yaml").read_text())
     content["http_options"]["port"] = port
     content["proxy_location"] = "HeadOnly"
@@ -60,7 +60,7 @@ def config(file: Path, port: int, stable_replicas: int, **arguments: str) -> Pat
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
-    """The address of the cluster's dashboard."""
+    """The address of a test cluster's dashboard."""
     import ray
 
     paths = [str(ROOT), str(ROOT / "deploy/ray"), os.environ.get("PYTHONPATH", "")]
@@ -81,7 +81,7 @@ def deploy(dashboard: str, file: Path) -> None:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 300) -> float:
-    """Seconds that it took."""
+    """Wait for the condition and return how many seconds it took."""
     begin = time.monotonic()
     while not condition():
         assert time.monotonic() - begin < timeout, f"{what}: not within {timeout} s"
@@ -120,13 +120,13 @@ def canary(app: Application, *words: str) -> str:
 class Answer(NamedTuple):
     begin: float
     end: float
-    deployment: str  # empty where there is none
+    deployment: str  # "" if there was none
     text: str
-    failure: str  # empty where there is none
+    failure: str  # "" if there was none
 
 
 class Load:
-    """Clients that ask, one request after the other, until the block ends."""
+    """Clients that send one request after another until the block ends."""
 
     def __init__(self, app: Application, clients: int = 4) -> None:
         self.client = openai.OpenAI(base_url=f"{app.url}/v1", api_key="none", max_retries=0, timeout=300)
@@ -172,7 +172,7 @@ class Load:
 
 
 def test_both_deployments_give_the_same_text(app: Application) -> None:
-    """Self-speculation is lossless: a client cannot tell the canary from the stable deployment but by the header."""
+    """Self-speculation is lossless: only the header tells a client which deployment answered."""
     canary(app, "0.5")
     load = Load(app)
     wait_until(lambda: load.ask(0, stream=False).deployment == "canary", "the share has arrived")
@@ -183,7 +183,7 @@ def test_both_deployments_give_the_same_text(app: Application) -> None:
 
 
 def test_canary_moves_without_a_failed_request(app: Application) -> None:
-    """10 % -> 50 % -> 0 % under load, each share met exactly."""
+    """10 % -> 50 % -> 0 % under load; each share is met exactly."""
     canary(app, "rollback")
     with Load(app) as load:
         for words, share in (("0.1",), 0.1), (("0.5",), 0.5), (("rollback",), 0.0):
@@ -201,7 +201,7 @@ def test_canary_moves_without_a_failed_request(app: Application) -> None:
 
 
 def targets(app: Application) -> dict[str, list[str]]:
-    """By deployment: where its replicas' metrics are."""
+    """The metrics addresses of the replicas, by deployment."""
     groups = httpx.get(f"{app.url}/metrics/targets", timeout=30).raise_for_status().json()
     return {group["labels"]["deployment"]: group["targets"] for group in groups}
 
@@ -225,7 +225,7 @@ def test_metrics_of_every_replica_are_listed(app: Application) -> None:
 
 @needs_prometheus
 def test_prometheus_finds_and_scrapes_every_replica(app: Application, tmp_path: Path) -> None:
-    """By the router's list alone, and each replica says who it is."""
+    """From the router's list alone, and each replica's series carry its deployment."""
 
     def scraped(query: str) -> Counter[str]:
         return Counter(labels["deployment"] for labels, _ in server.query(query))
@@ -239,15 +239,15 @@ def test_prometheus_finds_and_scrapes_every_replica(app: Application, tmp_path: 
             )
 
 
-def test_bad_requests_reach_the_client_as_vllm_words_them(app: Application) -> None:
+def test_vllms_error_messages_reach_the_client(app: Application) -> None:
     answer = httpx.post(f"{app.url}/v1/chat/completions", json={"model": "nano", "messages": "hello"}, timeout=60)
     assert answer.status_code == 400 and "messages" in answer.json()["error"]["message"]
     assert httpx.get(f"{app.url}/health", timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "waiting"])
-def test_client_that_leaves_ends_its_request(app: Application, stream: bool) -> None:
-    """The engine aborts what nobody waits for."""
+def test_client_disconnect_aborts_its_request(app: Application, stream: bool) -> None:
+    """The engine aborts requests that nobody waits for."""
 
     def aborted() -> float:
         return sum(requests_ended(target, 'reason="abort"') for target in targets(app)["stable"])
@@ -255,7 +255,7 @@ def test_client_that_leaves_ends_its_request(app: Application, stream: bool) -> 
     canary(app, "rollback")
     before = aborted()
     body = {"model": "nano", "prompt": "1, 2, 3", "max_tokens": 490, "stream": stream, "ignore_eos": True}
-    body["n"] = 8  # one choice alone could end before its client has left
+    body["n"] = 8  # a single choice could finish before the client disconnects
     with contextlib.suppress(httpx.ReadTimeout):
         timeout = httpx.Timeout(60, read=60 if stream else 0.5)
         with httpx.stream("POST", f"{app.url}/v1/completions", json=body, timeout=timeout) as answer:
@@ -264,7 +264,7 @@ def test_client_that_leaves_ends_its_request(app: Application, stream: bool) -> 
 
 
 def test_killed_replica_comes_back(app: Application) -> None:
-    """SIGKILL for a replica's actor under load: its server ends with it, only what it ran fails, and Serve mends it."""
+    """SIGKILL a replica's actor under load: its server ends too, only its own requests fail, and Serve replaces it."""
     canary(app, "0.5")
     with Load(app) as load:
         begin = time.monotonic()
@@ -281,14 +281,14 @@ def test_killed_replica_comes_back(app: Application) -> None:
     failed = [answer for answer in load.answers if answer.failure]
     lost = [answer for answer in failed if answer.begin < killed]
     print(f"\nback after {seconds:.0f} s; {len(load.answers)} requests, {len(lost)} lost in the replica: {failed[:3]}")
-    assert len(lost) <= len(load.threads), "at most what the replica ran"
-    assert failed == lost, "no request that was sent later"
+    assert len(lost) <= len(load.threads), "at most the replica's running requests"
+    assert failed == lost, "no request sent later"
     _, alive = psutil.wait_procs(orphans, timeout=30)
     assert not alive, "the server and its engine end with their actor"
 
 
 def test_killed_ray_worker_restarts_the_replica(app: Application, dashboard: str, tmp_path: Path) -> None:
-    """A replica whose two ranks Ray placed: without one of them the server ends, and Serve starts another one."""
+    """A replica whose two ranks run on Ray: if one is killed, the server ends and Serve starts another."""
     port = int(app.url.rpartition(":")[2])
     flags = """--tensor-parallel-size 2 --distributed-executor-backend ray --additional-config '{"nld": {}}'"""
     file = config(tmp_path / "serve.yaml", port, 1, stable=flags)

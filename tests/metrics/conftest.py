@@ -1,4 +1,4 @@
-"""Engines in this process whose statistics go to our stat logger as in an API server, and a reader of its counters."""
+"""In-process engines whose statistics go to our stat logger, as in an API server, and a reader of its counters."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ __all__ = ["agreeable_checkpoint", "reference"]
 
 
 class Counted:
-    """What was counted since this object was made."""
+    """Counter increments since this object was created."""
 
     def __init__(self, llm: Any) -> None:
         self.llm = llm
@@ -26,7 +26,7 @@ class Counted:
         return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The sum of a sample's growth over all series that have these labels."""
+        """A sample's increment, summed over all series with these labels."""
         now, wanted = self.samples(), set(labels.items())
         return sum(value - self.before.get(key, 0) for key, value in now.items() if key[0] == name and wanted <= key[1])
 
@@ -35,6 +35,6 @@ class Counted:
 def counting(model: Path, **options: Any) -> Iterator[Counted]:
     from vllm_nld.metrics.exporter import NldStatLogger
 
-    with engine(model, disable_log_stats=False, **options) as llm:
+    with engine(model, **options | {"disable_log_stats": False}) as llm:
         llm.llm_engine.logger_manager.stat_loggers.append(NldStatLogger(llm.llm_engine.vllm_config, [0]))
         yield Counted(llm)

@@ -1,4 +1,4 @@
-"""promtool and Prometheus for tests, skipped with the reason where they could not be installed."""
+"""promtool and Prometheus for tests, which are skipped with the reason if they could not be installed."""
 
 import subprocess
 import time
@@ -10,7 +10,7 @@ import pytest
 
 from bench.prometheus import find
 
-WHY = "no {} here: python deploy/prometheus/install.py .venv puts it there, where Debian's packages can be had"
+WHY = "{} is not installed: run python deploy/prometheus/install.py .venv (needs access to Debian packages)"
 needs_prometheus = pytest.mark.skipif(find("prometheus") is None, reason=WHY.format("prometheus"))
 needs_promtool = pytest.mark.skipif(find("promtool") is None, reason=WHY.format("promtool"))
 

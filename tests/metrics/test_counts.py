@@ -1,4 +1,4 @@
-"""Counters equal what the reference loops count, exactly, in every mode, alone, mixed, and where clients give up."""
+"""Counters equal the reference loops' counts exactly, in every mode: alone, mixed, and with aborted requests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,20 +22,20 @@ def shared_engine(agreeable_checkpoint: Path) -> Iterator[Counted]:
 
 @pytest.fixture
 def linear_engine(shared_engine: Counted) -> Counted:
-    """The shared engine, with every counter at 0."""
+    """The shared engine with all counters at 0."""
     return Counted(shared_engine.llm)
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
-    """Short enough that no block is cut at the context's end. A second time all but one token of some are cached."""
+    """Short enough that no block is shortened at the context's end. Reused prompts have all but one token cached."""
     return random_prompts(12, VOCAB, longest=120)
 
 
 def test_linear_counts_equal_the_reference(
     linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]]
 ) -> None:
-    """The reference's longer run says what the last step accepted beyond the tokens that were asked for."""
+    """A longer reference run shows what the last step accepted beyond max_tokens."""
     options: dict[str, Any] = {"mode": "linear", "block_length": BLOCK, "ignore_eos": True}
     expected = [generate(reference, prompt, max_new_tokens=TOKENS, **options) for prompt in prompts]
     longer = [generate(reference, prompt, max_new_tokens=TOKENS + BLOCK, **options) for prompt in prompts]
@@ -48,7 +48,7 @@ def test_linear_counts_equal_the_reference(
     assert linear_engine("nld:forwards_total", kind="draft") == linear_engine("nld:blocks_committed_total")
     assert linear_engine("nld:acceptance_length_count") == len(rounds)
     assert linear_engine("nld:acceptance_length_sum") == sum(rounds)
-    assert max(rounds) > 1, "some draft must be accepted, or this test shows little"
+    assert max(rounds) > 1, "some draft must be accepted, or this test proves little"
     assert linear_engine("nld:drafts_total", block_length=str(BLOCK)) == len(rounds)
     assert linear_engine("nld:draft_tokens_total") == len(rounds) * (BLOCK - 1)
     accepted = linear_engine("nld:accepted_draft_tokens_total")
@@ -58,7 +58,7 @@ def test_linear_counts_equal_the_reference(
     assert linear_engine("vllm:spec_decode_num_accepted_tokens_total") == accepted
 
 
-def test_aborted_requests_count_what_they_were_given(linear_engine: Counted, prompts: list[list[int]]) -> None:
+def test_aborted_requests_count_the_tokens_they_got(linear_engine: Counted, prompts: list[list[int]]) -> None:
     from vllm import SamplingParams
 
     core = linear_engine.llm.llm_engine
@@ -87,8 +87,8 @@ def counted_alone(counted: Counted, prompts: list[list[int]], **extra: Any) -> N
 def test_diffusion_counts_equal_the_reference(
     linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]], threshold: float
 ) -> None:
-    """Denoising passes and one target forward a block, the prefill not counted. A block that is taken as it is has no
-    acceptance: vLLM's figures of speculation do not know it."""
+    """Denoising passes plus one target forward per block, without the prefill. Denoised blocks are not verified, so
+    they don't appear in vLLM's speculation metrics."""
     options: dict[str, Any] = {"mode": "diffusion", "block_length": BLOCK, "ignore_eos": True, "threshold": threshold}
     expected = [generate(reference, prompt, max_new_tokens=TOKENS, **options) for prompt in prompts]
     blocks = sum(len(one.rounds) for one in expected)
@@ -104,7 +104,7 @@ def test_diffusion_counts_equal_the_reference(
     assert linear_engine("vllm:spec_decode_num_drafts_total") == 0
 
 
-def test_drafting_in_several_passes_counts_each(
+def test_each_draft_pass_is_counted(
     linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]]
 ) -> None:
     options: dict[str, Any] = {"mode": "linear", "block_length": BLOCK, "ignore_eos": True, "threshold": 0.4}
@@ -114,7 +114,7 @@ def test_drafting_in_several_passes_counts_each(
     assert linear_engine("nld:forwards_total", kind="draft") > linear_engine("nld:blocks_committed_total")
 
 
-def test_modes_in_one_batch_are_counted_apart(linear_engine: Counted, prompts: list[list[int]]) -> None:
+def test_modes_in_one_batch_are_counted_separately(linear_engine: Counted, prompts: list[list[int]]) -> None:
     from vllm import SamplingParams
 
     modes = ("ar", "linear", "diffusion", "auto") * 3

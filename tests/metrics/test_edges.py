@@ -1,4 +1,4 @@
-"""Counters where an engine is set up in its own way: AR alone, too few KV blocks, a tokenizer and stop strings."""
+"""Counters in special cases: AR only, too few KV blocks, stop strings, several choices."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from tests.spec_worker.conftest import VOCAB
 from tests.tiny import write_tiny_checkpoint
 
 
-def test_ar_counts_a_forward_a_token(agreeable_checkpoint: Path) -> None:
+def test_ar_counts_one_forward_per_token(agreeable_checkpoint: Path) -> None:
     prompts = random_prompts(12, VOCAB, longest=120)
     with counting(agreeable_checkpoint, additional_config={"nld": {"mode": "ar"}}) as counted:
         greedy(counted.llm, prompts, TOKENS)
@@ -21,7 +21,7 @@ def test_ar_counts_a_forward_a_token(agreeable_checkpoint: Path) -> None:
 
 
 def test_preempted_requests_count_once(agreeable_checkpoint: Path) -> None:
-    """Eleven KV blocks for eight requests that want three each."""
+    """Eleven KV blocks for eight requests that need three each."""
     prompts = random_prompts(8, VOCAB, longest=40)
     options: dict[str, Any] = {"block_size": 32, "num_gpu_blocks_override": 11, "enable_prefix_caching": False}
     with counting(agreeable_checkpoint, additional_config={"nld": {"block_length": BLOCK}}, **options) as counted:
@@ -33,8 +33,8 @@ def test_preempted_requests_count_once(agreeable_checkpoint: Path) -> None:
         assert counted("nld:accepted_draft_tokens_total") == counted("vllm:spec_decode_num_accepted_tokens_total")
 
 
-def test_tokens_are_the_clients_where_a_stop_string_cuts(tmp_path: Path) -> None:
-    """A block may run past a stop string; the client gets nothing of that, and several choices count as requests."""
+def test_tokens_after_a_stop_string_are_not_counted(tmp_path: Path) -> None:
+    """A block may run past a stop string, but the client gets none of that. Each choice counts as a request."""
     from vllm import SamplingParams
 
     model = write_tiny_checkpoint(tmp_path / "model", tokenizer=True)

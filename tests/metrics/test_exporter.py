@@ -1,4 +1,4 @@
-"""The exporter leaves other models alone, and the table of metrics keeps Prometheus' conventions."""
+"""The exporter ignores other models, and the table of metrics follows Prometheus conventions."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ def test_other_models_are_not_counted() -> None:
     assert requests.serving() is before
 
 
-def test_every_metric_says_what_it_counts() -> None:
+def test_every_metric_has_a_help_text() -> None:
     assert len(m.METRICS) == len({metric.name for metric in m.METRICS}) > 15
     for metric in m.METRICS:
         assert len(metric.help) > 15 and metric.help.endswith("."), metric.name
@@ -32,6 +32,6 @@ def test_every_metric_says_what_it_counts() -> None:
     "wrong",
     [{"name": "vllm:x", "kind": m.COUNTER}, {"name": "nld:x", "kind": m.HISTOGRAM}, {"name": "nld:x", "kind": "info"}],
 )
-def test_a_metric_that_breaks_the_conventions_is_refused(wrong: dict) -> None:
+def test_metric_that_breaks_the_conventions_is_rejected(wrong: dict) -> None:
     with pytest.raises(ValueError, match=wrong["name"]):
         m.Metric(help="Something.", **wrong)

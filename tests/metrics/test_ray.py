@@ -1,4 +1,4 @@
-"""Inside Ray Serve the metrics are Ray's: they reach the metrics agent, and the scrape configuration renames them."""
+"""Inside Ray Serve metrics go through Ray: its agent exports them, and the scrape configuration renames them."""
 
 import re
 import subprocess
@@ -48,7 +48,7 @@ ray.shutdown()
 
 
 @pytest.mark.skipif(SCALE <= 1, reason="starts a Ray cluster: set NLD_TEST_SCALE=2")
-def test_ray_serve_reports_every_kind_under_names_that_the_rules_know() -> None:
+def test_ray_serve_exports_every_kind_under_the_names_in_the_rules() -> None:
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
     done = subprocess.run([sys.executable, "-c", REPLICA], capture_output=True, text=True, timeout=200, check=False)
     samples = dict(re.findall(r"^(ray_nld_\w+)(?:\{.*model_name=\"nano\".*\}) (\S+)$", done.stdout, re.MULTILINE))

@@ -1,7 +1,7 @@
-"""A real server, watched by a real Prometheus with the shipped rules: what PromQL says is what the client counted.
+"""A real server scraped by a real Prometheus with the shipped rules: PromQL results equal the client's counts.
 
-Time runs 60 times as fast in the rules, so an hour takes a minute. The tests of this module build on each other's
-traffic and run in order: one server, then another in its place, with a broken checkpoint.
+Time runs 60 times faster in the rules, so an hour takes a minute. The tests build on each other's traffic and run in
+order: one server, then another in its place with a broken checkpoint.
 """
 
 import json
@@ -35,9 +35,9 @@ from vllm_nld.tools.server import Server
 
 pytestmark = [pytest.mark.server, needs_prometheus]
 
-BLOCK, ALONE = 16, 4  # drafts stop where more than ALONE requests run
+BLOCK, MOST_DRAFTING = 16, 4  # drafting is off while more than MOST_DRAFTING requests run
 TOKENS = 48
-PATIENCE = 180  # seconds until an alert must have fired, on a machine that may be busy
+PATIENCE = 180  # seconds for an alert to fire on a busy machine
 
 
 def arguments(model: Path, **speculative: Any) -> list[str]:
@@ -48,7 +48,7 @@ def arguments(model: Path, **speculative: Any) -> list[str]:
 
 @dataclass
 class Watched:
-    """Prometheus, and the one address that it scrapes as the instance "nano"; an empty list until there is one."""
+    """Prometheus and the address that it scrapes as the instance "nano"; `listed` is empty until `serve`."""
 
     folder: Path
     listed: list[dict[str, Any]]
@@ -58,13 +58,13 @@ class Watched:
         self.listed[:] = [{"targets": [server.url.removeprefix("http://")], "labels": {"instance": "nano"}}]
 
     def value(self, query: str) -> float:
-        """A query's value. A scrape that was too slow leaves no series until the next one."""
+        """A query's value. After a scrape that was too slow there are no series until the next one."""
         wait_for(f"{query} has a value", lambda: bool(self.prometheus.query(query)), 20)
         return self.prometheus.value(query)
 
     def scraped(self, query: str, value: float) -> None:
-        """Wait until a query has this value, which the next scrape brings, and for one more scrape: what the engine
-        counts may arrive after the tokens that the client got."""
+        """Wait until a query has this value, and for one more scrape, because the engine's counts may arrive after the
+        client's tokens."""
         found: list[Any] = []
 
         def holds() -> bool:
@@ -99,8 +99,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 @pytest.fixture(scope="module")
 def good(watched: Watched) -> Iterator[Server]:
-    """Drafts up to four requests, and none where more run: speculation goes off under load."""
-    schedule = [[1, ALONE, BLOCK - 1], [ALONE + 1, 64, 0]]
+    """A server that drafts for up to four running requests and stops drafting under more load."""
+    schedule = [[1, MOST_DRAFTING, BLOCK - 1], [MOST_DRAFTING + 1, 64, 0]]
     options = arguments(checkpoint_path(), num_speculative_tokens_per_batch_size=schedule)
     with Server(checkpoint_path(), [*options, *UNI], log=watched.folder / "good.log") as server:
         watched.serve(server)
@@ -108,7 +108,7 @@ def good(watched: Watched) -> Iterator[Server]:
 
 
 def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: False, modes: Any = ("linear",)) -> int:
-    """Keep `at_once` requests under way for some seconds, or until something holds; returns the tokens they got."""
+    """Keep `at_once` requests running for `seconds` or until `until` holds; returns the number of tokens they got."""
     client, stop, prompts = connect(server), threading.Event(), plain(24)
     timer = threading.Timer(seconds, stop.set)
     timer.start()
@@ -132,15 +132,15 @@ def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: Fals
         return sum(one.result() for one in work)
 
 
-def test_promql_says_what_the_client_counted(watched: Watched, good: Server) -> None:
-    """Requests, tokens and NFE by mode, exactly as the reference counts them; with them TPF and acceptance length."""
+def test_promql_equals_the_clients_counts(watched: Watched, good: Server) -> None:
+    """Requests, tokens, NFE, TPF and acceptance length by mode, exactly as the reference counts them."""
     client, model = connect(good), ReferenceModel.from_pretrained(checkpoint_path())
     asked = ["linear"] * 10 + ["diffusion"] * 5 + ["ar"] * 3
 
     def answer(case: tuple[str, Any]) -> Any:
         return ask(client, case[1], max_tokens=TOKENS, extra_body={"vllm_xargs": {"nld_mode": case[0]}})
 
-    with ThreadPoolExecutor(ALONE) as pool:
+    with ThreadPoolExecutor(MOST_DRAFTING) as pool:
         answers = list(pool.map(answer, zip(asked, plain(len(asked)), strict=False)))
     watched.scraped("sum(nld:output_tokens_total)", sum(one.usage.completion_tokens for one in answers))
     value = watched.value
@@ -166,17 +166,17 @@ def test_promql_says_what_the_client_counted(watched: Watched, good: Server) -> 
     linear = [one for one, name in zip(answers, asked, strict=True) if name == "linear"]
     options = {"mode": "linear", "block_length": BLOCK, "max_new_tokens": TOKENS}
     rounds_ = [count for one in linear for count in generate(model, one.prompt_token_ids, **options).rounds]
-    assert al == pytest.approx(sum(rounds_) / len(rounds_), rel=1e-12), "cut where the output ends, as the reference"
+    assert al == pytest.approx(sum(rounds_) / len(rounds_), rel=1e-12), "truncated like the reference's"
     accepted = value('sum(nld:accepted_draft_tokens_total{mode="linear"})')
     assert accepted == value("sum(vllm:spec_decode_num_accepted_tokens_total)") > 0
-    assert value("sum(vllm:spec_decode_num_drafts_total)") == len(rounds_), "diffusion stays out of it"
+    assert value("sum(vllm:spec_decode_num_drafts_total)") == len(rounds_), "diffusion is not included"
     uncut = value("sum(nld:acceptance_length_sum) / sum(nld:acceptance_length_count)")
     assert uncut == pytest.approx(1 + accepted / len(rounds_), rel=1e-12) and uncut >= al
     assert value("nld:draft_lora_active") == value("nld:draft_lora_wanted") == 1
     assert value('nld:build_info{default_mode="linear"}') == 1
 
 
-def test_stop_strings_choices_aborts_and_refusals_are_counted(watched: Watched, good: Server) -> None:
+def test_stop_strings_choices_aborts_and_refusals(watched: Watched, good: Server) -> None:
     client, value = connect(good), watched.value
     tokens, requests = value("sum(nld:output_tokens_total)"), value("sum(nld:requests_total)")
     whole = ask(client, plain(12)[3], max_tokens=TOKENS)
@@ -205,7 +205,7 @@ def test_stop_strings_choices_aborts_and_refusals_are_counted(watched: Watched, 
     stream.close()
     watched.scraped('sum(nld:requests_total{reason="abort"})', 1)
     assert value("sum(nld:requests_total)") == requests + 5 + 1
-    assert value("sum(nld:output_tokens_total)") > tokens, "the tokens that it had been given count"
+    assert value("sum(nld:output_tokens_total)") > tokens, "tokens sent before the abort count"
     log = (watched.folder / "good.log").read_text()
     lines = [json.loads(line) for line in re.findall(r"request (\{.*\})", log)]
     assert len(lines) == value("sum(nld:requests_total)")
@@ -214,7 +214,7 @@ def test_stop_strings_choices_aborts_and_refusals_are_counted(watched: Watched, 
 
 
 def queries() -> list[str]:
-    """All of the dashboard's queries and the recording rules, and the selectors that alerts compare."""
+    """The dashboard's queries, the recording rules, and the selectors that alerts compare."""
     found = [filled(target["expr"], rate=5) for panel in panels() for target in panel["targets"]]
     for name in ("recording.yml", "alerts.yml"):
         for group in yaml.safe_load((RULES / name).read_text())["groups"]:
@@ -226,35 +226,35 @@ def queries() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def test_every_query_returns_data_and_an_idle_server_no_nan(watched: Watched, good: Server) -> None:
+def test_every_query_returns_data_and_no_nan_when_idle(watched: Watched, good: Server) -> None:
     seen: set[str] = set()
 
     def missing() -> list[str]:
         seen.update(query for query in queries() if query not in seen and watched.prometheus.query(query))
         return [query for query in queries() if query not in seen]
 
-    pump(good, 40, ALONE, until=lambda: not missing(), modes=("linear", "diffusion", "ar"))
+    pump(good, 40, MOST_DRAFTING, until=lambda: not missing(), modes=("linear", "diffusion", "ar"))
     assert not missing()
-    wait_for("rates are over", lambda: watched.prometheus.value("sum(mode:nld_output_tokens:rate5m)") == 0)
+    wait_for("rates are back to 0", lambda: watched.prometheus.value("sum(mode:nld_output_tokens:rate5m)") == 0)
     for query in queries():
         values = [value for _, value in watched.prometheus.query(query)]
         assert not any(math.isnan(value) or math.isinf(value) for value in values), query
 
 
-def test_dashboard_is_drawn_from_what_prometheus_has(watched: Watched, good: Server, tmp_path: Path) -> None:
+def test_dashboard_is_drawn_from_prometheus(watched: Watched, good: Server, tmp_path: Path) -> None:
     drawn = picture(watched.prometheus, Span(time.time() - 40, time.time(), rate=5), tmp_path / "dashboard.png")
     assert len(drawn) == len(panels()) and all(drawn.values()), drawn
     assert (tmp_path / "dashboard.png").read_bytes()[1:4] == b"PNG"
 
 
-def test_no_alert_fires_while_all_is_well(watched: Watched, good: Server) -> None:
+def test_no_alert_fires_on_a_healthy_server(watched: Watched, good: Server) -> None:
     pump(good, 12, 2)
-    quiet = {"NldPositionDecay", "NldServerDown"}  # nano's drafts may decay; a busy machine's scrape may be late
+    quiet = {"NldPositionDecay", "NldServerDown"}  # nano's drafts may decay; on a busy machine a scrape may be late
     assert not watched.prometheus.firing() - quiet
 
 
-def test_overload_and_speculation_that_is_off_raise_their_alerts(watched: Watched, good: Server) -> None:
-    """24 clients for eight places; above four running requests this server's schedule drafts nothing."""
+def test_overload_and_disabled_speculation_raise_alerts(watched: Watched, good: Server) -> None:
+    """24 clients for eight places; this server doesn't draft for more than four running requests."""
     wanted = {"NldQueueing", "NldSpeculationOff"}
     fired: set[str] = set()
 
@@ -267,9 +267,9 @@ def test_overload_and_speculation_that_is_off_raise_their_alerts(watched: Watche
     assert not {"NldDraftLoraInactive", "NldAcceptanceLengthCollapsed"} & fired
 
 
-def test_a_broken_drafter_raises_its_alerts_after_a_restart(watched: Watched, good: Server) -> None:
-    """In the server's place, one whose checkpoint lost its adapter and whose config names a wrong mask token: its
-    drafts are noise. It starts beside the first, so that the hour before still counts; counters begin anew."""
+def test_broken_drafter_raises_alerts_after_a_restart(watched: Watched, good: Server) -> None:
+    """The server is replaced by one whose checkpoint has no adapter and a wrong mask token, so its drafts are noise. It
+    starts before the first one stops, so that the previous hour still counts; its counters start at 0."""
     broken = watched.folder / "broken"
     shutil.copytree(checkpoint_path(), broken, ignore=shutil.ignore_patterns("linear_spec_lora", "loss.png"))
     config = json.loads((broken / "config.json").read_text())
@@ -282,11 +282,11 @@ def test_a_broken_drafter_raises_its_alerts_after_a_restart(watched: Watched, go
         return wanted <= fired
 
     with Server(broken, [*arguments(broken), *UNI], log=watched.folder / "broken.log") as server:
-        pump(good, 8, ALONE)
+        pump(good, 8, MOST_DRAFTING)
         good.stop()
-        wait_for("the server is missed", lambda: "NldServerDown" in watched.prometheus.firing())
+        wait_for("NldServerDown fires", lambda: "NldServerDown" in watched.prometheus.firing())
         watched.serve(server)
-        tokens = pump(server, PATIENCE, ALONE, until)
+        tokens = pump(server, PATIENCE, MOST_DRAFTING, until)
         watched.scraped("sum(nld:output_tokens_total)", tokens)
         assert watched.prometheus.value("max(resets(nld:output_tokens_total[5m]))") == 1
     assert wanted <= fired
@@ -294,7 +294,7 @@ def test_a_broken_drafter_raises_its_alerts_after_a_restart(watched: Watched, go
 
 
 def metrics_of(server: Server) -> dict[str, float]:
-    """Samples of /metrics, summed over their labels."""
+    """The samples of /metrics, summed over labels."""
     with urllib.request.urlopen(f"{server.url}/metrics") as response:
         lines = response.read().decode().splitlines()
     found: dict[str, float] = {}
@@ -312,9 +312,9 @@ TWO_RANKS = pytest.param(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers to cores; on GPUs it would need two of them")
 @pytest.mark.parametrize("ranks", [1, TWO_RANKS])
-def test_two_api_servers_add_up_and_ranks_do_not(tmp_path: Path, ranks: int) -> None:
-    """Each answer's connection is new, so both API servers get some; a rank's numbers are counted once. Answers carry
-    their own figures, and so do the lines in the log."""
+def test_counts_add_over_api_servers_but_not_over_ranks(tmp_path: Path, ranks: int) -> None:
+    """Each request opens a new connection, so both API servers get some. Ranks are counted once. Each answer and log
+    line has its own figures."""
     options = [*arguments(checkpoint_path()), "--api-server-count", "2", "--tensor-parallel-size", str(ranks)]
     options += ["--per-request-spec-decode-metrics", "summary", *(UNI if ranks == 1 else [])]
     cores = {"VLLM_CPU_OMP_THREADS_BIND": "|".join("01"[:ranks])}
@@ -327,7 +327,7 @@ def test_two_api_servers_add_up_and_ranks_do_not(tmp_path: Path, ranks: int) -> 
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(one, plain(16)))
         tokens = sum(answer.usage.completion_tokens for answer in answers)
-        wait_for("all are counted", lambda: metrics_of(server).get("nld:output_tokens_total") == tokens, 20)
+        wait_for("all tokens are counted", lambda: metrics_of(server).get("nld:output_tokens_total") == tokens, 20)
         found = metrics_of(server)
     model = ReferenceModel.from_pretrained(checkpoint_path())
     options_: dict[str, Any] = {"mode": "linear", "block_length": BLOCK, "max_new_tokens": 24}

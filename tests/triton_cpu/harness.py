@@ -1,7 +1,6 @@
-"""Runs a kernel twice on copies of the same arguments, in Triton's interpreter and as its native twin, and compares all
-memory.
+"""Runs a kernel on copies of the same arguments, in Triton's interpreter and as its native twin, and compares memory.
 
-Whole storages are compared, not only outputs, so a twin that writes one element too many fails.
+Compares whole storages, not just outputs, so a twin that writes one element too many fails.
 
     assert_equal("vllm.v1.worker.gpu.input_batch", "_prepare_pos_seq_lens_kernel", (5,), pos=…, seq_lens=…, …)
 """
@@ -19,7 +18,7 @@ from vllm_nld.triton_cpu import dispatch, interpreter, registry
 
 interpreter.repair()
 
-# Not shrunk: a failing case is a seed and a few small sizes, and the interpreter takes milliseconds a launch.
+# No shrinking: a failing case is a seed and a few small sizes, and the interpreter takes milliseconds per launch.
 CASES = settings(
     max_examples=200, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
 )
@@ -28,14 +27,14 @@ SEEDS = st.integers(0, 2**31 - 1)
 
 @dataclass(frozen=True)
 class Table:
-    """Stands for a uint64 tensor with the addresses of other tensors, which are copied with it."""
+    """Becomes a uint64 tensor of the addresses of `tensors`, which are copied along with it."""
 
     tensors: tuple[torch.Tensor, ...]
 
 
 @functools.cache
 def kernel_of(module: str, name: str) -> Any:
-    """The vLLM kernel, not yet routed to its twin."""
+    """The kernel itself, not routed to its twin."""
     return getattr(importlib.import_module(module), name)
 
 
@@ -55,7 +54,7 @@ def assert_equal(
     ignore: tuple[str, ...] = (),
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Both runs leave the same memory, exactly in integers and to `rtol` in floats; returns the twin's arguments."""
+    """Assert that both runs leave the same memory: integers exactly, floats to `rtol`. Returns the twin's arguments."""
     expected, expected_tables = _copy(arguments)
     actual, actual_tables = _copy(arguments)
     kernel_of(module, name).run(grid=grid, warmup=False, **expected)
@@ -109,7 +108,7 @@ def ints(g: torch.Generator, low: int, high: int, *size: int, dtype: torch.dtype
 
 
 def floats(g: torch.Generator, *size: int, scale: float = 3.0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Normal numbers, logits for instance."""
+    """Normally distributed numbers, for example logits."""
     return (torch.randn(size, generator=g) * scale).to(dtype)
 
 
@@ -124,7 +123,7 @@ def slots(g: torch.Generator, requests: int, most: int, dtype: torch.dtype = tor
 
 
 def strided(g: torch.Generator, tensor: torch.Tensor, spare: int) -> torch.Tensor:
-    """The same matrix with `spare` unused columns behind each row."""
+    """The same matrix with `spare` unused columns after each row."""
     wide = torch.zeros(tensor.shape[0], tensor.shape[1] + spare, dtype=tensor.dtype)
     wide[:, : tensor.shape[1]] = tensor
     return wide[:, : tensor.shape[1]]

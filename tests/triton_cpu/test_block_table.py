@@ -1,4 +1,4 @@
-"""Twins of the block-table kernels leave the same memory as vLLM's kernels in the interpreter."""
+"""Twins of the block-table kernels write the same memory as vLLM's kernels in the interpreter."""
 
 import torch
 from hypothesis import given
@@ -67,10 +67,8 @@ def test_compute_slot_mappings(seed: int, groups: int, requests: int, dummies: b
 
 @CASES
 @given(SEEDS, st.integers(1, 3), st.sampled_from([1, 2, 4]), st.booleans())
-def test_slot_mappings_deal_positions_to_context_parallel_ranks(
-    seed: int, ranks: int, interleave: int, sharded: bool
-) -> None:
-    """Against a loop: with context parallelism, the kernel itself fails in the interpreter."""
+def test_slot_mappings_with_context_parallelism(seed: int, ranks: int, interleave: int, sharded: bool) -> None:
+    """Compared with a loop, because the kernel fails in the interpreter with context parallelism."""
     g = generator(seed)
     block_size, rank = 4, int(ints(g, 0, ranks - 1, 1))
     positions = ints(g, 0, 47, 9, dtype=torch.int64)

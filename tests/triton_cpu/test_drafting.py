@@ -1,4 +1,4 @@
-"""Twins of the speculators' input kernels leave the same memory as vLLM's kernels in the interpreter."""
+"""Twins of the speculators' input kernels write the same memory as vLLM's kernels in the interpreter."""
 
 import torch
 from hypothesis import given
@@ -182,7 +182,7 @@ def test_prepare_block(seed: int, requests: int, padding: int, drafts: int, from
 @CASES
 @given(SEEDS, st.integers(1, 2), st.integers(1, 2), st.integers(0, 2), st.integers(1, 4))
 def test_ngram(seed: int, requests: int, shortest: int, more: int, drafts: int) -> None:
-    """Over two tokens, so that n-grams do recur; the second kernel reads what the first wrote."""
+    """A vocabulary of two tokens makes n-grams recur; the second kernel reads what the first wrote."""
     g = generator(seed)
     most, length, block = requests + 1, 16, 8
     longest = shortest + more

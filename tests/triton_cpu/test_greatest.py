@@ -1,4 +1,4 @@
-"""The vectorised argmax picks what a plain comparison of floats picks, at every length and for every kind of number."""
+"""The vectorised argmax equals a plain float comparison, for every length and every kind of number."""
 
 import ctypes
 import math
@@ -26,7 +26,7 @@ def compiled(dtype: torch.dtype):  # type: ignore[no-untyped-def]  # a C functio
     pointers = [types.CPointer(kind) for kind in (types.int64, types.float64, POINTERS[dtype])]
     owner = cfunc(types.void(*pointers, types.int64, types.int64), error_model="numpy")(twin)
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2)(owner.address)
-    function.owner = owner  # type: ignore[attr-defined]  # the machine code lives as long as this object
+    function.owner = owner  # type: ignore[attr-defined]  # keeps the machine code alive
     return function
 
 
@@ -65,14 +65,14 @@ def test_nothing_wins(numbers: list[float]) -> None:
     assert (value.item(), place.item()) == (-np.inf, 5)
 
 
-def test_machine_code_is_kept_by_the_source_of_all_twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba looks at one file only; a changed helper in another one must not leave old code in use."""
+def test_cache_folder_depends_on_all_twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba checks one file only; changing a helper in another file must not leave outdated code in use."""
     monkeypatch.setattr(native.config, "CACHE_DIR", str(tmp_path))
     native.cache_folder.cache_clear()
     try:
         folder = native.cache_folder()
         assert folder.parent == tmp_path and len(folder.name) == 12
-        with native.own_cache():
+        with native.twin_cache():
             assert folder == Path(native.config.CACHE_DIR)
         assert Path(native.config.CACHE_DIR) == tmp_path
     finally:

@@ -1,4 +1,4 @@
-"""Twins of the kernels around a target forward leave the same memory as vLLM's kernels in the interpreter."""
+"""Twins of the kernels around a target forward write the same memory as vLLM's kernels in the interpreter."""
 
 import torch
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What is mended in Triton's interpreter: the same results, with less work."""
+"""The fixes to Triton's interpreter: same results, less work."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def totals_kernel(out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # a
 
 
 def launch(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Launch a kernel that calls jit functions, and check its result; how often the language was searched."""
+    """Launch a kernel that calls jit functions, check its result and return how often the language was searched."""
     searched = 0
     search = triton_interpreter._patch_builtin
 
@@ -45,9 +45,9 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> int:
     return searched
 
 
-def test_a_launch_patches_the_language_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton does it again for each call of a jit function: delete the repair when both numbers are equal."""
-    launch(monkeypatch)  # from now on Triton leaves the module behind `tl.sum` patched
-    mended = launch(monkeypatch)
+def test_launch_patches_the_language_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton itself does it again for each call of a jit function: delete the fix when both numbers are equal."""
+    launch(monkeypatch)  # the first launch leaves the module behind `tl.sum` patched
+    fixed = launch(monkeypatch)
     monkeypatch.setattr(triton_interpreter, "_patch_lang", interpreter._patch_lang)
-    assert launch(monkeypatch) > 2 * mended
+    assert launch(monkeypatch) > 2 * fixed

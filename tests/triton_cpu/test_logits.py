@@ -1,4 +1,4 @@
-"""Twins of the kernels that change or read logits leave the same memory as vLLM's kernels in the interpreter."""
+"""Twins of the kernels that change or read logits write the same memory as vLLM's kernels in the interpreter."""
 
 import torch
 from hypothesis import given
@@ -22,7 +22,7 @@ ROUNDING = 2e-6  # absolute: float32 arithmetic on logits of order one
 
 
 def local_positions(g: torch.Generator, rows: int) -> torch.Tensor:
-    """[N] places of logit rows among their request's: 0, 1, … with a new request now and then."""
+    """[N] index of each logit row within its request: 0, 1, …, with a new request starting at random."""
     places = [0]
     for new in (torch.rand(rows - 1, generator=g) < 0.4).tolist():
         places.append(0 if new else places[-1] + 1)
@@ -88,7 +88,7 @@ def test_bias(seed: int, rows: int, vocabulary: int, check: bool) -> None:
     g = generator(seed)
     requests, most = 3, 6
     logits = strided(g, floats(g, rows, vocabulary), 2)
-    if check:  # rows with little left, so that forbidding stop tokens can empty them
+    if check:  # leave few tokens per row, so that forbidding stop tokens can empty it
         logits[torch.rand(logits.shape, generator=g) < 0.8] = -torch.inf
     ids = [torch.stack([slots(g, most, vocabulary) for _ in range(requests)]) for _ in range(3)]
     assert_equal(
@@ -122,7 +122,7 @@ def test_bias(seed: int, rows: int, vocabulary: int, check: bool) -> None:
 @CASES
 @given(SEEDS, st.integers(1, 3), st.integers(1, 3))
 def test_bad_words(seed: int, rows: int, vocabulary: int) -> None:
-    """Over a tiny vocabulary, so that words of several tokens do occur."""
+    """A tiny vocabulary, so that words of several tokens occur."""
     g = generator(seed)
     requests, words, length = 3, 2, 8
     sizes = ints(g, 1, 3, requests, words)
@@ -309,7 +309,7 @@ def test_compact_support(seed: int, requests: int, vocabulary: int, places: int)
 @CASES
 @given(SEEDS, st.integers(1, 3), st.integers(1, 2), st.integers(1, 2))
 def test_update_marker_cache(seed: int, requests: int, start: int, end: int) -> None:
-    """Over three tokens, so that markers do occur; scans that go on, scans from nothing, and scans after a reset."""
+    """A vocabulary of three tokens, so that markers occur; continued scans, first scans and scans after a reset."""
     g = generator(seed)
     most, length = requests + 1, 14
     cold = torch.rand(most, generator=g) < 0.5

@@ -15,9 +15,9 @@ ROUNDING = 4e-6  # absolute: sums of exponentials and their logs in float32
 
 
 class Verification:
-    """A random batch under verification; drafts are often the target's choice, sometimes -1.
+    """A random batch to verify; drafts are often the target's choice, sometimes -1.
 
-    Every step compares twin and interpreter on the same inputs, and hands the twin's outputs to the next step.
+    Every step compares twin and interpreter on the same inputs and passes the twin's outputs to the next step.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Verification:
             self.stats_arguments |= self.matrix(name, done[f"{name}_ptr"])
 
     def shared(self) -> dict[str, Any]:
-        """What every later kernel takes, but the argmax."""
+        """The arguments that every later kernel takes, without the argmax."""
         arguments = {k: v for k, v in self.stats_arguments.items() if not k.startswith("target_local_argmax")}
         return arguments | self.matrix("target_logits", self.target) | self.draft_arguments()
 
@@ -231,7 +231,7 @@ KINDS = [
 
 @CASES
 @given(SEEDS, st.integers(1, 2), st.integers(1, 30), st.sampled_from(KINDS))
-def test_verification_token_by_token(seed: int, requests: int, vocabulary: int, kind: tuple[Any, ...]) -> None:
+def test_token_verification(seed: int, requests: int, vocabulary: int, kind: tuple[Any, ...]) -> None:
     draft_dtype, dtype, synthetic, fp64 = kind
     batch = Verification(seed, requests, vocabulary, draft_dtype, dtype)
     batch.stats()
@@ -242,9 +242,7 @@ def test_verification_token_by_token(seed: int, requests: int, vocabulary: int, 
 
 @CASES
 @given(SEEDS, st.integers(1, 2), st.integers(1, 30), st.sampled_from([None, torch.float32]))
-def test_verification_of_whole_blocks(
-    seed: int, requests: int, vocabulary: int, draft_dtype: torch.dtype | None
-) -> None:
+def test_block_verification(seed: int, requests: int, vocabulary: int, draft_dtype: torch.dtype | None) -> None:
     batch = Verification(seed, requests, vocabulary, draft_dtype, torch.float32)
     batch.stats()
     batch.cumulative_ratios()

@@ -1,4 +1,4 @@
-"""Twins of the sampling kernels: same logits, and the same samples for the same seeds, as vLLM's in the interpreter."""
+"""Twins of the sampling kernels give the same logits, and the same samples per seed, as vLLM's in the interpreter."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ LOGIT_ROUNDING = 2e-6  # absolute: float32 arithmetic on logits of order one
 
 
 def some_forbidden(g: torch.Generator, logits: torch.Tensor) -> torch.Tensor:
-    """The same logits with a tenth of them -inf."""
+    """The logits with a tenth of them set to -inf."""
     return logits.masked_fill(torch.rand(logits.shape, generator=g) < 0.1, -torch.inf)
 
 
 def temperatures(g: torch.Generator, requests: int) -> torch.Tensor:
-    """[M] temperatures, 0 and 1 among them."""
+    """[M] temperatures, including 0 and 1."""
     choices = torch.tensor([0.0, 1.0, 0.5, 1.7, 0.01])
     return choices[ints(g, 0, 4, requests, dtype=torch.int64)]
 
@@ -33,7 +33,7 @@ def test_gumbel_sample(
     blocks = -(-vocabulary // block)
     logits = strided(g, some_forbidden(g, floats(g, rows, vocabulary, dtype=dtype)), 3)
     mapping = ints(g, 0, requests - 1, rows)
-    if cached:  # distinct rows of the cache, so that the order of writes does not matter
+    if cached:  # distinct cache rows, so that the order of writes doesn't matter
         mapping = torch.arange(rows, dtype=torch.int32) % requests
         rows_used = min(rows, requests)
         mapping, logits = mapping[:rows_used], logits[:rows_used]
@@ -70,7 +70,7 @@ def test_gumbel_sample(
 
 
 def test_same_samples_over_a_large_vocabulary() -> None:
-    """A hundred thousand draws a row, so that a wrong bit in the hash would show."""
+    """A hundred thousand draws per row, enough to expose a wrong bit in the hash."""
     g = generator(0)
     vocabulary, rows = 100_000, 3
     blocks = -(-vocabulary // 1024)
@@ -173,7 +173,7 @@ def launch_top_k_top_p(logits: torch.Tensor, k: torch.Tensor | None, p: torch.Te
 def test_top_k_top_p(seed: int, rows: int, vocabulary: int, which: str, flat: bool, masked: bool) -> None:
     g = generator(seed)
     logits = strided(g, floats(g, rows, vocabulary, scale=0.3 if flat else 3.0), 2)
-    if flat and which == "k":  # equal logits: the first ones stay
+    if flat and which == "k":  # equal logits: the first ones are kept
         logits.mul_(4).round_().div_(2)
     if masked:
         logits[:, :-1] = some_forbidden(g, logits[:, :-1])
@@ -185,7 +185,7 @@ def test_top_k_top_p(seed: int, rows: int, vocabulary: int, which: str, flat: bo
 
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_top_k_leaves_k_tokens(k: int) -> None:
-    """Not against the kernel but against the meaning of top-k."""
+    """Checked against the definition of top-k, not against the kernel."""
     logits = floats(generator(k), 4, 1000)
     native = native_of("vllm.v1.sample.ops.topk_topp_triton", "_topk_topp_kernel")
     from vllm.v1.sample.ops.topk_topp_triton import _NORMAL_CDF_TO_SIGMA_TABLE, _PERCENTILE_TO_STD_TABLE

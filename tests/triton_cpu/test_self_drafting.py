@@ -1,4 +1,4 @@
-"""Twins of our own drafting kernels leave the same memory as the kernels in the interpreter."""
+"""Twins of our own drafting kernels write the same memory as the kernels in the interpreter."""
 
 import torch
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""No kernel is interpreted on the decoding path: every sampling feature and the ways to speculate, in real engines."""
+"""No kernel on the decoding path is interpreted: every sampling feature and speculation method, in real engines."""
 
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,13 @@ PLAIN = [
     {"logprobs": 0, "prompt_logprobs": 2},
     {"n": 3, "temperature": 1.0},
 ]
-ALONE = [  # what vLLM refuses together with speculation
+UNSPECULATED = [  # vLLM rejects these with speculation
     {"min_p": 0.1},
     {"logit_bias": {5: 2.0, 9: -4.0}},
     {"logprob_token_ids": [1, 2, 3]},
 ]
 MIXED = ("top_p", "repetition_penalty", "bad_words", "min_tokens", "stop_token_ids", "logprobs", "min_p", "logit_bias")
-GRAMMAR = {"regex": r"(t\d){6}"}  # in words that the tiny tokenizer has
+GRAMMAR = {"regex": r"(t\d){6}"}  # words in the tiny tokenizer's vocabulary
 
 
 def launched(worker: Any) -> dict[str, str]:
@@ -47,7 +47,7 @@ def launched(worker: Any) -> dict[str, str]:
 
 
 def sweep(llm: Any, features: list[dict[str, Any]]) -> dict[str, str]:
-    """Serve every feature, some in one batch and some together in one request; how the worker's kernels ran."""
+    """Serve every feature, alone and combined in one request, and return how the worker's kernels ran."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
@@ -56,7 +56,7 @@ def sweep(llm: Any, features: list[dict[str, Any]]) -> dict[str, str]:
     requests += [{"structured_outputs": StructuredOutputsParams(**GRAMMAR), "temperature": t} for t in (0, 1.0)]
     requests = [{"ignore_eos": "structured_outputs" not in r, "max_tokens": 16} | r for r in requests]
     prompts = random_prompts(len(requests), CONFIG["vocab_size"], longest=90)
-    prompts += prompts[-2:]  # seen before: their prefix is cached
+    prompts += prompts[-2:]  # repeated, so their prefix is cached
     requests += [{"temperature": 0, "max_tokens": 16, "ignore_eos": True}] * 2
     outputs = llm.generate(
         [{"prompt_token_ids": prompt} for prompt in prompts], [SamplingParams(**r) for r in requests], use_tqdm=False
@@ -75,7 +75,7 @@ CASES: dict[str, dict[str, Any] | None] = {
 
 
 def options_of(case: str, model: Path) -> dict[str, Any]:
-    """Engine options of a case."""
+    """The engine options of a case."""
     speculation = CASES[case]
     if speculation is None:
         return SCHEDULE | {"additional_config": {"nld": {"mode": "ar"}}}
@@ -89,8 +89,8 @@ def options_of(case: str, model: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_launch_is_interpreted(case: str, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # to ask the worker's process
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # needed to call into the worker process
     with engine(tiny_checkpoint, **options_of(case, tiny_checkpoint)) as llm:
-        kernels = sweep(llm, PLAIN + ALONE if CASES[case] is None else PLAIN)
+        kernels = sweep(llm, PLAIN + UNSPECULATED if CASES[case] is None else PLAIN)
     assert [name for name, state in kernels.items() if state != "native"] == []
     assert len(kernels) > 15

@@ -1,6 +1,6 @@
-"""Which of vLLM's names we rely on, and whether another release still has them: read from source, nothing imported.
+"""Checks whether another vLLM release still has the names we rely on, from its source and without importing it.
 
-troubles = examine(Sources.installed(), Sources(Path("vllm-0.33.0-….whl")))
+findings = examine(Sources.installed(), Sources(Path("vllm-0.33.0-….whl")))
 vllm-nld doctor --contract vllm-0.33.0-….whl
 """
 

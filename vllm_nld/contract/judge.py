@@ -1,4 +1,4 @@
-"""Whether a seam is in another release as it is in the tested one, and if not, what has become of it."""
+"""Compares seams between the tested release and another one, and describes what changed."""
 
 import ast
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A seam, and in words why it does not hold; "" where it holds."""
+    """A seam and a description of how it broke; "" if it still holds."""
 
     seam: Seam
-    trouble: str
+    problem: str
 
     @property
     def holds(self) -> bool:
-        return not self.trouble
+        return not self.problem
 
 
 def examine(tested: Sources, candidate: Sources) -> list[Finding]:
-    """Compare every seam of the tested release with another one."""
-    return [Finding(seam, _trouble(seam, tested, candidate)) for seam in seams(tested)]
+    """Compare every seam in the tested release with the candidate."""
+    return [Finding(seam, _problem(seam, tested, candidate)) for seam in seams(tested)]
 
 
-def _trouble(seam: Seam, tested: Sources, candidate: Sources) -> str:
+def _problem(seam: Seam, tested: Sources, candidate: Sources) -> str:
     before, now = tested.find(seam.module, seam.name), candidate.find(seam.module, seam.name)
     if now is None:
         is_module = candidate.tree(f"{seam.module}.{seam.name}") is not None
@@ -45,28 +45,28 @@ def _trouble(seam: Seam, tested: Sources, candidate: Sources) -> str:
 
 
 def _signature(seam: Seam, old: list[str], new: list[str]) -> str:
-    """An overriding method must take what it is called with; one that we call may take more, at the end."""
+    """A method that we override must keep its parameters; one that we call may append parameters."""
     if old == new or (seam.kind == "attribute" and new[: len(old)] == old):
         return ""
     added, gone = [n for n in new if n not in old], [n for n in old if n not in new]
-    changes = [f"no longer takes {', '.join(gone)}"] * bool(gone) + [f"takes {', '.join(added)} too"] * bool(added)
-    return f"{seam.name}.{seam.member} " + (" and ".join(changes) or f"takes ({', '.join(new)}), another order")
+    changes = [f"no longer takes {', '.join(gone)}"] * bool(gone) + [f"now takes {', '.join(added)}"] * bool(added)
+    return f"{seam.name}.{seam.member} " + (" and ".join(changes) or f"takes ({', '.join(new)}) in a different order")
 
 
 def _call(seam: Seam, old: "Parameters", new: "Parameters") -> str:
-    """The same call must still bind: its keywords known, its positions unmoved, nothing more required."""
+    """The same call must still bind: keywords known, positions unchanged, no new required parameters."""
     missing = [keyword for keyword in seam.keywords if keyword in old.names and keyword not in new.names]
     missing += [name for name in old.names[: seam.positional] if name not in new.names[: seam.positional]]
     if missing:
-        return f"{seam.name} takes no {', '.join(missing)} there"
+        return f"{seam.name} no longer takes {', '.join(missing)} there"
     given = {*new.names[: seam.positional], *seam.keywords}
     wanted = [name for name in new.required if name not in given and name not in old.required]
-    return f"{seam.name} requires {', '.join(wanted)} too" if wanted else ""
+    return f"{seam.name} now requires {', '.join(wanted)}" if wanted else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What can be passed to a function or class."""
+    """The parameters of a function or class."""
 
     names: list[str]
     required: list[str]
@@ -90,7 +90,7 @@ def _of_function(function: Function) -> Parameters:
 
 
 def _parameters(sources: Sources, home: Home | None) -> Parameters:
-    """Of a function, of a class's __init__, or of a dataclass, whose fields are parameters."""
+    """The parameters of a function, a class's __init__, or a dataclass (its fields)."""
     if home is None:
         return NOTHING
     if isinstance(home.node, Function):

@@ -1,8 +1,8 @@
-"""The seams: every name of vLLM that our code relies on, found in our own source, plus what no import shows.
+"""The seams: every vLLM name that our code relies on, found in our own source or listed by hand.
 
-An import is a seam, a method that overrides one of vLLM's, an attribute that a subclass takes from its base, and a call
-of an imported name with these arguments. Listed by hand is what we read from vLLM's objects that are handed to us, and
-what the patches in `vllm_nld.compat` replace.
+Found in the source: imports, methods that override vLLM's, attributes that a subclass takes from its vLLM base class,
+and calls of imported names with their arguments. Listed by hand, because no import shows them: attributes that we read
+from objects vLLM hands us, and what the patches in `vllm_nld.compat` replace.
 """
 
 import ast
@@ -14,11 +14,11 @@ from typing import Literal
 
 from vllm_nld.contract.sources import PACKAGE, Sources, defined, on_self, statements
 
-OURS = ("vllm_nld", "spec_worker", "attention_backend")  # by name: this package imports neither of the others
+OURS = ("vllm_nld", "spec_worker", "attention_backend")  # as strings, because vllm_nld may not import the other two
 COMPAT = "vllm_nld.compat"
 Kind = Literal["name", "override", "attribute", "call"]
 
-# class: attributes that we read from its instances; a leading underscore is vLLM's own
+# class -> attributes that we read from its instances
 OBJECTS = {
     "vllm.config.VllmConfig": "additional_config attention_config cache_config compilation_config load_config "
     "model_config num_lookahead_tokens num_speculative_tokens parallel_config scheduler_config speculative_config "
@@ -51,7 +51,7 @@ OBJECTS = {
     "num_preemptions num_tokens num_tokens_with_spec request_id sampling_params skip_reading_prefix_cache "
     "spec_decode_metrics spec_token_ids",
 }
-# what the patches replace: members by class, and names by module, among them classes that get another field
+# what the patches replace: members by class (including fields they add), and names by module
 PATCHED = {
     "vllm.config.speculative.SpeculativeConfig": "max_num_new_slots_for_drafting",
     "vllm.config.vllm.VllmConfig": "num_lookahead_tokens",
@@ -73,13 +73,13 @@ REPLACED = {
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """Something of vLLM's that must stay as it is."""
+    """Something in vLLM that must not change."""
 
     kind: Kind
     module: str
     name: str  # of a function, class or constant
-    member: str = ""  # of a class: a method or an attribute
-    positional: int = 0  # arguments of a call
+    member: str = ""  # method or attribute of the class
+    positional: int = 0  # number of positional arguments of a call
     keywords: tuple[str, ...] = ()
     used_in: str = ""
 
@@ -88,7 +88,7 @@ class Seam:
 
 
 def seams(tested: Sources) -> list[Seam]:
-    """All seams of our packages, as `tested`, the release that they were written for, lets us tell them."""
+    """All seams of our packages. `tested` is the release they were written for, which tells what overrides what."""
     found: dict[Seam, None] = {}
     for package in OURS:
         spec = importlib.util.find_spec(package)
@@ -105,7 +105,7 @@ def seams(tested: Sources) -> list[Seam]:
 
 
 def _members(listed: dict[str, str]) -> Iterator[tuple[str, str, str]]:
-    """(module, class, member) of each member in a table like OBJECTS."""
+    """(module, class, member) for each member in a table like OBJECTS."""
     for path, members in listed.items():
         module, _, name = path.rpartition(".")
         yield from ((module, name, member) for member in members.split())
@@ -122,13 +122,13 @@ def _of_module(tree: ast.Module, where: str, tested: Sources) -> Iterator[Seam]:
             keywords = tuple(sorted(keyword.arg for keyword in node.keywords if keyword.arg))
             yield Seam("call", *imported[node.func.id], positional=len(node.args), keywords=keywords, used_in=where)
         if isinstance(node, ast.ClassDef):
-            for base in (part for whole in node.bases for part in ast.walk(whole)):  # a mixin has its base in an `if`
+            for base in (part for whole in node.bases for part in ast.walk(whole)):  # a mixin's base sits in an `if`
                 if isinstance(base, ast.Name) and base.id in imported:
                     yield from _of_class(node, imported[base.id], where, tested)
 
 
 def _of_class(node: ast.ClassDef, base: tuple[str, str], where: str, tested: Sources) -> Iterator[Seam]:
-    """Overridden methods, and attributes that only the base defines."""
+    """Overridden methods, and attributes that only the base class defines."""
     home = tested.find(*base)
     theirs = tested.members(home) if home else {}
     methods = {name for statement in statements(node) for name in defined(statement)}

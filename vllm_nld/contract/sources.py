@@ -1,4 +1,4 @@
-"""A vLLM release as source text: a folder or a wheel, read by name with `ast`.
+"""The source of a vLLM release, a folder or a wheel, looked up by name with `ast`.
 
 sources = Sources(Path("vllm-0.33.0-….whl"))
 home = sources.find("vllm.config", "VllmConfig")    # follows re-exports
@@ -20,25 +20,25 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a name is defined."""
+    """The definition of a name and its module."""
 
     module: str
     node: Definition
 
 
 class Sources:
-    """The modules of one release. Raises FileNotFoundError for a path without vLLM in it."""
+    """The modules of one release. Raises FileNotFoundError if the path contains no vLLM."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._trees: dict[str, ast.Module | None] = {}
         self._members: dict[Home, dict[str, ast.AST]] = {}
         if self.tree(PACKAGE) is None:
-            raise FileNotFoundError(f"{path} is neither a vLLM wheel nor a folder with {PACKAGE}/__init__.py in it")
+            raise FileNotFoundError(f"{path} is neither a vLLM wheel nor a folder that contains {PACKAGE}/__init__.py")
 
     @classmethod
     def installed(cls) -> "Sources":
-        """The vLLM of this environment, which is located and not imported."""
+        """This environment's vLLM, found without importing it. Raises FileNotFoundError if there is none."""
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or spec.origin is None:
             raise FileNotFoundError("vLLM is not installed: pip install 'vllm-nld[gpu]' (or [cpu])")
@@ -49,7 +49,7 @@ class Sources:
         return zipfile.ZipFile(self.path) if zipfile.is_zipfile(self.path) else None
 
     def tree(self, module: str) -> ast.Module | None:
-        """A module or package, parsed; None where there is none."""
+        """The parsed module or package; None if it doesn't exist."""
         if module not in self._trees:
             stem = module.replace(".", "/")
             texts = (self._read(f"{stem}.py"), self._read(f"{stem}/__init__.py"))
@@ -65,7 +65,7 @@ class Sources:
         return content.decode("utf-8")
 
     def find(self, module: str, name: str, visited: frozenset[tuple[str, str]] = frozenset()) -> Home | None:
-        """The definition of a module's name, through imports of it from elsewhere in the package."""
+        """The definition of a name in a module, following imports; None if there is none."""
         tree = self.tree(module)
         if tree is None or (module, name) in visited:
             return None
@@ -79,7 +79,7 @@ class Sources:
         return None
 
     def _imports(self, module: str, tree: ast.Module, name: str) -> Iterator[tuple[str, str]]:
-        """(module, name there) of every import that may bring in the name."""
+        """(module, name there) for every import that may provide the name."""
         for node in statements(tree):
             if not isinstance(node, ast.ImportFrom):
                 continue
@@ -98,7 +98,7 @@ class Sources:
         return self._read(f"{module.replace('.', '/')}/__init__.py") is not None
 
     def members(self, home: Home) -> dict[str, ast.AST]:
-        """A class's methods and attributes by name, those set in its methods and inherited ones included."""
+        """A class's methods and attributes by name, including inherited ones and those set in its methods."""
         if home not in self._members:
             self._members[home] = self._collect(home.module, home.node) if isinstance(home.node, ast.ClassDef) else {}
         return self._members[home]
@@ -113,7 +113,7 @@ class Sources:
 
 
 def statements(node: ast.Module | ast.ClassDef) -> Iterator[ast.stmt]:
-    """The statements of a body, and those in its branches, but not in functions and classes."""
+    """The statements of a body and of its branches, but not of nested functions and classes."""
     todo: list[ast.AST] = list(node.body)
     while todo:
         statement = todo.pop(0)

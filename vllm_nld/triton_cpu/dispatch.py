@@ -1,11 +1,10 @@
-"""Sends each kernel launch to its native twin, or to Triton's interpreter where there is none.
+"""Routes each kernel launch to its native twin, or to Triton's interpreter if it has none.
 
-Triton's interpreter wraps every kernel in one class whose `kernel[grid]` makes a launcher, so that is the one place to
-decide, in whatever order modules were imported. `vllm_nld.compat.cpu` installs `route` in its place, in every process
-of vLLM's CPU build only.
+Triton's interpreter wraps every kernel in one class, whose `kernel[grid]` returns a launcher. Deciding there works
+whatever the import order. `vllm_nld.compat.cpu` installs `route` there in every process, with vLLM's CPU build only.
 
     InterpretedFunction.__getitem__ = route
-    kernel[grid](*args)      # native, else interpreted and named once at INFO
+    kernel[grid](*args)      # native, or interpreted and logged once at INFO
     launched()               # {"vllm….block_table._gather_block_tables_kernel": "native", …}
 """
 
@@ -27,23 +26,17 @@ _launched: dict[str, registry.State] = {}
 
 
 def uninstall() -> None:
-    """Interpret every kernel again, for a comparison."""
+    """Interpret every kernel again, for comparisons."""
     InterpretedFunction.__getitem__ = _interpret
 
 
 def launched() -> dict[str, registry.State]:
-    """How each kernel that was launched in this process ran, by module.kernel; `interpreted` wins where both
-    happened."""
+    """How each kernel launched in this process ran, by module.kernel; `interpreted` if it ran both ways."""
     return dict(_launched)
 
 
-def forget_launches() -> None:
-    """Empty `launched`, for a test that asks about its own launches only."""
-    _launched.clear()
-
-
 def route(kernel: InterpretedFunction, grid: Any) -> Callable[..., Any]:
-    """What `kernel[grid]` gives: a launcher of the twin, or the interpreter's."""
+    """The launcher that `kernel[grid]` returns: the native twin's, or the interpreter's."""
     try:
         native, name = kernel.nld_twin
     except AttributeError:
@@ -57,8 +50,8 @@ def route(kernel: InterpretedFunction, grid: Any) -> Callable[..., Any]:
 def _launch(kernel: InterpretedFunction, native: Any, name: str, grid: Any, *args: Any, **options: Any) -> None:
     try:
         native.launch(grid, *args, **options)
-    except TypeError as error:  # of the launch's arguments, before anything ran
-        logger.info("Triton kernel %s runs in the interpreter, slowly: no native twin for %s.", name, error)
+    except TypeError as error:  # unsupported arguments, raised before anything ran
+        logger.info("Triton kernel %s runs in the slow interpreter: no native twin for %s.", name, error)
         kernel.nld_twin = None, name
         _launched[name] = "interpreted"
         _interpret(kernel, grid)(*args, **options)
@@ -67,16 +60,17 @@ def _launch(kernel: InterpretedFunction, native: Any, name: str, grid: Any, *arg
 
 
 def _find(kernel: InterpretedFunction) -> tuple[Any, str]:
-    """The compiled twin of a kernel, or None; says once why there is none."""
+    """The kernel's compiled twin and its name; logs why if there is no twin."""
     module, function = kernel.fn.__module__, kernel.fn.__qualname__
     name = f"{module}.{function}"
     twin = registry.BY_NAME.get((module, function))
     if twin is None:
-        logger.info("Triton kernel %s has no native twin: it runs in the interpreter, slowly.", name)
+        logger.info("Triton kernel %s has no native twin: it runs in the slow interpreter.", name)
         return None, name
     if not registry.is_current(twin):
         logger.warning(
-            "Triton kernel %s is not the one that its native twin was written for: it runs in the interpreter, slowly.",
+            "Triton kernel %s differs from the one that its native twin was written for: it runs in the slow "
+            "interpreter.",
             name,
         )
         return None, name
@@ -84,7 +78,7 @@ def _find(kernel: InterpretedFunction) -> tuple[Any, str]:
 
 
 def load(twin: registry.Twin, kernel: InterpretedFunction) -> Any:
-    """The twin, ready to launch with the kernel's arguments. Numba is imported here, at the first launch."""
+    """The twin, ready to launch with the kernel's arguments. Imports Numba, so only at the first launch."""
     from vllm_nld.triton_cpu.native import Native
 
     function = getattr(importlib.import_module(f"vllm_nld.triton_cpu.twins.{twin.area}"), twin.function)

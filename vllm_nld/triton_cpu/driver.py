@@ -1,4 +1,4 @@
-"""The driver half of the backend: vLLM's check for a "cpu" backend finds it, Triton never chooses it as a driver."""
+"""The driver half of the backend: vLLM's check for a "cpu" backend finds it, but Triton never picks it as driver."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from triton.backends.driver import DriverBase
 
 
 class CPUDriver(DriverBase):  # type: ignore[misc]  # Triton ships no types
-    """Describes the host to Triton. Not active by itself, so that a machine with a GPU keeps exactly its own driver."""
+    """Describes the host to Triton. Never active, so that a machine with a GPU keeps its own driver."""
 
     @classmethod
     def is_active(cls) -> bool:

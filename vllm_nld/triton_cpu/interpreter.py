@@ -1,6 +1,6 @@
-"""Repairs to Triton's interpreter, without which some of vLLM's kernels fail in it or crawl, twins or not.
+"""Fixes to Triton's interpreter, without which some of vLLM's kernels fail or crawl in it.
 
-They matter where the interpreter is the fallback, and in the tests, where it is the oracle. Idempotent.
+They matter when the interpreter is the fallback, and in the tests, where it is the oracle. Idempotent.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ _patch_lang_core = interpreter._patch_lang_core
 
 
 def repair() -> None:
-    """Apply the repairs in this process."""
+    """Apply the fixes in this process."""
     interpreter.InterpreterBuilder.create_splat = _splat
     interpreter._patch_lang = _patch_once
     interpreter._patch_lang_core = _patch_ranges
@@ -26,10 +26,10 @@ def repair() -> None:
 
 
 def _splat(builder: Any, shape: Any, value: Any) -> Any:
-    """Keep a scalar condition a condition when it meets a block.
+    """Keep a scalar condition boolean when it is broadcast to a block.
 
-    Symptom: "mask has unsupported dtype" where a kernel writes `mask & scalar_condition`.
-    Cause: a comparison's result is labelled with its operands' type, so a splat of it makes integers.
+    Symptom: "mask has unsupported dtype" if a kernel computes `mask & scalar_condition`.
+    Cause: a comparison's result is labelled with its operands' type, so splatting it gives integers.
     Delete when: Triton's interpreter labels comparisons as int1.
     """
     if value.data.dtype == np.bool_:
@@ -38,11 +38,11 @@ def _splat(builder: Any, shape: Any, value: Any) -> Any:
 
 
 def _patch_once(function: Callable[..., Any]) -> Any:
-    """Leave the language as it is where the launch has patched it already.
+    """Skip patching the language if the launch has already done it.
 
-    Symptom: a third of an interpreted launch's time, 2 ms for every call that a kernel makes to another jit function.
-    Cause: each such call looks through all of the language for builtins to replace, where none is left.
-    Delete when: Triton's interpreter patches once a launch.
+    Symptom: a third of an interpreted launch's time goes here, 2 ms per call from a kernel to another jit function.
+    Cause: each such call searches the whole language for builtins to replace, and none are left.
+    Delete when: Triton's interpreter patches once per launch.
     """
     languages = [value for value in function.__globals__.values() if value is tl or value is tl.core]
     if languages and not any(map(_untouched, languages)):
@@ -51,7 +51,7 @@ def _patch_once(function: Callable[..., Any]) -> Any:
 
 
 def _untouched(language: Any) -> bool:
-    """Whether a launch has yet to patch this module and the tensors in it; a launch that ends restores both."""
+    """Whether this module and its tensor class are not patched now; a launch restores both when it ends."""
     return tl.core.is_builtin(language.load) or tl.core.is_builtin(language.tensor.__add__)
 
 
@@ -63,9 +63,9 @@ class LoopIndex(int):
 
 
 def _patch_ranges(lang: Any, scope: Any) -> None:
-    """Let loop variables be converted.
+    """Make loop variables convertible.
 
-    Symptom: "'int' object has no attribute 'to'" where a kernel converts the variable of a `tl.range` loop.
+    Symptom: "'int' object has no attribute 'to'" if a kernel converts the variable of a `tl.range` loop.
     Cause: the interpreter loops over Python integers.
     Delete when: `tl.range` yields scalars with Triton's methods in the interpreter.
     """
@@ -79,18 +79,18 @@ def _patch_ranges(lang: Any, scope: Any) -> None:
 
 
 def _log1p(value: Any) -> Any:
-    """Compute what a GPU's device library would.
+    """Compute what the GPU's device library would.
 
     Symptom: "'NoneType' object has no attribute 'dtype'" in `_resample_kernel` with draft logits and in
     `_num_nans_kernel`.
-    Cause: the functions of `libdevice` are empty stubs, which only a compiler fills.
+    Cause: `libdevice` functions are empty stubs that only a compiler fills in.
     Delete when: Triton's interpreter evaluates libdevice functions.
     """
     return tl.tensor(interpreter.TensorHandle(np.log1p(value.handle.data), value.handle.dtype), value.type)
 
 
 def _isnan(value: Any) -> Any:
-    """As `_log1p`."""
+    """See `_log1p`."""
     result = tl.tensor(interpreter.TensorHandle(np.isnan(value.handle.data), tl.int1), tl.int1)
     result.type = tl.block_type(tl.int1, value.shape) if value.shape else tl.int1
     return result

@@ -1,9 +1,9 @@
-"""Compiles a twin for the types it is launched with, and calls it on the tensors' addresses.
+"""Compiles a twin for its argument types and calls it with the tensors' addresses.
 
-A twin is a plain Python function over Numba pointers with the kernel's own parameters, in their order, after the two
-grid sizes. Numba compiles it to a C function, once for each combination of types and cached on disk, so start-up does
-not pay for it twice. Addresses cost a tenth of what array views cost, and a kernel's contract is addresses and strides
-anyway.
+A twin is a plain Python function over Numba pointers. It takes the two grid sizes and then the kernel's own parameters
+in the same order. Numba compiles it to a C function once per combination of types and caches it on disk, so only the
+first start-up pays for it. Passing addresses costs a tenth of passing array views, and a kernel's contract is addresses
+and strides anyway.
 
     native = Native(twins.block_table.gather_block_tables, arg_names, defaults)
     native.launch((groups, requests), *tensors, BLOCK_SIZE=1024)
@@ -23,7 +23,7 @@ from numba import cfunc, config, types
 
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
 
-# Numba has no bfloat16: a pointer to uint16 stands for it, and `pointers.load` converts. No kernel takes real uint16.
+# Numba has no bfloat16, so a pointer to uint16 stands in and `pointers.load` converts. No kernel takes real uint16.
 POINTERS = {
     torch.bool: types.uint8,
     torch.uint8: types.uint8,
@@ -37,7 +37,7 @@ POINTERS = {
 
 
 class Native:
-    """A twin, compiled on demand. Its attribute `absent` names the parameters that it can only take as None."""
+    """A twin, compiled on demand. The function's attribute `absent` lists parameters that it accepts only as None."""
 
     def __init__(self, function: Callable[..., None], arg_names: Sequence[str], defaults: dict[str, Any]) -> None:
         self.function = function
@@ -47,12 +47,12 @@ class Native:
         self._owners: list[Any] = []
 
     def launch(self, grid: Grid, *args: Any, **options: Any) -> None:
-        """Run the twin with a kernel's launch arguments. Launch options such as num_warps are not for it.
+        """Run the twin with a kernel's launch arguments. Options such as num_warps are ignored.
 
-        Raises TypeError, before anything is written, for a missing argument or a type that no twin is compiled for.
+        Raises TypeError before writing anything if an argument is missing or its type is unsupported.
         """
         if len(args) < len(self.arg_names):
-            args += tuple([self._named(name, options) for name in self.arg_names[len(args) :]])
+            args += tuple([self._argument(name, options) for name in self.arg_names[len(args) :]])
         if callable(grid):
             grid = grid(dict(zip(self.arg_names, args, strict=True)))
         values: list[Any] = [grid[0], grid[1] if len(grid) > 1 else 1]
@@ -80,12 +80,12 @@ class Native:
             compiled = self._compiled[types_key] = self._compile(types_key)
         compiled(*values)
 
-    def _named(self, name: str, options: dict[str, Any]) -> Any:
+    def _argument(self, name: str, options: dict[str, Any]) -> Any:
         if name in options:
             return options[name]
         if name in self.defaults:
             return self.defaults[name]
-        raise TypeError(f"{self.function.__name__}: the launch has no {name!r}")
+        raise TypeError(f"{self.function.__name__} without the argument {name!r}")
 
     def _compile(self, key: tuple[Any, ...]) -> Callable[..., None]:
         absent = getattr(self.function, "absent", ())
@@ -107,23 +107,23 @@ class Native:
                 arguments.append(types.CPointer(POINTERS[kind]))
                 prototype.append(ctypes.c_void_p)
             else:
-                raise TypeError(f"{self.function.__name__} of {kind}")
+                raise TypeError(f"{self.function.__name__} with an argument of type {kind}")
         signature = types.void(*arguments)
         try:
-            with own_cache():
+            with twin_cache():
                 compiled = cfunc(signature, cache=True, error_model="numpy")(self.function)
-        except RuntimeError:  # there is no folder that Numba may write its cache to
+        except RuntimeError:  # Numba has no writable cache folder
             compiled = cfunc(signature, error_model="numpy")(self.function)
-        self._owners.append(compiled)  # the machine code lives as long as this object
+        self._owners.append(compiled)  # keeps the machine code alive
         return ctypes.CFUNCTYPE(None, *prototype)(compiled.address)
 
 
 @contextlib.contextmanager
-def own_cache() -> Iterator[None]:
-    """Let Numba keep what it compiles here in a folder of the twins' present source.
+def twin_cache() -> Iterator[None]:
+    """Make Numba cache what it compiles here in a folder specific to the twins' current source.
 
-    Its own check looks at the file of the compiled function only, and would go on using code in which a helper of
-    another file is inlined as it was.
+    Numba's own check covers only the compiled function's file, so it would keep using code with an outdated helper
+    inlined from another file.
     """
     before = config.CACHE_DIR
     config.CACHE_DIR = str(cache_folder())
@@ -135,7 +135,7 @@ def own_cache() -> Iterator[None]:
 
 @functools.cache
 def cache_folder() -> Path:
-    """Beside the twins, named after a digest of their source; the user's choice of a folder comes first."""
+    """Named after a digest of the twins' source; in NUMBA_CACHE_DIR if set, else next to the twins."""
     twins = Path(__file__).with_name("twins")
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(twins.glob("*.py")))).hexdigest()[:12]
     return (Path(config.CACHE_DIR) if config.CACHE_DIR else twins / "__pycache__") / digest

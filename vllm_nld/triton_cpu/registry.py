@@ -1,9 +1,9 @@
-"""Which kernels, of vLLM and our own, have a native twin, and for exactly which source of the kernel.
+"""The kernels, vLLM's and our own, that have a native twin, each with the digest of the source it was written for.
 
-A twin is an implementation that we wrote from a kernel's meaning, so it is right only for the kernel it was written
-against: each entry names the kernel by module and name, and by a digest of its source (see `source.py`). On another
-source the kernel runs in the interpreter, which is slow and always right, and `vllm-nld doctor` says so. After reading
-what changed in vLLM, `python -m vllm_nld.triton_cpu.registry` prints the digests to write here.
+A twin reimplements what a kernel does, so it is right only for that version of the kernel. Each entry therefore names
+the kernel by module, name and a digest of its source (see `source.py`). If the source differs, the kernel runs in the
+interpreter, which is slow but always right, and `vllm-nld doctor` reports it. After reviewing what changed in vLLM, run
+`python -m vllm_nld.triton_cpu.registry` to print the new digests.
 """
 
 import importlib.util
@@ -17,12 +17,12 @@ State = Literal["native", "interpreted", "stale"]
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A kernel and the function in `vllm_nld.triton_cpu.twins` that stands in for it."""
+    """A kernel and the function in `vllm_nld.triton_cpu.twins` that replaces it."""
 
-    module: str  # where the kernel is defined
+    module: str  # that defines the kernel
     kernel: str
     digest: str  # of the kernel's source
-    area: str  # the module in `twins`
+    area: str  # module in `twins`
     function: str
 
     @property
@@ -130,12 +130,12 @@ BY_NAME: dict[tuple[str, str], Twin] = {(twin.module, twin.kernel): twin for twi
 
 
 def is_current(twin: Twin) -> bool:
-    """Whether the installed kernel is the one that the twin was written against."""
+    """Whether the installed kernel is the version that the twin was written for."""
     return source.digest(twin.module, twin.kernel) == twin.digest
 
 
 def status() -> list[KernelStatus]:
-    """Every kernel of Model Runner V2 that the installed vLLM launches, by name; reads source files, starts nothing."""
+    """Every Model Runner V2 kernel that the installed vLLM launches, sorted by name; only reads source files."""
     if importlib.util.find_spec("vllm") is None:
         return []
     states: dict[str, State] = {f"{module}.{kernel}": "interpreted" for module, kernel in source.launched_kernels(GPU)}

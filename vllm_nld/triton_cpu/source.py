@@ -1,10 +1,9 @@
 """Digests of Triton kernels, read from source files without importing them.
 
-A kernel's meaning is its own text and that of everything it calls, so the digest covers the kernel, the module-level
-functions and constants that it names, and theirs in turn, across modules of the same package.
+What a kernel does depends on its own text and on everything it calls, so the digest covers the kernel and, recursively,
+the module-level functions and constants that it names, across modules of the same package.
 
-    digest("vllm.v1.worker.gpu.block_table", "_gather_block_tables_kernel")  # "3f0c…", None where there is no such
-    kernel
+    digest("vllm.v1.worker.gpu.block_table", "_gather_block_tables_kernel")  # "61d7…", None if there is no such kernel
 """
 
 import ast
@@ -26,7 +25,7 @@ class Module:
 
 
 def digest(module: str, kernel: str) -> str | None:
-    """The first 16 hex digits of the SHA-256 of the kernel's source and all it uses; None where it does not exist."""
+    """The first 16 hex digits of the SHA-256 of the kernel's source and all it uses; None if it doesn't exist."""
     found = _load(module)
     if found is None or kernel not in found.definitions:
         return None
@@ -48,8 +47,7 @@ def digest(module: str, kernel: str) -> str | None:
 
 
 def launched_kernels(package: str) -> Iterator[tuple[str, str]]:
-    """(module, name) of every Triton function under `package` that the module defining it launches as
-    `name[grid](…)`."""
+    """(module, name) of every Triton function under `package` that its own module launches as `name[grid](…)`."""
     root = _path(package)
     if root is None:
         return
@@ -94,7 +92,7 @@ def _load(module: str) -> Module | None:
 
 
 def _path(module: str) -> Path | None:
-    """The file of a module, or the folder of a package; the top-level package is located but never executed."""
+    """The file of a module or the folder of a package, found without importing anything."""
     root, *parts = module.split(".")
     spec = importlib.util.find_spec(root)
     if spec is None or not spec.submodule_search_locations:

@@ -4,6 +4,6 @@
     serve deploy deploy/ray/serve.yaml                                         # run it
     python -m nld_serve.canary 0.1                                             # move the canary's share
 
-A replica is a `vllm serve` process (`replica`), the same server as without Ray, so flags, endpoints and metrics are the
-same. Requests enter through the router (`router`), which shares them out between two deployments.
+A replica runs a `vllm serve` process (`replica`), the same server as without Ray, with the same flags, endpoints and
+metrics. Requests enter through the router (`router`), which splits them between two deployments.
 """

@@ -1,10 +1,10 @@
-"""`build` makes the application from its arguments: on the command line of `serve run`, or under `args` in a config.
+"""`build` creates the application from its arguments, given to `serve run` or under `args` in a config.
 
-    model: folder, repository, or nano, which is the checkpoint that comes with vllm-nld
-    arguments: flags of `vllm serve` for both deployments
-    stable, canary: more flags for one; by default the stable deployment decodes plainly (AR) and the canary speculates
+    model: a folder, a repository, or nano, the checkpoint that comes with vllm-nld
+    arguments: `vllm serve` flags for both deployments
+    stable, canary: additional flags for one of them; by default stable decodes in AR mode and canary in linear mode
 
-An API key is given as VLLM_API_KEY in the replicas' environment, so that the replicas' own probes have it too.
+Set an API key as VLLM_API_KEY in the replicas' environment, so that their own probes have it too.
 """
 
 import json
@@ -22,7 +22,7 @@ AR, LINEAR = (shlex.join(["--additional-config", json.dumps({"nld": {"mode": mod
 
 
 class Arguments(BaseModel):
-    """What `build` takes. Flags are written as on a command line."""
+    """The arguments of `build`. Flags are written as on a command line."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,7 +33,7 @@ class Arguments(BaseModel):
 
 
 def build(arguments: Arguments) -> Application:
-    """The router in front of two deployments. Replicas, resources and shares are set in the config, by name."""
+    """The router in front of the two deployments. The config sets replicas, resources and the share by name."""
     model = str(checkpoint_path()) if arguments.model == "nano" else arguments.model
     engines = [
         serve.deployment(Replica)

@@ -1,10 +1,10 @@
-"""Move the canary's share of a running application, without a restart.
+"""Change the canary's share of requests in a running application, without a restart.
 
-    python -m nld_serve.canary            # what it is
+    python -m nld_serve.canary            # print the share
     python -m nld_serve.canary 0.1        # a tenth of the requests
     python -m nld_serve.canary rollback   # none
 
-Talks to the cluster's dashboard, with the cluster's token if it has one: RAY_DASHBOARD_ADDRESS, or --address.
+Connects to the cluster's dashboard (RAY_DASHBOARD_ADDRESS or --address), with the cluster's token if it has one.
 """
 
 import argparse
@@ -18,16 +18,16 @@ ADDRESS = os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265")
 
 
 def configs(client: ServeSubmissionClient) -> list[dict[str, Any]]:
-    """The configs of all applications, as they were deployed."""
+    """The deployed configs of all applications."""
     return [details["deployed_app_config"] for details in client.get_serve_details()["applications"].values()]
 
 
 def router_config(applications: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The router's entry in an application's config, made where there is none. Raises ValueError for another one."""
+    """The router's entry in an application's config, added if missing. Raises ValueError for an unknown application."""
     found = [config for config in applications if config and config["name"] == name]
     if not found:
         known = ", ".join(config["name"] for config in applications if config) or "none"
-        raise ValueError(f"no application {name!r} was deployed from a config (there are: {known}): see --application")
+        raise ValueError(f"no application {name!r} is deployed (deployed: {known}): set --application")
     deployments = found[0].setdefault("deployments", [])
     for deployment in deployments:
         if deployment["name"] == "router":
@@ -41,18 +41,18 @@ def share_of(router: dict[str, Any]) -> float:
 
 
 def share(word: str) -> float:
-    """The share that a word on the command line asks for."""
+    """Parse the command line's share."""
     value = 0.0 if word == "rollback" else float(word)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"the share must lie in [0, 1], not {word}")
+        raise argparse.ArgumentTypeError(f"the share must be in [0, 1] or rollback, not {word}")
     return value
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("share", nargs="?", type=share, help="in [0, 1], or rollback; none: print it")
-    parser.add_argument("--application", default="nld")
-    parser.add_argument("--address", default=ADDRESS, help="of the dashboard (%(default)s)")
+    parser.add_argument("share", nargs="?", type=share, help="the new share in [0, 1], or rollback; default: print it")
+    parser.add_argument("--application", default="nld", help="name of the application (default: %(default)s)")
+    parser.add_argument("--address", default=ADDRESS, help="address of the dashboard (default: %(default)s)")
     options = parser.parse_args()
     try:
         client = ServeSubmissionClient(options.address)

@@ -1,7 +1,7 @@
-"""One replica: a `vllm serve` process of its own, which lives and dies with the actor around it.
+"""A replica: an actor that runs its own `vllm serve` process and ends together with it.
 
-The router calls `forward`, Serve calls `check_health`, Prometheus scrapes the process at the address that `target`
-tells. When the process ends, so does the actor, and Serve starts another one.
+The router calls `forward`, Serve calls `check_health`, and Prometheus scrapes the process at the address that `target`
+returns. When the process ends, so does the actor, and Serve starts another one.
 """
 
 import asyncio
@@ -23,26 +23,26 @@ from vllm_nld.tools.server import free_port
 
 logger = logging.getLogger("ray.serve")
 
-STOP_TIMEOUT = 30  # seconds a server has to end by itself; Serve has let its requests finish before
+STOP_TIMEOUT = 30  # seconds for the server to shut down; Serve has already let its requests finish
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade"}
 
 
 class Head(NamedTuple):
-    """What an answer starts with; the pieces of its body follow."""
+    """The status and headers of a response; chunks of its body follow."""
 
     status: int
     headers: list[tuple[str, str]]
 
 
 class ReplicaOptions(NamedTuple):
-    """What a deployment serves: a model, and the flags of `vllm serve`."""
+    """The model and the `vllm serve` flags of a deployment."""
 
     model: str
     arguments: tuple[str, ...]
 
 
 class Replica:
-    """The callable of a Serve deployment. Ready when its server has answered a one-token request."""
+    """A Serve deployment's callable. Ready once its server has answered a one-token request."""
 
     async def __init__(self, options: ReplicaOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         self.host = ray.util.get_node_ip_address()
@@ -53,9 +53,9 @@ class Replica:
             *command(options, self.host, self.port), env=environment(), start_new_session=True
         )
         self.watcher = asyncio.create_task(self._end_with_server())
-        await self._wait_until_it_decodes()
+        await self._wait_until_ready()
 
-    async def _wait_until_it_decodes(self) -> None:
+    async def _wait_until_ready(self) -> None:
         for attempt in itertools.count(1):
             reason = await asyncio.to_thread(refusal, self.url, timeout=60)
             if not reason:
@@ -70,7 +70,7 @@ class Replica:
     async def forward(
         self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes
     ) -> AsyncIterator[Head | bytes]:
-        """Pass a request on. Yields the answer's head, then its body as it comes; a cancelled call aborts it."""
+        """Forward a request. Yields the response's head, then its body as it arrives; cancelling aborts the request."""
         kept = [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP]
         try:
             async with self.client.stream(method, path, headers=kept, content=body) as answer:
@@ -78,18 +78,18 @@ class Replica:
                 async for piece in answer.aiter_raw():
                     yield piece
         except httpx.ConnectError:
-            end("listens no more")  # it is on its way out
+            end("is not listening any more")  # it is shutting down
 
     async def check_health(self) -> None:
-        """Raises where the server is not well; Serve replaces the replica after three times."""
+        """Raises httpx.HTTPError if the server is unhealthy; Serve replaces the replica after three failures."""
         (await self.client.get("/health", timeout=10)).raise_for_status()
 
     async def target(self) -> str:
-        """Where Prometheus finds this replica's metrics."""
+        """host:port at which Prometheus scrapes this replica."""
         return f"{self.host}:{self.port}"
 
     async def __del__(self) -> None:
-        """Serve calls this after the last request; the kernel ends the process where the actor is killed."""
+        """Stop the server. Serve calls this after the last request; if the actor is killed, the kernel does it."""
         self.watcher.cancel()
         await self.client.aclose()
         with contextlib.suppress(ProcessLookupError):
@@ -101,13 +101,13 @@ class Replica:
 
 
 def end(reason: str) -> NoReturn:
-    """A replica without a server must not take requests, nor wait for three failed health checks."""
+    """End this actor at once, because a replica without a server would take requests until three health checks fail."""
     logger.error("vllm serve %s (its own messages are in this worker's log): ending this replica", reason)
     os._exit(1)
 
 
 def command(options: ReplicaOptions, host: str, port: int) -> list[str]:
-    """`vllm serve`, told by the kernel to end when its parent is gone, however that came."""
+    """The `vllm serve` command, run so that the kernel terminates it when its parent dies for whatever reason."""
     vllm = str(Path(sys.executable).with_name("vllm"))
     return [
         *("setpriv", "--pdeathsig", "TERM", vllm, "serve", options.model),
@@ -116,5 +116,5 @@ def command(options: ReplicaOptions, host: str, port: int) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The actor's own, and the cluster's address for an engine that places its workers by Ray."""
+    """The actor's environment plus the cluster's address, for an engine that runs its workers on Ray."""
     return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}

@@ -1,7 +1,7 @@
-"""The ingress: gives each request to the stable or to the canary deployment.
+"""The ingress: sends each request to the stable or the canary deployment.
 
-The canary's share is `user_config: {canary_share: 0.1}`, which Serve changes in place: no restart, no lost request.
-`GET /metrics/targets` lists every replica of both deployments, in the form of Prometheus's `http_sd_configs`.
+The canary's share is `user_config: {canary_share: 0.1}`, which Serve changes in place without a restart or a lost
+request. `GET /metrics/targets` lists every replica of both deployments in Prometheus's `http_sd_configs` format.
 """
 
 import json
@@ -18,26 +18,26 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 logger = logging.getLogger("ray.serve")
 
 BUSY = "every replica's queue is full: send the request again later"
-ABSENT = "no replica of this deployment could be started: roll the canary back, or see the status of the application"
-LOST = "the replica ended while it ran this request: send it again"
+ABSENT = "no replica of this deployment could be started: roll back the canary or check the application's status"
+LOST = "the replica ended while running this request: send it again"
 
 
 class Share:
-    """Hands out the canary's share exactly: of any N requests in a row, share * N of them, give or take one."""
+    """Meets the canary's share exactly: of any N consecutive requests it gets share * N, give or take one."""
 
     def __init__(self) -> None:
         self.value = 0.0
         self._credit = 0.0
 
     def set(self, value: Any) -> None:
-        """Raises ValueError for anything but a number in [0, 1]."""
+        """Set the share. Raises ValueError for anything but a number in [0, 1]."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ValueError(f"user_config.canary_share must be a number in [0, 1], not {value!r}")
         self.value = float(value)
         self._credit = 0.0
 
     def take(self) -> bool:
-        """Whether the next request is one of the canary's."""
+        """Whether the next request goes to the canary."""
         self._credit += self.value
         if self._credit < 1 - 1e-9:
             return False
@@ -46,17 +46,17 @@ class Share:
 
 
 class Router:
-    """The callable of the ingress deployment."""
+    """The ingress deployment's callable."""
 
     def __init__(self, stable: DeploymentHandle, canary: DeploymentHandle) -> None:
         self.deployments = {"stable": stable, "canary": canary}
         self.share = Share()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Called by Serve at start-up and whenever user_config changes."""
+        """Called by Serve at start-up and whenever user_config changes. Raises ValueError for an invalid config."""
         unknown = user_config.keys() - {"canary_share"}
         if unknown:
-            raise ValueError(f"user_config.{min(unknown)} is unknown; known is canary_share")
+            raise ValueError(f"user_config.{min(unknown)} is unknown: the only setting is canary_share")
         self.share.set(user_config.get("canary_share", 0))
 
     async def __call__(self, request: Request) -> Response:
@@ -82,7 +82,7 @@ class Router:
         return response
 
     async def targets(self) -> list[dict[str, Any]]:
-        """One target group for each deployment."""
+        """One target group per deployment."""
         return [
             {"targets": await addresses(handle), "labels": {"deployment": name}}
             for name, handle in self.deployments.items()
@@ -90,29 +90,29 @@ class Router:
 
 
 async def addresses(handle: DeploymentHandle) -> list[str]:
-    """Where the metrics of a deployment's running replicas are."""
+    """host:port of each running replica of a deployment."""
     try:
         return await handle.broadcast("target").results_async()
     except DeploymentUnavailableError:
-        return []  # none runs now
+        return []  # no replica is running
 
 
 async def body(answer: Any, streamed: bool) -> AsyncIterator[bytes]:
-    """The pieces of an answer. The request is aborted where the client has gone."""
+    """The chunks of a response's body. Aborts the request if the client disconnects."""
     try:
         async for piece in answer:
             yield piece
     except (RayError, RayServeException) as reason:
         if not streamed:
-            raise  # the connection breaks, as the length of the body can no longer be met
-        logger.warning("An answer broke off: %r", reason)
+            raise  # break the connection, because the announced content length cannot be met any more
+        logger.warning("A response was cut off: %r", reason)
         yield f"data: {json.dumps(error_object(LOST))}\n\n".encode()
     finally:
         answer.cancel()
 
 
 def error(message: str) -> Response:
-    """An error as OpenAI clients read it; they send the request again by themselves on a 503."""
+    """An error in OpenAI's format; OpenAI clients retry by themselves on a 503."""
     return JSONResponse(error_object(message), 503, {"retry-after": "1"})
 
 

@@ -18,5 +18,5 @@ def check_contract(path: Path) -> Iterator[Check]:
     broken = [finding for finding in findings if not finding.holds]
     for finding in broken:
         remedy = f"adapt {finding.seam.used_in or 'vllm_nld/contract/seams.py'} before you use that release"
-        yield Check(finding.seam.kind, False, f"{finding.seam}: {finding.trouble}", remedy)
+        yield Check(finding.seam.kind, False, f"{finding.seam}: {finding.problem}", remedy)
     yield Check("contract", True, f"{len(findings) - len(broken)} of {len(findings)} seams hold in {path.name}")

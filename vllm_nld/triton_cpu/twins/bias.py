@@ -1,4 +1,4 @@
-"""Allowed tokens, logit bias, minimum length and bad words: logits changed for named tokens."""
+"""Allowed tokens, logit bias, minimum length and bad words: logits changed for given tokens."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ def apply_bias(
     logits_stride,
     vocab_size,
     expanded_idx_mapping,  # [N]
-    num_allowed_token_ids,  # [M], 0 where all are allowed
+    num_allowed_token_ids,  # [M], 0 if all are allowed
     allowed_token_ids,  # [M, most]
     allowed_token_ids_stride,
     num_logit_bias,  # [M]
@@ -21,7 +21,7 @@ def apply_bias(
     bias,  # [M, most]
     bias_stride,
     pos,  # [N]
-    min_lens,  # [M] positions below this, less one, may not stop
+    min_lens,  # [M], stop tokens are forbidden while pos + 1 is below this
     num_stop_token_ids,  # [M]
     restore_when_all_masked,  # [M]
     stop_token_ids,  # [M, most]
@@ -30,7 +30,7 @@ def apply_bias(
     LOGITS_BLOCK_SIZE,
     CHECK_ALL_MASKED_ROWS,
 ):
-    """In this order: forbid all but the allowed tokens, add the biases, forbid stop tokens before the minimum length.
+    """In order: forbid all but the allowed tokens, add the biases, forbid stop tokens before the minimum length.
 
     With CHECK_ALL_MASKED_ROWS, a row that would have no token left gets its finite stop tokens back.
     """
@@ -70,23 +70,23 @@ def apply_bias(
 
 def apply_bad_words(
     grid_0,  # N
-    grid_1,  # the most bad words of a request
+    grid_1,  # maximum number of bad words per request
     logits,  # [N, V], written
     logits_stride,
     expanded_idx_mapping,  # [N]
     bad_word_token_ids,  # [M, most] flat, one word after another
     bad_word_token_ids_stride,
-    bad_word_offsets,  # [M, most + 1] where each word starts
+    bad_word_offsets,  # [M, most + 1] start of each word
     bad_word_offsets_stride,
     num_bad_words,  # [M]
     all_token_ids,  # [M, length]
     all_token_ids_stride,
     prompt_len,  # [M]
     total_len,  # [M]
-    input_ids,  # [N] the input token of each row: the last sampled one, then drafts
+    input_ids,  # [N] the input token of each row: the last sampled token, then drafts
     expanded_local_pos,  # [N]
 ):
-    """Forbid the last token of every bad word whose other tokens end the output (drafts of earlier rows included)."""
+    """Forbid a bad word's last token if its other tokens end the output, including drafts of earlier rows."""
     for row in range(grid_0):
         request = expanded_idx_mapping[row]
         drafts = expanded_local_pos[row]

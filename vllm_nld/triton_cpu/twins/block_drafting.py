@@ -1,12 +1,11 @@
-"""The inputs of a draft forward that fills a whole block at once: an anchor token and masks after each context."""
+"""Inputs of a draft forward that fills a whole block at once: an anchor and mask tokens after each context."""
 
 from numba import njit
 
 
 @njit
 def local_slot(position, block, block_size, cp_rank, cp_size, cp_interleave, pad):
-    """The cache slot of a position whose block is `block`, `pad` where this rank stores nothing or the block is null
-    (0)."""
+    """The cache slot of a position in KV block `block`; `pad` if another rank stores it or the block is null (0)."""
     if block == 0:
         return pad
     offset = position % (block_size * cp_size)
@@ -60,9 +59,9 @@ def prepare_block(
 ):
     """Per request: positions and slots of its accepted context, then [newest token, mask, …] from the next position on.
 
-    Rows to sample from are all of the block with SAMPLE_FROM_ANCHOR, each for the position after it, or all but the
-    anchor, each for its own. Rejected context rows get position 0 and no slot; padding rows read row 0 and belong to
-    request -1.
+    With SAMPLE_FROM_ANCHOR every row of the block is sampled, for the position after it; otherwise every row but the
+    anchor, for its own position. Rejected context rows get position 0 and no slot; padded sample rows point at row 0
+    and request -1.
     """
     skipped = 0 if SAMPLE_FROM_ANCHOR else 1
     for row in range(grid_0):

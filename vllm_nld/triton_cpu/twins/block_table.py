@@ -1,4 +1,4 @@
-"""Block tables: staged writes from the host, the batch's tables, and the cache slot of every token."""
+"""Block tables: staged writes from the host, the batch's tables, and each token's cache slot."""
 
 from vllm_nld.triton_cpu.twins.pointers import int32_at, rows_of, value_of
 
@@ -6,17 +6,17 @@ from vllm_nld.triton_cpu.twins.pointers import int32_at, rows_of, value_of
 def apply_write(
     grid_0,  # number of writes
     grid_1,
-    output,  # [rows, row] any type, or [G] uint64, the addresses of int32 tensors
-    output_stride,  # of a row, or [G] int64
-    write_indices,  # [writes] the row
-    write_starts,  # [writes] the first column
-    write_contents,  # flat, all writes one after another
-    write_cu_lens,  # [writes] where each one's contents end
+    output,  # [rows, row] any type, or [G] uint64 addresses of int32 tensors
+    output_stride,  # row stride, or [G] int64
+    write_indices,  # [writes] row
+    write_starts,  # [writes] first column
+    write_contents,  # flat, all writes concatenated
+    write_cu_lens,  # [writes] end of each write's contents
     write_group_ids,  # [writes], None without groups
     BLOCK_SIZE,
     MULTI_GROUP,
 ):
-    """Copy each write's contents into a row, in the order of the writes."""
+    """Copy each write's contents into its row, in order."""
     begin = 0
     for write in range(grid_0):
         end = write_cu_lens[write]
@@ -61,7 +61,7 @@ def compute_slot_mappings(
     grid_0,  # G
     grid_1,  # R + 1: the last one pads
     max_num_tokens,
-    idx_mapping,  # [R] slot of the request, -1 for a dummy
+    idx_mapping,  # [R] request slot, -1 for a dummy
     query_start_loc,  # [R + 1]
     pos,  # [T]
     block_table_ptrs,  # [G] addresses of [M, blocks] int32
@@ -77,10 +77,10 @@ def compute_slot_mappings(
     PAD_ID,
     TRITON_BLOCK_SIZE,
 ):
-    """Cache slot of each token: block number x block size + offset, PAD_ID where this rank stores nothing.
+    """The cache slot of each token: block number x block size + offset; PAD_ID if this rank doesn't store it.
 
-    With context parallelism, positions are dealt to CP_SIZE ranks in runs of CP_INTERLEAVE inside blocks that are
-    CP_SIZE times as long; a group that is not sharded keeps all of them.
+    With context parallelism, positions go to CP_SIZE ranks in turn, in runs of CP_INTERLEAVE, within blocks that are
+    CP_SIZE times as long; an unsharded group stores all of them.
     """
     requests = grid_1 - 1
     for group in range(grid_0):

@@ -1,4 +1,4 @@
-"""Block verification (Sun et al., 2024): the joint acceptance ratios that `rejection.reject` looks at."""
+"""Block verification (Sun et al., 2024): the joint acceptance ratios that `rejection.reject` uses."""
 
 import math
 
@@ -33,8 +33,8 @@ def cumulative_ratios(
     PADDED_VOCAB_NUM_BLOCKS,
     HAS_DRAFT_LOGITS,
 ):
-    """The log of the running ratio p / q after each draft, at most 0 at every step; -1 drafts carry the last value
-    on."""
+    """The log of the running ratio p / q after each draft, clamped to 0 at every step; a -1 draft keeps the last
+    value."""
     for row in range(grid_0):
         request = idx_mapping[row]
         start = cu_num_logits[row]
@@ -97,7 +97,7 @@ def residual_mass(
     BLOCK_SIZE,
     PADDED_VOCAB_NUM_BLOCKS,
 ):
-    """Per vocabulary block: sum of max(ratio x p - q, 0) for each row between the first and the last of its request."""
+    """Per vocabulary block: sum of max(ratio x p - q, 0) for each row between its request's first and last."""
     for n in range(grid_0 - 1):
         step = expanded_local_pos[n]
         request = expanded_idx_mapping[n]

@@ -1,5 +1,4 @@
-"""The inputs of draft forwards: of speculators that draft token by token, with a model of their own or beside the
-target."""
+"""Inputs of draft forwards for speculators that draft token by token, standalone or from the target's hidden states."""
 
 
 def prepare_target_dependent_prefill(
@@ -23,8 +22,8 @@ def prepare_target_dependent_prefill(
     max_num_reqs,
     BLOCK_SIZE,
 ):
-    """The target's inputs without rejected tokens, shifted by one: each position sees the token after it, last the
-    newest."""
+    """The target's inputs without rejected tokens, shifted by one: each position gets the token after it, the last
+    position the newest token."""
     for row in range(grid_0):
         request = idx_mapping[row]
         start = query_start_loc[row]
@@ -63,7 +62,7 @@ def prepare_decode(
     BLOCK_SIZE,
     ADVANCE_DRAFT_POSITIONS,
 ):
-    """The second draft step: one token a request, the first draft."""
+    """Inputs of the second draft step: one token per request, its first draft."""
     requests = grid_0 - 1
     for row in range(requests):
         input_ids[row] = draft_tokens[row * draft_tokens_stride]
@@ -100,7 +99,7 @@ def update_draft_inputs(
     BLOCK_SIZE,
     ADVANCE_DRAFT_POSITIONS,
 ):
-    """Keep a step's drafts and make them the inputs of the next step, unless this was the last."""
+    """Store a step's drafts and, unless it was the last step, make them the next step's inputs."""
     step = current_draft_step[0]
     for row in range(grid_0):
         output_draft_tokens[row * output_draft_tokens_stride + step] = draft_tokens[row]
@@ -135,7 +134,7 @@ def prepare_standalone_prefill(
     max_model_len,
     BLOCK_SIZE,
 ):
-    """The target's inputs with the newest token put in after the accepted ones; rejected places hold token 0."""
+    """The target's inputs with the newest token inserted after the accepted ones; rejected places get token 0."""
     for row in range(grid_0):
         start, end = query_start_loc[row], query_start_loc[row + 1]
         valid = end - start - num_rejected[row]

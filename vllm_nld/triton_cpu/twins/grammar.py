@@ -8,16 +8,15 @@ def apply_grammar_bitmask(
     grid_1,
     logits,  # [N, V], written
     logits_stride,
-    logits_indices,  # [masks] request row x MASK_STRIDE + place among the request's logit rows
+    logits_indices,  # [masks] request row x MASK_STRIDE + index within the request's logit rows
     cu_num_logits,  # [R + 1]
-    bitmask,  # [masks, V / 32] int32, a bit for each allowed token
+    bitmask,  # [masks, V / 32] int32, one bit per token, 1 if allowed
     bitmask_stride,
     vocab_size,
     MASK_STRIDE,
     BLOCK_SIZE,
 ):
-    """Forbid the tokens whose bit is 0 in the logit row of each mask; a mask for a row past the request's does
-    nothing."""
+    """Forbid the tokens whose bit is 0 in each mask's logit row; a mask for a row past the request's is ignored."""
     for mask in range(grid_0):
         request, place = logits_indices[mask] // MASK_STRIDE, logits_indices[mask] % MASK_STRIDE
         first = cu_num_logits[request]

@@ -1,4 +1,4 @@
-"""The inputs of a target forward: token ids, positions, sequence lengths, and which rows are sampled from."""
+"""Inputs of a target forward: token ids, positions, sequence lengths, and the rows to sample from."""
 
 
 def prepare_prefill_inputs(
@@ -17,7 +17,7 @@ def prepare_prefill_inputs(
     BLOCK_SIZE,
     LOOKAHEAD_BLOCK,
 ):
-    """Copy the scheduled part of each prefill, and keep the prefill tokens that follow it (0 past its end)."""
+    """Copy the scheduled part of each prefill, and store the prefill tokens that follow it (0 past the end)."""
     for row in range(grid_0):
         request = idx_mapping[row]
         prefill_len = prefill_lens[request]
@@ -77,8 +77,8 @@ def combine_tokens(
     BLOCK_SIZE,
     NUM_NEW_SAMPLED_TOKENS,
 ):
-    """Name the rows to sample from, the last ones of each query, and past the prefill write the sampled and draft
-    tokens there."""
+    """List the rows to sample from, the last ones of each query; past the prefill, also write the sampled and draft
+    tokens into them."""
     for row in range(grid_0):
         request = idx_mapping[row]
         first = cu_num_logits[row]
@@ -105,7 +105,7 @@ def expand_idx_mapping(
     cu_num_logits,  # [R + 1]
     BLOCK_SIZE,
 ):
-    """For each logit row, its request's slot and its place among the request's rows."""
+    """For each logit row, its request's slot and its index within the request's rows."""
     for row in range(grid_0):
         first = cu_num_logits[row]
         for i in range(cu_num_logits[row + 1] - first):

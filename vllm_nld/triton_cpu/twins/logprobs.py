@@ -1,4 +1,4 @@
-"""Log probabilities and ranks of chosen tokens, and which tokens those are."""
+"""Log probabilities and ranks of selected tokens, and the selection itself."""
 
 import math
 
@@ -20,7 +20,7 @@ def log_softmax_at(
     BLOCK_SIZE,
     TOPK_BLOCK_SIZE,
 ):
-    """The log probabilities of each row's tokens `topk_ids`."""
+    """The log probabilities of `topk_ids` in each row."""
     for n in range(grid_0):
         row = n * logits_stride
         top = NEG_INF
@@ -44,7 +44,7 @@ def ranks(
     vocab_size,
     BLOCK_SIZE,
 ):
-    """How many tokens of each row are at least as likely as its token, itself included."""
+    """How many tokens of each row are at least as likely as the row's own token, including itself."""
     for n in range(grid_0):
         row = n * logits_stride
         own = load(logits, row + token_ids[n])
@@ -63,16 +63,16 @@ def fill_token_ids(
     out_valid_mask,  # [N, 1 + columns] bool, written
     out_valid_mask_stride,
     sampled_token_ids,  # [N]
-    topk_indices,  # [N, NUM_TOPK], not read where that is 0
+    topk_indices,  # [N, NUM_TOPK], not read if NUM_TOPK is 0
     topk_indices_stride,
     expanded_idx_mapping,  # [N]
-    num_per_req_token_ids,  # [M], 0 where the request named no tokens
+    num_per_req_token_ids,  # [M], 0 if the request lists no tokens
     per_req_token_ids,  # [M, most]
     per_req_token_ids_stride,
     NUM_TOPK,
     PADDED_COLS,
 ):
-    """The tokens to report for each row: the sampled one, then those the request named, else the most likely ones."""
+    """The tokens to report per row: the sampled one, then those the request lists, or else the most likely ones."""
     for n in range(grid_0):
         ids, valid = n * out_token_ids_stride, n * out_valid_mask_stride
         out_token_ids[ids] = sampled_token_ids[n]
@@ -99,7 +99,7 @@ def prompt_token_ids(
     all_token_ids_stride,
     BLOCK_SIZE,
 ):
-    """For each scheduled token, the token that follows it."""
+    """The token that follows each scheduled token."""
     for row in range(grid_0):
         request = idx_mapping[row]
         start = query_start_loc[row]
@@ -126,7 +126,7 @@ def compact_support(
     ROWS_PER_REQUEST,
     BLOCK_SIZE,
 ):
-    """The tokens with a finite logit in each sampled row: how many, the first max_num_kept of them, and all as bits."""
+    """The tokens with a finite logit in each sampled row: their number, the first max_num_kept ids, and a bit mask."""
     for out in range(grid_0):
         request, place = out // ROWS_PER_REQUEST, out % ROWS_PER_REQUEST
         count = 0

@@ -1,4 +1,4 @@
-"""N-gram drafting: what followed the last tokens when they occurred before."""
+"""N-gram drafting: the tokens that followed an earlier occurrence of the last tokens."""
 
 
 def scan(
@@ -19,7 +19,7 @@ def scan(
 ):
     """In each block of positions, the longest earlier occurrence of the sequence's last n tokens, MIN_N <= n <= MAX_N.
 
-    Scored n x (max_len + 1) + position + 1, so that the longest wins and of equals the latest; 0 for none.
+    The score is n x (max_len + 1) + position + 1, so the longest wins and ties go to the latest; 0 means none.
     """
     for row in range(grid_0):
         request = idx_mapping[row]
@@ -60,7 +60,7 @@ def finalize(
     K_PO2,
     N_BLOCKS_PO2,
 ):
-    """The K tokens after the best occurrence; where there are none, the last sampled token."""
+    """The K tokens after the best occurrence, padded with the last sampled token."""
     for row in range(grid_0):
         request = idx_mapping[row]
         best = 0

@@ -1,11 +1,11 @@
-"""The random numbers of vLLM's samplers: counter-based, so a seed, a position and a token id name each one.
+"""The random numbers of vLLM's samplers: counter-based, so seed, position and token id determine each one.
 
-Whether a draft is accepted: Philox-4x32-10 over (position), keyed by the seed, as `triton.language.rand` has it.
+Accepting a draft: Philox-4x32-10 over (position), keyed by the seed, like `triton.language.rand`.
 
-Which token is drawn: Murmur3 over (seed, position, token) gives 32 bits, or 53 from two hashes; Gumbel noise follows by
--log(-log1p(-u)), whose winning tail sits at u -> 0, where float32 is finest. All of it in the widths and the order of
-vLLM's kernels, since a seed must give the same sample on every device. Sources: Appleby's MurmurHash3_x86_32;
-`vllm/v1/worker/gpu/sample/gumbel.py`.
+Sampling a token: Murmur3 over (seed, position, token) gives 32 bits, or 53 from two hashes. Gumbel noise is
+-log(-log1p(-u)), whose winning tail is at u -> 0, where float32 is most precise. Widths and order of operations are
+those of vLLM's kernels, because a seed must give the same sample on every device. Sources: Appleby's
+MurmurHash3_x86_32; `vllm/v1/worker/gpu/sample/gumbel.py`.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, uint64
 
 MASK32 = uint64(0xFFFFFFFF)
-SECOND_HASH = 0x9E3779B9  # starts the hash that gives the high bits of a 53-bit number
+SECOND_HASH = 0x9E3779B9  # initial value of the hash for the high bits of a 53-bit number
 SMALLEST = np.float32(4.6566127342e-10)  # the smallest positive number of `uniform32`
 DRAFT_SALT = 1 << 30  # added to a draft's position, so that a draft and its residual never share noise
 MOST_NOISE = np.float32(24.0)  # more than the largest float32 noise, -log(2**-33) = 22.88
@@ -22,7 +22,7 @@ MOST_NOISE = np.float32(24.0)  # more than the largest float32 noise, -log(2**-3
 
 @njit(inline="always")
 def mix(h, key):
-    """One 32-bit word into the hash; all in uint64."""
+    """Mix a 32-bit word into the hash; all values are uint64."""
     key = (key * uint64(0xCC9E2D51)) & MASK32
     key = ((key << uint64(15)) | (key >> uint64(17))) & MASK32
     key = (key * uint64(0x1B873593)) & MASK32
@@ -33,7 +33,7 @@ def mix(h, key):
 
 @njit(inline="always")
 def prefix(seed, position, domain):
-    """The hash of a row's (seed, position), before the token's."""
+    """The hash of a row's (seed, position), to be continued with a token."""
     h = uint64(domain)
     h = mix(h, uint64(seed) & MASK32)
     h = mix(h, (uint64(seed) >> uint64(32)) & MASK32)
@@ -88,7 +88,7 @@ def gumbel64(row, second_row, token):
 
 @njit(inline="always")
 def noisy(logit, token, best, low_row, high_row, use_fp64):
-    """A logit with its token's Gumbel noise, in float64; -inf at once where no noise could lift it above `best`."""
+    """A logit plus its token's Gumbel noise in float64; -inf right away if no noise could lift it above `best`."""
     if use_fp64:
         return np.float64(logit) + gumbel64(low_row, high_row, token)
     if logit + MOST_NOISE > best:

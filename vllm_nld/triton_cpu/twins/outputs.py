@@ -1,4 +1,4 @@
-"""After sampling: how many tokens each request got, and the request state that follows from them."""
+"""After sampling: how many tokens each request got, and the resulting request state."""
 
 
 def count_sampled_and_rejected(
@@ -11,7 +11,7 @@ def count_sampled_and_rejected(
     idx_mapping,  # [R]
     prefill_len,  # [M]
 ):
-    """Rejected rows are the sampled-from rows that gave no token; a request inside its prefill has neither."""
+    """Rejected = logit rows that gave no token. A request still in its prefill has 0 sampled and 0 rejected."""
     for row in range(grid_0):
         if seq_lens[row] < prefill_len[idx_mapping[row]]:
             num_sampled[row] = 0
@@ -37,8 +37,8 @@ def post_update(
     all_token_ids_stride,
     total_len,  # [M], written
 ):
-    """Append each request's sampled tokens, count them for penalties, and advance its computed tokens by the accepted
-    ones."""
+    """Append each request's sampled tokens, count them for penalties, and advance its number of computed tokens by
+    the query less the rejected ones."""
     for row in range(grid_0):
         request = idx_mapping[row]
         if request < 0:

@@ -1,4 +1,4 @@
-"""Repetition, frequency and presence penalties, and the token statistics that they need."""
+"""Repetition, frequency and presence penalties, and the token counts they need."""
 
 import numpy as np
 
@@ -12,19 +12,19 @@ def apply_penalties(
     logits_stride,
     expanded_idx_mapping,  # [N]
     token_ids,  # [N] the input token of each row
-    expanded_local_pos,  # [N] the row's place among its request's rows
+    expanded_local_pos,  # [N] the row's index within its request's rows
     repetition_penalty,  # [M], 1 for none
     frequency_penalty,  # [M], 0 for none
     presence_penalty,  # [M], 0 for none
-    prompt_bin_mask,  # [M, V / 32] int32, a bit for each token of the prompt
+    prompt_bin_mask,  # [M, V / 32] int32, one bit per token, 1 if it occurs in the prompt
     prompt_bin_mask_stride,
     output_bin_counts,  # [M, V]
     output_bin_counts_stride,
     vocab_size,
     BLOCK_SIZE,
 ):
-    """Penalize tokens seen before each row: in the output, in the drafts of the request's earlier rows, and, for
-    repetition, in the prompt. Repetition divides positive logits and multiplies the others."""
+    """Penalize tokens seen before each row: in the output, in the drafts of the request's earlier rows and, for
+    repetition only, in the prompt. The repetition penalty divides positive logits and multiplies the others."""
     one = np.float32(1.0)
     for row in range(grid_0):
         request = expanded_idx_mapping[row]
@@ -60,14 +60,14 @@ def count_tokens(
     all_token_ids,  # [M, length]
     all_token_ids_stride,
     prompt_len,  # [M]
-    prefill_len,  # [M], more than prompt_len where a request resumes with output
-    prompt_bin_mask,  # [M, V / 32] int32, zeroed before, written
+    prefill_len,  # [M], exceeds prompt_len if a request resumes with output
+    prompt_bin_mask,  # [M, V / 32] int32, zeroed by the caller, written
     prompt_bin_mask_stride,
-    output_bin_counts,  # [M, V], zeroed before, written
+    output_bin_counts,  # [M, V], zeroed by the caller, written
     output_bin_counts_stride,
     BLOCK_SIZE,
 ):
-    """Mark the tokens of each prompt, and count the output tokens that a resumed request brings."""
+    """Mark the tokens of each prompt, and count the output tokens of resumed requests."""
     for row in range(grid_0):
         request = expanded_idx_mapping[row]
         tokens = request * all_token_ids_stride

@@ -1,4 +1,4 @@
-"""What Numba's pointers cannot do by themselves: bfloat16, tables of addresses, and arguments that may be either."""
+"""What Numba's pointers don't support: bfloat16, tables of addresses, and arguments that may be either kind."""
 
 from typing import Any
 
@@ -92,7 +92,7 @@ def _forbid(pointer, index):
 
 
 def rows_of(pointer, group):
-    """The tensor itself, or where `pointer` is a table of addresses, the int32 tensor of the group."""
+    """The tensor itself, or the group's int32 tensor if `pointer` is a table of addresses."""
     raise NotImplementedError("only for compiled code")
 
 
@@ -104,7 +104,7 @@ def _rows_of(pointer, group):
 
 
 def value_of(value, group):
-    """The number itself, or where `value` is a pointer, the number of the group."""
+    """The number itself, or the group's number if `value` is a pointer."""
     raise NotImplementedError("only for compiled code")
 
 

@@ -1,4 +1,4 @@
-"""Verification of drafts: which of them the target accepts."""
+"""Draft verification: which drafts the target accepts."""
 
 import math
 
@@ -12,8 +12,7 @@ from vllm_nld.triton_cpu.twins.sampling import draw_block
 
 @njit
 def block_stats(logits, row, begin, end, scale):
-    """(max, sum of exp(logit - max)) of the tokens begin…end of a row, logits divided by `scale`; (-inf, 0) for
-    none."""
+    """(max, sum of exp(logit - max)) of tokens begin…end of a row, logits divided by `scale`; (-inf, 0) if empty."""
     top = NEG_INF
     for i in range(row + begin, row + end):
         top = max(top, load(logits, i) / scale)
@@ -26,7 +25,7 @@ def block_stats(logits, row, begin, end, scale):
 
 @njit
 def log_sum_exp(maxima, sums, maxima_at, sums_at, blocks):
-    """The log of a row's sum of exponentials, from its blocks' statistics."""
+    """A row's log-sum-exp, from its blocks' statistics."""
     top = NEG_INF
     for i in range(blocks):
         top = max(top, maxima[maxima_at + i])
@@ -62,7 +61,7 @@ def logits_stats(
     BLOCK_SIZE,
     HAS_DRAFT_LOGITS,
 ):
-    """Per vocabulary block of each row that a draft follows: the argmax if greedy, else max and sum of exponentials."""
+    """Per vocabulary block of each row followed by a draft: the argmax if greedy, else max and sum of exponentials."""
     for n in range(grid_0):
         step = expanded_local_pos[n]
         if step >= num_speculative_steps:
@@ -92,7 +91,7 @@ def reject(
     grid_1,
     sampled,  # [R, K + 1], written
     sampled_stride,
-    rejected_steps,  # [R] drafts accepted, written
+    rejected_steps,  # [R] number of accepted drafts, written
     target_rejected_logsumexp,  # [R], written
     draft_rejected_logsumexp,  # [R], written
     target_logits,  # [N, V]
@@ -103,7 +102,7 @@ def reject(
     target_local_max_stride,
     target_local_sumexp,
     target_local_sumexp_stride,
-    draft_sampled,  # [N] a row's input token: the draft that row n - 1 is to judge; -1 is rejected
+    draft_sampled,  # [N] a row's input token, the draft that row n - 1 verifies; -1 is always rejected
     draft_logits,  # [M, K, V] or None
     draft_logits_stride_0,
     draft_logits_stride_1,
@@ -126,10 +125,10 @@ def reject(
     SYNTHETIC_MODE,
     USE_BLOCK_VERIFICATION,
 ):
-    """Accept drafts up to the first rejection, and keep the log-sum-exps of that row for resampling.
+    """Accept drafts up to the first rejection, and store that row's log-sum-exps for resampling.
 
-    Greedy: a draft that is the target's argmax, which takes its place otherwise. Sampled: with probability p / q
-    (Leviathan et al., 2023), or jointly over the block (Sun et al., 2024). Synthetic: with fixed rates.
+    Greedy: accept a draft if it is the target's argmax, otherwise output the argmax. Sampled: accept with probability
+    p / q (Leviathan et al., 2023), or jointly over the block (Sun et al., 2024). Synthetic: accept at fixed rates.
     """
     blocks = vocab_num_blocks
     for row in range(grid_0):

@@ -1,4 +1,4 @@
-"""What follows rejection: the residual distribution, a token drawn from it, and the rows that go in and out."""
+"""After rejection: sample from the residual distribution; also the rows that go into and come out of verification."""
 
 import math
 
@@ -22,7 +22,7 @@ def gather_draft_sampled(
     num_logits,
     BLOCK_SIZE,
 ):
-    """The input token and position of each logit row; -1 for a draft in a step that starts inside the prefill."""
+    """The input token and position of each logit row; -1 for a draft if the step starts inside the prefill."""
     for n in range(num_logits):
         token = logits_indices[n]
         place = expanded_local_pos[n]
@@ -46,7 +46,7 @@ def resample(
     draft_logits_stride_0,
     draft_logits_stride_1,
     draft_rejected_logsumexp,  # [R]
-    rejected_step,  # [R] drafts accepted
+    rejected_step,  # [R] number of accepted drafts
     cu_num_logits,  # [R + 1]
     expanded_idx_mapping,  # [N]
     draft_sampled,  # [N]
@@ -69,10 +69,10 @@ def resample(
     WATERMARK,
     DEDUPLICATE_CONTEXTS,
 ):
-    """The winner of each vocabulary block of the row after the accepted drafts, drawn from what rejection left over.
+    """Sample the token after the accepted drafts: the winner of each vocabulary block of that row.
 
-    All accepted: from the target (the bonus token). Rejected: from max(p - q, 0), for a draft without logits from p
-    without that token. Greedy requests already have their token, except the bonus one.
+    All drafts accepted: sample from the target (the bonus token). One rejected: sample from max(p - q, 0), or without
+    draft logits from p minus the rejected token. Greedy requests already have their token, except for the bonus token.
     """
     for row in range(grid_0):
         step = rejected_step[row]
@@ -109,7 +109,7 @@ def resample(
             resampled_local_max[row * resampled_local_max_stride + block] = best
 
 
-vars(resample)["absent"] = ("contexts_ptr",)  # watermarks are drawn by the interpreter
+vars(resample)["absent"] = ("contexts_ptr",)  # watermarking is left to the interpreter
 
 
 def insert_resampled(
@@ -117,7 +117,7 @@ def insert_resampled(
     grid_1,
     sampled,  # [R, K + 1], written
     sampled_stride,
-    num_sampled,  # [R] drafts accepted, read; with the token after them, written
+    num_sampled,  # [R] number of accepted drafts when read; one more is written back
     resampled_local_argmax,  # [R, blocks]
     resampled_local_argmax_stride,
     resampled_local_max,  # [R, blocks]
@@ -128,7 +128,7 @@ def insert_resampled(
     temp,  # [M]
     PADDED_RESAMPLE_NUM_BLOCKS,
 ):
-    """Append the resampled token to the accepted drafts; a rejected greedy draft has its replacement already."""
+    """Append the resampled token to the accepted drafts; a rejected greedy draft already has its replacement."""
     for row in range(grid_0):
         accepted = num_sampled[row]
         n = cu_num_logits[row] + accepted
@@ -152,7 +152,7 @@ def flatten_sampled(
     num_sampled,  # [R]
     cu_num_logits,  # [R + 1]
 ):
-    """Each request's sampled tokens at the place of its logit rows."""
+    """Write each request's sampled tokens at its logit rows."""
     for row in range(grid_0):
         for i in range(num_sampled[row]):
             flat_sampled[cu_num_logits[row] + i] = sampled[row * sampled_stride + i]

@@ -1,4 +1,4 @@
-"""Sampling a token from each row: temperature, min-p, and the Gumbel-max draw."""
+"""Sampling a token from each row: temperature, min-p and Gumbel-max."""
 
 import math
 
@@ -8,14 +8,14 @@ from numba import njit
 from vllm_nld.triton_cpu.twins.noise import DRAFT_SALT, SECOND_HASH, noisy, prefix
 from vllm_nld.triton_cpu.twins.pointers import NEG_INF, float_to_bits, forbid, load, store
 
-CHUNK = 256  # tokens that one vectorised loop reduces
+CHUNK = 256  # tokens per vectorised loop
 NO_KEY = np.int32(-(2**31))
-NEG_INF_KEY = np.int32(0x807FFFFF - 2**32)  # what `key` makes of -inf
+NEG_INF_KEY = np.int32(0x807FFFFF - 2**32)  # `key` of -inf
 
 
 @njit(inline="always")
 def key(value):
-    """A float32 as an int32 of the same order; below all others for NaN. Zeros are equal."""
+    """Map a float32 to an int32 that sorts the same way. NaN sorts below everything; both zeros are equal."""
     bits = np.int32(float_to_bits(value + np.float32(0.0)))
     ordered = np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
     return ordered if value == value else NO_KEY
@@ -23,9 +23,9 @@ def key(value):
 
 @njit
 def greatest(logits, row, begin, end):
-    """(value, token) of the greatest among the tokens begin…end of a row; first of equals; (-inf, begin) for none.
+    """(value, token) of the greatest among tokens begin…end of a row; ties go to the first; (-inf, begin) if none.
 
-    Compares integers, since a compiler may reorder their maximum, and so vectorise it, but not that of floats.
+    Compares integers because the compiler can reorder, and so vectorise, an integer maximum but not a float one.
     """
     best, place = NEG_INF_KEY, begin
     for chunk in range(begin, end, CHUNK):
@@ -43,10 +43,9 @@ def greatest(logits, row, begin, end):
 
 @njit
 def draw_block(logits, row, begin, end, scale, random, use_fp64, seed, position):
-    """(value, token) of the winner among the tokens begin…end of a row that starts at element `row`; first of equals.
+    """(value, token) of the winner among tokens begin…end of the row starting at element `row`; ties go to the first.
 
-    Logits are divided by `scale` in float32 first; `random` adds Gumbel noise. NaN never wins; where nothing does,
-    begin.
+    Logits are first divided by `scale` in float32; `random` adds Gumbel noise. NaN never wins; (-inf, begin) if none.
     """
     if not random:
         return greatest(logits, row, begin, end)
@@ -85,10 +84,10 @@ def gumbel_sample(
     USE_FP64,
     PER_TOKEN_COL,
 ):
-    """The winner of each block of each row: argmax of logits (/ temperature) + Gumbel noise, plain argmax at
-    temperature 0.
+    """The winner of each block of each row: argmax of logits (/ temperature) + Gumbel noise; at temperature 0 the
+    plain argmax.
 
-    With a cache, also keep the row's logits as they were before temperature, for the rejection sampler.
+    With a cache, also store the row's logits before temperature, for the rejection sampler.
     """
     for row in range(grid_0):
         request = expanded_idx_mapping[row]
@@ -123,7 +122,7 @@ def apply_temperature(
     vocab_size,
     BLOCK_SIZE,
 ):
-    """Divide each row by its temperature; 0 and 1 leave it as it is."""
+    """Divide each row by its temperature; 0 and 1 leave it unchanged."""
     for row in range(grid_0):
         divisor = np.float32(temperature[expanded_idx_mapping[row]])
         if divisor != 0 and divisor != 1:
@@ -141,7 +140,7 @@ def apply_min_p(
     vocab_size,
     BLOCK_SIZE,
 ):
-    """Forbid tokens whose probability is below min_p times the best token's; 0 forbids none."""
+    """Forbid tokens whose probability is below min_p times the most likely token's; 0 forbids none."""
     for row in range(grid_0):
         share = np.float32(min_p[expanded_idx_mapping[row]])
         if share == 0:

@@ -1,4 +1,4 @@
-"""Where blocks lie that a model drafts for itself, and what a forward over them reads: `spec_worker.kernels`."""
+"""Self-drafting: the layout of the blocks and the inputs of a forward over them (kernels in `spec_worker.kernels`)."""
 
 
 def lay_blocks(
@@ -23,7 +23,7 @@ def lay_blocks(
     COUNT,
     WIDTH,
 ):
-    """Per block: the anchor after what was kept, then masks."""
+    """Per block: the anchor after the accepted tokens, then masks."""
     for block in range(grid_0):
         row = rows[block]
         slot = idx_mapping[row]
@@ -64,7 +64,7 @@ def fill_pass(
     NO_SLOT,
     WIDTH,
 ):
-    """Per block: its tokens one after another, its length and its KV blocks; then requests and tokens of padding."""
+    """Per block: its tokens in order, its length and its KV blocks; then the padding requests and tokens."""
     for request in range(blocks):
         block, row = plan[request], plan[blocks + request]
         own = owned[plan[2 * blocks + request]]

@@ -1,4 +1,4 @@
-"""The thinking budget: force the end-of-thinking marker once a request has reasoned for as many tokens as it may."""
+"""The thinking budget: force the end-of-thinking marker once a request has used up its thinking tokens."""
 
 from numba import njit
 
@@ -7,8 +7,7 @@ from vllm_nld.triton_cpu.twins.pointers import store
 
 @njit
 def token_at(all_token_ids, tokens, input_ids, first_draft, total, position):
-    """The token at a position of the output so far; past the committed ones, the drafts of the request's earlier
-    rows."""
+    """The token at a position: a committed token, or past those a draft of the request's earlier rows."""
     if position < total:
         return all_token_ids[tokens + position]
     return input_ids[first_draft + position - total]
@@ -16,7 +15,7 @@ def token_at(all_token_ids, tokens, input_ids, first_draft, total, position):
 
 @njit
 def occurs(all_token_ids, tokens, input_ids, first_draft, total, position, marker, length):
-    """Whether the first `length` tokens of the marker stand at the position."""
+    """Whether the marker's first `length` tokens occur at the position."""
     for i in range(length):
         if token_at(all_token_ids, tokens, input_ids, first_draft, total, position + i) != marker[i]:
             return False
@@ -32,8 +31,8 @@ def update_marker_cache(
     all_token_ids_stride,
     total_len,  # [M]
     cached_last_start,  # [M] last position of the start marker, -1 for none; read and written
-    cached_last_end,  # [M] of the end marker
-    cached_scan_pos,  # [M] where to go on scanning
+    cached_last_end,  # [M] last position of the end marker, likewise
+    cached_scan_pos,  # [M] where to resume scanning
     reasoning_start_token_ids,  # [START_LEN]
     natural_reasoning_end_token_ids,  # [NATURAL_END_LEN]
     START_LEN,
@@ -41,9 +40,10 @@ def update_marker_cache(
     MAX_LEN,
     BLOCK,
 ):
-    """Find the last start and end markers among the committed tokens, going on from the last scan.
+    """Find the last start and end markers among the committed tokens, resuming from the last scan.
 
-    A first scan walks backward in blocks and stops at the first that has either: only which is later matters.
+    A first scan walks backward in blocks and stops at the first block that has either, because only the later marker
+    matters.
     """
     for row in range(grid_0):
         request = req_ids[row]
@@ -93,12 +93,12 @@ def apply_budget(
     cached_last_end,  # [M]
     reasoning_start_token_ids,  # [START_LEN]
     natural_reasoning_end_token_ids,  # [NATURAL_END_LEN]
-    reasoning_end_token_ids,  # [END_LEN] what is forced
+    reasoning_end_token_ids,  # [END_LEN] the marker to force
     START_LEN,
     NATURAL_END_LEN,
     END_LEN,
 ):
-    """In rows that reason beyond their budget, give the next token of the end marker a logit of 1e9."""
+    """In rows that have used up their budget, set the logit of the end marker's next token to 1e9."""
     for n in range(grid_0):
         request = expanded_idx_mapping[n]
         budget = thinking_token_budget[request]

@@ -1,9 +1,8 @@
-"""Top-k and top-p without sorting: a search for the logit, or the probability, at which to cut.
+"""Top-k and top-p without sorting: search for the cut-off logit or probability.
 
-Both searches narrow a range until the values above a pivot are just enough, and then cut ties by position. Both stop
-after 18 rounds, so where many values are close the cut is approximate, and the same approximation is needed for the
-same samples: searches and their numbers are therefore the kernel's (`vllm/v1/sample/ops/topk_topp_triton.py`), tile by
-tile.
+Both searches narrow a range until just enough values are above a pivot, then break ties by position. Both stop after 18
+rounds, so the cut is approximate if many values are close. The same samples require the same approximation, so the
+searches and their constants follow the kernel (`vllm/v1/sample/ops/topk_topp_triton.py`) tile by tile.
 """
 
 import math
@@ -22,9 +21,9 @@ ROUNDS = 18
 
 @njit
 def above(values, at, count, tile, pivot, most):
-    """(how many, their sum, the least of them, how often that occurs) of `values[at:at + count]` above the pivot.
+    """(number, sum, minimum, ties at the minimum) of `values[at:at + count]` above the pivot.
 
-    Equality is judged in tiles: within a tile against its least value, between tiles against the least so far.
+    Ties are counted per tile: within a tile against its own minimum, across tiles against the minimum so far.
     """
     number, total, least, repeats = 0, 0.0, most, 0
     for begin in range(at, at + count, tile):
@@ -49,7 +48,7 @@ def above(values, at, count, tile, pivot, most):
 
 @njit
 def search_k(values, at, count, tile, k, low, high):
-    """A pivot with k values above it, ties aside: (pivot, how many above, the least of them, how often it occurs)."""
+    """A pivot with k values above it, ties aside: (pivot, number above, their minimum, ties at the minimum)."""
     pivot, number, least, repeats, found, rounds = INF, 0, INF, 0, False, 0
     while not found:
         pivot_0 = (high - low) / np.float32(3.0) + low
@@ -76,8 +75,7 @@ def search_k(values, at, count, tile, k, low, high):
 
 @njit
 def search_p(probs, at, count, tile, p, low, high):
-    """A pivot with probability p above it, ties aside: (pivot, the sum above, the least of them, how often it
-    occurs)."""
+    """A pivot with probability p above it, ties aside: (pivot, sum above, their minimum, ties at the minimum)."""
     pivot, total, least, repeats, found, rounds = ONE, np.float32(0.0), ONE, 0, False, 0
     while not found:
         middle = (high - low) * HALF + low
@@ -96,7 +94,7 @@ def search_p(probs, at, count, tile, p, low, high):
 
 @njit
 def moments(logits, at, count):
-    """(mean, standard deviation) of the finite logits among the first `count`, a sample of the row; (0, 0) for none."""
+    """(mean, standard deviation) of the finite logits among the first `count`, a sample of the row; (0, 0) if none."""
     number, total, squares = 0, 0.0, 0.0
     for i in range(at, at + count):
         if logits[i] > NEG_INF:
@@ -111,7 +109,7 @@ def moments(logits, at, count):
 
 @njit
 def extremes(logits, at, count):
-    """(greatest, least finite, number of finite) logits of a row; the least is the greatest where none is finite."""
+    """(maximum, finite minimum, number of finite) logits of a row; the minimum equals the maximum if none is finite."""
     high, low, number = NEG_INF, INF, 0
     for i in range(at, at + count):
         high = max(high, logits[i])
@@ -123,7 +121,7 @@ def extremes(logits, at, count):
 
 @njit
 def gather(source, at, count, threshold, out):
-    """Copy the values above the threshold, in their order; how many they are."""
+    """Copy the values above the threshold in order; return their number."""
     number = 0
     for i in range(at, at + count):
         if source[i] > threshold:
@@ -134,7 +132,7 @@ def gather(source, at, count, threshold, out):
 
 @njit
 def cut_p(probs, count, tile, p, total, top, low, high):
-    """From a search over probabilities exp(logit - top) / total: (cut, tied logit, ties, ties to keep)."""
+    """Search over probabilities exp(logit - top) / total and return (cut, tied logit, ties, ties to keep)."""
     pivot, mass, least, ties = search_p(probs, 0, count, tile, p, low, high)
     cut = np.float32(math.log(pivot * total)) + top
     tied = np.float32(math.log(least * total)) + top
@@ -143,8 +141,7 @@ def cut_p(probs, count, tile, p, total, top, low, high):
 
 @njit
 def top_k_then_p(logits, at, vocab, scratch, outliers, tile, k, p, top, pivot, tied, ties, keep):
-    """The top-p cut among the tokens that top-k kept; `outliers` is how many logits are in scratch, 0 for all of the
-    row."""
+    """The top-p cut among the tokens that top-k kept; `outliers` is the number of logits in scratch, 0: use the row."""
     total, kept, number = 0.0, 0, 0
     source, first, count = (scratch, 0, outliers) if outliers > 0 else (logits, at, vocab)
     for i in range(first, first + count):
@@ -167,7 +164,7 @@ def top_k_then_p(logits, at, vocab, scratch, outliers, tile, k, p, top, pivot, t
 
 @njit
 def top_p_alone(logits, at, vocab, scratch, tile, small_tile, p, high, low, sigmas):
-    """The top-p cut of a whole row, searched among its more likely tokens first."""
+    """The top-p cut of a whole row, searching its more likely tokens first."""
     mean, deviation = moments(logits, at, min(tile, vocab))
     top = mean + deviation * np.float32(10.0)
     total = 0.0
@@ -211,8 +208,8 @@ def top_k_top_p(
     logits,  # [N, V] float32, read and written
     logits_stride,
     scratch,  # [at least 1, V] float32, overwritten
-    percentile_to_std_table,  # [200] standard deviations above which k / V x 200 of a normal sample lie
-    normal_cdf_to_sigma_table,  # [200] the same for a share p of the probability
+    percentile_to_std_table,  # [200] cut-off in standard deviations for a normal sample's top k, by k / V x 200
+    normal_cdf_to_sigma_table,  # [200] the same for the top probability p, by p x 200
     k,  # [N] int32
     p,  # [N] float32
     batch_size,
