@@ -64,6 +64,8 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         decoding = self.decoding(request)
         if request.is_prefill_chunk and not self._has_anchored_block(request):
             return 0
+        if request.num_output_tokens + 1 >= request.max_tokens:  # the step that was scheduled yields its last token
+            return 0
         return decoding.drafts if decoding.policy.takes_blocks else min(decoding.drafts, limit)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:

@@ -83,7 +83,7 @@ def in_all_modes(requests: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
             mine = p.clone()
             mine.extra_args, mine.output_kind = asked, RequestOutputKind.FINAL_ONLY
             with contextlib.suppress(ValueError):
-                check_combination(SERVED.read(asked), mine)
+                check_combination(mine, SERVED.canonical(asked))
                 every.append((prompt, mine))
     return every
 

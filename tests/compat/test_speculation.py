@@ -50,6 +50,22 @@ def test_without_skip_idle_drafter_ar_steps_run_the_speculator(
     assert proposed
 
 
+def test_without_hand_over_draft_plan_drafts_are_made_that_nobody_wants(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler plans no drafts for a request whose next token is its last."""
+    model, passes = runner(counted.llm).model, []
+    inherited = model.draft
+    monkeypatch.setattr(model, "draft", lambda *args: passes.append(1) or inherited(*args))
+    with without(speculation.hand_over_draft_plan):
+        runner(counted.llm).speculator.obey(None)  # as in an engine that has never been handed a plan
+        greedy(counted.llm, PROMPTS, 1)
+        assert passes
+    passes.clear()
+    greedy(counted.llm, PROMPTS, 1)
+    assert not passes
+
+
 def test_without_build_self_speculator_vllm_loads_the_weights_twice(checkpoint: Path, counted: Counted) -> None:
     assert type(runner(counted.llm).speculator).__module__ == speculation.SPECULATOR_MODULE
     assert one_model(runner(counted.llm))
@@ -61,6 +77,30 @@ def test_without_build_self_speculator_vllm_loads_the_weights_twice(checkpoint: 
 
 def one_model(model_runner: Any) -> bool:
     return model_runner.speculator.model is model_runner.model
+
+
+def test_without_charge_only_scheduled_tokens_a_block_never_fits(checkpoint: Path) -> None:
+    """Diffusion requests at a budget of exactly one block."""
+    tight = options() | {"max_num_batched_tokens": BLOCK, "max_num_seqs": 2}
+    with without(speculation.charge_only_scheduled_tokens), engine(checkpoint, **tight) as llm:
+        assert max(tokens_after(llm, steps=40)) == 1, "the prefill's token, and no block after it"
+    with engine(checkpoint, **tight) as llm:
+        assert min(tokens_after(llm, steps=40)) > BLOCK
+
+
+def tokens_after(llm: Any, steps: int) -> list[int]:
+    """How many tokens each of two diffusion requests has been given after so many steps; then they are aborted."""
+    from vllm import SamplingParams
+
+    front, given = llm.llm_engine, {"0": 0, "1": 0}
+    params = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True, extra_args={"nld_mode": "diffusion"})
+    for name in given:
+        front.add_request(name, {"prompt_token_ids": PROMPTS[int(name)][:4]}, params)
+    for _ in range(steps):
+        for output in front.step():
+            given[output.request_id] = len(output.outputs[0].token_ids)
+    front.abort_request(list(given))
+    return list(given.values())
 
 
 @torch.no_grad()

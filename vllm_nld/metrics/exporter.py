@@ -119,6 +119,7 @@ class NldStatLogger(AggregateStatLoggerBase):
         """Count a request that ends without a last output, by the engine it ran on as far as that is known."""
         engine = self.engines[0] if seen.engine is None else seen.engine
         REGISTRY.child(m.REQUESTS, engine, seen.mode, reason).inc()
+        REGISTRY.child(m.LATENCY, engine, seen.mode).observe(seen.age())
         log_end(seen, reason)
 
     def record_admission_rejection(self, reason: str) -> None:

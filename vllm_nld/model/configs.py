@@ -53,9 +53,14 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
         # Declared by some exports; vLLM would read it as "encoder only", and the serving path is causal.
         kwargs.pop("is_causal", None)
         super().__post_init__(**kwargs)
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for values that the model cannot run with. `--hf-overrides` change values later."""
+        for name in ("mask_token_id", "block_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name} must be an integer in config.json or --hf-overrides, not {value!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "

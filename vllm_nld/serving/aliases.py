@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_nld.serving.decoding import RECORD
 from vllm_nld.serving.modes import AUTO, FIELDS, MODES
 
 WHERE = "vllm_xargs"
@@ -57,7 +58,7 @@ def translate(theirs: Mapping[str, Any]) -> dict[str, Any]:
 def with_alias(model: str | None, extra: Mapping[str, Any] | None) -> dict[str, Any]:
     """A request's extra arguments with the mode that its model name ends in: `nld:ar` asks for mode "ar"."""
     mode = (model or "").rpartition(":")[2]
-    if mode not in MODES or mode == model:
+    if mode not in MODES or mode == model or RECORD in (extra or {}):  # a record has been made with the name
         return dict(extra or {})
     asked = (extra or {}).get(MODE, mode)
     if asked not in (mode, AUTO):

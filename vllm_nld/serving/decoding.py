@@ -55,6 +55,10 @@ class Decoding:
     @classmethod
     def of(cls, params: Any) -> Self | None:
         """The record that a request's sampling parameters carry; None if they carry none."""
-        extra = getattr(params, "extra_args", None)
+        return cls.load(getattr(params, "extra_args", None))
+
+    @classmethod
+    def load(cls, extra: Mapping[str, Any] | None) -> Self | None:
+        """The record among a request's extra arguments; None if there is none."""
         record = extra.get(RECORD) if extra else None
         return cls(**record) if isinstance(record, Mapping) else None

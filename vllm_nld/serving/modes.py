@@ -12,7 +12,7 @@ mode brings a mechanism that none of the others has.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 AUTO = "auto"  # in a request: the server's mode
 DEFAULT = "linear"
@@ -26,8 +26,14 @@ FIELDS: dict[str, str] = {
     "nld_draft_threshold": "threshold",
 }
 
-# Sampling parameters that only shift probabilities, and the values that leave them alone.
-PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+# Sampling parameters that shift the AR pathway's probabilities, of which drafts know nothing, and their neutral values.
+SHIFTS: dict[str, Any] = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "min_p": 0.0,
+    "logit_bias": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class Mode:
     drafting: Drafting | None = None
     accept: Literal["verify", "take"] = "verify"
     counts_prefill: bool = True
-    refused: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.fields if name not in FIELDS]:
@@ -109,7 +115,7 @@ MODES: dict[str, Mode] = {
             drafting=Drafting("denoise", adapter=False, sampling="final"),
             accept="take",
             counts_prefill=False,
-            refused=PENALTIES,
+            refused=SHIFTS,
         ),
     )
 }

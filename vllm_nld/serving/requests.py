@@ -2,7 +2,7 @@
 
     modes = ServerModes.of(vllm_config)
     modes.read({"nld_mode": "diffusion", "nld_threshold": 0.8})      # Decoding, or ValueError naming field and range
-    modes.canonical(params.extra_args, params)                       # extra_args with the record, for later stages
+    modes.canonical(params.extra_args)                               # extra_args with the record, for later stages
 
 Over HTTP the fields are in `vllm_xargs`, offline in `SamplingParams.extra_args`.
 """
@@ -58,10 +58,9 @@ class ServerModes:
         """Decoding for requests that set no nld_* field."""
         return self._decoding(self.mode, {})
 
-    def canonical(self, extra: Mapping[str, Any] | None, params: Any) -> dict[str, Any] | None:
-        """A request's extra arguments with its fields replaced by the record. Raises ValueError for a bad request."""
+    def canonical(self, extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """A request's extra arguments with its fields replaced by the record. Raises ValueError for a bad field."""
         decoding = self.read(extra)
-        check_combination(decoding, params)
         if not self.modes:
             return dict(extra) if extra else None
         theirs = {name: value for name, value in (extra or {}).items() if not is_own(name)}
@@ -145,11 +144,15 @@ def share(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_combination(decoding: Decoding, params: Any) -> None:
-    """Raise ValueError for sampling parameters that the request's mode cannot honour."""
-    for name, value in decoding.policy.refused.items():
-        if getattr(params, name) != value:
+def check_combination(params: Any, extra: Mapping[str, Any] | None = None) -> None:
+    """Raise ValueError for sampling parameters that the request's mode cannot honour.
+
+    extra: the request's extra arguments with its record; None: those of `params`.
+    """
+    decoding = Decoding.of(params) if extra is None else Decoding.load(extra)
+    for name, value in decoding.policy.refused.items() if decoding else ():
+        if (getattr(params, name) or value) != value:
             raise ValueError(
-                f"{name} has no effect in mode {decoding.mode!r}, which takes tokens as drafted: "
-                f"leave it at {value}, or use nld_mode 'linear' or 'ar'"
+                f"{name} has no effect in mode {decoding.mode!r}, which takes tokens as drafted: "  # type: ignore[union-attr]  # not in an empty loop
+                f"leave it out, or use nld_mode 'linear' or 'ar'"
             )

@@ -43,6 +43,7 @@ class ServedModel(VerifyAndUpdateConfig):
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         """Raises RuntimeError for an untested vLLM, CheckpointError for a local checkpoint that cannot be served."""
         check_vllm_version()
+        model_config.hf_config.check()
         path = Path(model_config.model)
         if path.is_dir():
             check_local(path, model_config)
