@@ -1,6 +1,6 @@
-"""A worker extension: a tensor-parallel rank whose arithmetic differs from the first one's, as on uneven hardware.
+"""A worker extension that makes tensor-parallel ranks compute different probabilities, as on unequal hardware.
 
-LLM(..., tensor_parallel_size=2, worker_extension_cls="tests.ranks.UnsureRank").collective_rpc("become_unsure")
+LLM(..., tensor_parallel_size=2, worker_extension_cls="tests.ranks.UnequalRank").collective_rpc("halve_probabilities")
 """
 
 from typing import Any
@@ -8,13 +8,13 @@ from typing import Any
 from spec_worker import candidates
 
 
-class UnsureRank:
+class UnequalRank:
     """Mixed into vLLM's worker."""
 
     rank: int
 
-    def become_unsure(self) -> bool:
-        """On every rank but the first, halve the probability of each candidate from now on. Returns whether it did."""
+    def halve_probabilities(self) -> bool:
+        """Halve the probability of each candidate from now on, except on the first rank. Returns whether it does."""
         if self.rank == 0:
             return False
         inherited = candidates.probability

@@ -1,10 +1,10 @@
-"""Mixed load with random aborts on one engine, for as long as asked: every finished answer must be what it is alone.
+"""Mixed load with random aborts on one engine. Every finished answer must equal the one that the request gets alone.
 
     python -m tests.soak --minutes 10
 
-Requests in all modes with all sampling features come and go, 16 at a time, in random order; some are aborted before,
-while and after they are prefilled; KV blocks are so few that some are preempted. Scheduling is asynchronous, as on
-GPUs. At the end nothing may be left over: no request, no KV block, no slot of the worker.
+Requests in all modes with all sampling features run 16 at a time, in random order. Some are aborted before, during or
+after their prefill. There are so few KV blocks that some are preempted. Scheduling is asynchronous, as on GPUs. At the
+end no request, no KV block and no slot of the worker may be left.
 """
 
 import argparse
@@ -40,12 +40,12 @@ MIXTURE: tuple[dict[str, Any], ...] = (
 )
 CONCURRENCY = 16
 SERVED = ServerModes("linear", tuple(MODES), block_length=8)
-ABORTS = 0.08  # a step
+ABORTS = 0.08  # probability per step
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One request, and its answer alone; None where it is sampled, so that there is no one answer."""
+    """One request, and the answer it gets alone; None if it is sampled, so that there is no single answer."""
 
     prompt: Any
     params: Any
@@ -54,7 +54,7 @@ class Work:
 
 @dataclass(slots=True)
 class Report:
-    """What happened."""
+    """The result of a run."""
 
     seconds: float = 0.0
     finished: int = 0
@@ -67,7 +67,7 @@ class Report:
 
 
 def in_all_modes(requests: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Each request (prompt, params) in each mode that can honour its parameters."""
+    """Each request (prompt, params) in each mode that supports its parameters."""
     from vllm.sampling_params import RequestOutputKind
 
     every = []
@@ -82,7 +82,7 @@ def in_all_modes(requests: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def answered(model: Any, requests: Sequence[tuple[Any, Any]], **options: Any) -> list[Work]:
-    """Requests (prompt, params) with their answers one at a time, in AR mode unless it is diffusion's."""
+    """Requests (prompt, params) in all modes, with the answer each gets alone: that of AR, except in diffusion mode."""
     works = in_all_modes(requests)
     alone = [p.clone() for _, p in works]
     for p in alone:
@@ -97,7 +97,7 @@ def answered(model: Any, requests: Sequence[tuple[Any, Any]], **options: Any) ->
 
 
 def soak(llm: Any, works: Sequence[Work], seconds: float, seed: int = 0) -> Report:
-    """Serve random works for this long, then finish, and check that nothing is left over."""
+    """Serve random requests for this long, let them finish, and check that nothing is left over."""
     front, chance, report = llm.llm_engine, random.Random(seed), Report()
     live: dict[str, Work] = {}
     number, begin = 0, time.monotonic()
@@ -107,7 +107,7 @@ def soak(llm: Any, works: Sequence[Work], seconds: float, seed: int = 0) -> Repo
             front.add_request(name, work.prompt, work.params.clone())
             live[name], number = work, number + 1
             if chance.random() < 0.3:
-                break  # the next one comes a step later
+                break  # the next one arrives a step later
         if live and chance.random() < ABORTS:
             gone = chance.sample(sorted(live), k=min(len(live), chance.choice((1, 1, 2, 5))))
             front.abort_request(gone)
@@ -132,7 +132,7 @@ def judge(report: Report, work: Work, output: Any) -> None:
 
 
 def on_nano(minutes: float, seed: int) -> Report:
-    """All features on nano; KV blocks for a few requests only."""
+    """Run all features on nano, with KV blocks for only a few requests."""
     features = [*FEATURES.values(), *SAMPLED.values()]
     requests = [(prompt, params(**feature)) for prompt in prompts() for feature in features]
     options: dict[str, Any] = OPTIONS | {"max_model_len": 512}
@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler and the worker are looked at in the end
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the scheduler and the worker are inspected at the end
     report = on_nano(args.minutes, args.seed)
     print(json.dumps(asdict(report) | {"wrong": len(report.wrong)}))
     for features, count in Counter(report.wrong).most_common(5):
