@@ -113,8 +113,8 @@ def test_two_ranks_equal_one(
             assert_killed_worker_is_an_error(llm)
         else:
             model = ReferenceModel.from_pretrained(checkpoint)
-            assert_logits_are_the_references(llm, model)
-            assert_rounds_are_the_references(llm, model)
+            assert_logits_equal_the_reference(llm, model)
+            assert_rounds_equal_the_reference(llm, model)
             assert_a_certain_rank_goes_along(llm, alone[0])
 
 
