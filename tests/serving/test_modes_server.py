@@ -1,6 +1,8 @@
 """All modes in one server, over HTTP: parameters, aliases, streams, refusals."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,7 +34,7 @@ HTTP = httpx.Client(timeout=60)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     markers = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
     reasoning = ["--reasoning-parser", "deepseek_v3", "--reasoning-config", json.dumps(markers)]
-    reasoning += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    reasoning += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-scale-out"]
     with Server(
         checkpoint_path(), [*NAMES, *EXACT, *reasoning], log=tmp_path_factory.mktemp("modes") / "log"
     ) as server:
@@ -142,6 +144,70 @@ def test_invalid_combinations_are_refused(
 ) -> None:
     answer = post(server, xargs, **options)
     assert answer.status_code == 400 and message in answer.text
+
+
+def body_of(path: str, xargs: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """A request of four greedy tokens to an endpoint that takes sampling parameters."""
+    body = {"model": "nld", "max_tokens": 4, "temperature": 0, "vllm_xargs": xargs} | options
+    messages = [{"role": "user", "content": "Count from 1 to 5."}]
+    if path == "/v1/completions":
+        return body | {"prompt": "1 2 3"}
+    if path == "/v1/responses":
+        return {**body, "input": "Count from 1 to 5.", "max_output_tokens": body.pop("max_tokens")}
+    if path == "/inference/v1/generate":
+        params = {"max_tokens": 4, "temperature": 0, "extra_args": body.pop("vllm_xargs")}
+        return {"model": body["model"], "token_ids": [5, 300, 301], "sampling_params": params} | {
+            name: value for name, value in options.items() if name == "stream"
+        }
+    return body | {"messages": messages}
+
+
+BEAMS = {"use_beam_search": True, "n": 2}
+ENDPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {}),
+    "completion": ("/v1/completions", {}),
+    "response": ("/v1/responses", {}),
+    "message": ("/v1/messages", {}),
+    "tokens": ("/inference/v1/generate", {}),
+    "beams of a chat": ("/v1/chat/completions", BEAMS),
+    "beams of a completion": ("/v1/completions", BEAMS),
+}
+
+
+@pytest.mark.parametrize(("path", "options"), ENDPOINTS.values(), ids=ENDPOINTS)
+def test_every_endpoint_checks_fields(path: str, options: dict[str, Any], server: Server) -> None:
+    """Under HTTP 400 and by name, in a stream before it begins; a good request is answered."""
+    for bad, field in (
+        ({"nld_mode": "fast"}, "nld_mode"),
+        ({"nld_treshold": 1}, "nld_treshold"),
+        ({"nld": "x"}, "nld"),
+    ):
+        for stream in {} if options else {"stream": False}, {"stream": True}:
+            if options and stream:
+                continue  # vLLM streams no beams
+            answer = HTTP.post(server.url + path, json=body_of(path, bad, **options, **stream))
+            assert answer.status_code == 400 and field in answer.text, (answer.status_code, answer.text)
+    answer = HTTP.post(server.url + path, json=body_of(path, {"nld_mode": "ar"}, **options))
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", [path for path, options in ENDPOINTS.values() if not options])
+def test_every_endpoint_reads_the_mode(path: str, server: Server) -> None:
+    """From a field and from the model's name, as the server's own counters say."""
+    for body in (body_of(path, {"nld_mode": "ar"}), body_of(path, {}, model="nld:ar")):
+        before = requests_by_mode(server)
+        assert HTTP.post(server.url + path, json=body).status_code == 200
+        after = requests_by_mode(server)
+        assert after - before == Counter({"ar": 1})
+
+
+def requests_by_mode(server: Server) -> Counter[str]:
+    """How many requests have ended, by mode."""
+    found: Counter[str] = Counter()
+    for line in HTTP.get(server.url + "/metrics").text.splitlines():
+        if line.startswith("nld:requests_total{"):
+            found[re.findall(r'mode="(\w+)"', line)[0]] += int(float(line.split()[-1]))
+    return found
 
 
 def chat(server: Server, name: str, **options: Any) -> Any:

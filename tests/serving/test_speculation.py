@@ -16,10 +16,9 @@ def nld(**settings: Any) -> dict[str, Any]:
     return {"additional_config": {"nld": settings}}
 
 
-def drafter(model: object, drafts: int = 7) -> dict[str, Any]:
-    return {
-        "speculative_config": {"method": "draft_model", "model": str(model), "num_speculative_tokens": drafts},
-    }
+def drafter(model: object, drafts: int = 7, **more: Any) -> dict[str, Any]:
+    speculative = {"method": "draft_model", "model": str(model), "num_speculative_tokens": drafts}
+    return {"speculative_config": speculative | more}
 
 
 def test_default_is_whole_blocks(tiny_checkpoint: Path) -> None:
@@ -87,6 +86,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ar and a drafter": (nld(mode="ar") | NGRAM, r"nld\.mode 'ar' contradicts --speculative-config \(ngram\)"),
     "linear and another": (nld(mode="linear") | NGRAM, r"asks for self-speculation.*for ngram.*remove one"),
     "two blocks": (nld(block_length=16) | drafter("MODEL"), r"block_length 16 contradicts num_speculative_tokens 7"),
+    "a context of the drafter's": (drafter("MODEL", max_model_len=64), r"max_model_len \(64\) has no effect"),
+    "weights of the drafter's": (drafter("MODEL", quantization="fp8"), r"quantization \(fp8\) has no effect"),
     "no room in a step": (
         nld(block_length=32) | {"max_num_batched_tokens": 16, "max_num_seqs": 4},
         r"--max-num-batched-tokens 16 has no room for a block of 32",

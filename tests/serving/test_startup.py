@@ -92,6 +92,21 @@ def test_broken_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
         start(path)
 
 
+OVERRIDES: dict[str, tuple[dict[str, Any], str]] = {
+    "block size that is text": ({"block_size": "x"}, r"block_size must be an integer .*--hf-overrides, not 'x'"),
+    "block size of one": ({"block_size": 1}, r"block_size \(1\) must be at least 2"),
+    "mask token outside": ({"mask_token_id": 5000}, r"mask_token_id \(5000\) must lie in"),
+    "negative mask token": ({"mask_token_id": -1}, r"mask_token_id \(-1\) must lie in"),
+    "no mask token": ({"mask_token_id": None}, "mask_token_id must be an integer .*not None"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), OVERRIDES.values(), ids=OVERRIDES)
+def test_overrides_are_checked_like_the_config(overrides: dict[str, Any], message: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        start(tiny_checkpoint, hf_overrides=overrides)
+
+
 @pytest.mark.parametrize("load_format", ["pt", "npcache"])
 def test_pickle_load_formats_are_refused(tiny_checkpoint: Path, load_format: str) -> None:
     with pytest.raises(ValueError, match=f"--load-format {load_format} reads pickle.*safetensors"):
