@@ -4,8 +4,9 @@
     questions = read(tokenizer, Path("question.jsonl"))     # {"turns": [...]}, {"messages": [...]} or {"prompt": ...}
     write(questions, path)                                  # for vLLM's client, --dataset-name custom
 
-Every question is rendered with the chat template here, so all clients send the same tokens. Only the first turn of a
-conversation is used, as in vLLM's own loaders of these files.
+Every question is rendered with the chat template here, so all clients send the same tokens. A conversation is used up
+to its first question, as in vLLM's own loaders of these files, with the system message before it. A row may also have
+"expected", its one right answer, and "max_tokens".
 """
 
 import json
@@ -37,18 +38,27 @@ def read(tokenizer: Any, path: Path | None) -> list[Question]:
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = [json.loads(line) for line in lines]
     return [
-        Question(str(row.get("category", "all")), render(tokenizer, [first(row, file)]), OTHER_TOKENS) for row in rows
+        Question(
+            str(row.get("category", "all")),
+            render(tokenizer, conversation(row, file)),
+            int(row.get("max_tokens", OTHER_TOKENS)),
+            row.get("expected"),
+        )
+        for row in rows
     ]
 
 
-def first(row: dict[str, Any], file: Path) -> dict[str, str]:
-    """The first user message of a row in any supported format. Raises ValueError for other formats."""
+def conversation(row: dict[str, Any], file: Path) -> list[dict[str, str]]:
+    """A row's messages up to the first of the user's. Raises ValueError for a row in no supported format."""
     if "turns" in row:
-        return {"role": "user", "content": row["turns"][0]}
+        return [{"role": "user", "content": row["turns"][0]}]
     if "messages" in row:
-        return {"role": "user", "content": row["messages"][0]["content"]}
+        roles = [message["role"] for message in row["messages"]]
+        if "user" not in roles:
+            raise ValueError(f"{file}: a line's 'messages' must have one with the role 'user', not only {roles}")
+        return row["messages"][: roles.index("user") + 1]
     if "prompt" in row:
-        return {"role": "user", "content": row["prompt"]}
+        return [{"role": "user", "content": row["prompt"]}]
     raise ValueError(
         f"{file}: a line must have 'turns' (Spec-Bench), 'messages' (SPEED-Bench) or 'prompt', not {list(row)}"
     )

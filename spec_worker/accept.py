@@ -1,10 +1,10 @@
-"""How a mode accepts its drafts, see `Mode.accept`.
+"""How drafts are accepted, see `Mode.accept`.
 
-"verify": vLLM's rejection sampler decides. "take": the samplers see a distribution that holds only the drafted token,
-so it is accepted at any temperature. The row after the block's last token is left as it is: it samples the token that
-seeds the next block, with all of vLLM's sampling parameters. A token that those parameters rule out (a grammar, bad
-words, too few tokens for an EOS, a used-up thinking budget) is not forced: the block ends there, and the AR
-distribution decides in its place.
+"verify": vLLM's rejection sampler decides. "take": the samplers see a distribution that contains only the drafted
+token, so it is accepted at any temperature. The row after the block's last token is not changed: from it the token that
+starts the next block is sampled, with all sampling parameters. If these rule a drafted token out (a grammar, bad words,
+the minimum length, the thinking budget), it is not forced: the block ends there, and a token is sampled from the AR
+distribution instead.
 
 Letters in shapes: R requests, L rows of logits, N state slots, K drafts, V vocabulary.
 """
@@ -30,7 +30,7 @@ def force(
     logits: torch.Tensor,  # [L, V]
     tokens: torch.Tensor,  # [L] int64, the token that each row's block has next; -1: none
 ) -> torch.Tensor:  # [L, V], a new tensor
-    """Leave a row only the token that its block has next, unless the row rules that token out."""
+    """Mask all tokens of a row except the one that its block has next, unless the row rules that token out."""
     wanted = tokens.clamp(min=0)[:, None]
     possible = logits.gather(1, wanted) > logits.amax(dim=1, keepdim=True) - RULED_OUT
     forced = (tokens >= 0)[:, None] & possible
@@ -39,7 +39,7 @@ def force(
 
 
 class ForcedBlockSampler(Sampler):
-    """vLLM's sampler, whose processed logits force the blocks that are to be taken."""
+    """vLLM's sampler, with processed logits that force the tokens of taken blocks."""
 
     slots: Slots
 
@@ -63,7 +63,7 @@ class ForcedBlockSampler(Sampler):
         seq_lens_upper_bound_np: np.ndarray,  # [R]
         skip_top_k_top_p: bool = False,
     ) -> torch.Tensor:  # [L, V]
-        """As vLLM's. Blocks are forced before top-k and top-p, which rule out more than the parameters mean to."""
+        """As vLLM's, but blocks are forced before top-k and top-p, which could rule out a drafted token."""
         taking = bool(self.slots.takes_blocks[idx_mapping_np].any())
         processed = super().apply_sampling_params(
             logits,
@@ -116,7 +116,7 @@ class AcceptingSampler(RejectionSampler):
         max_num_logprobs: int,
         verify_draft_sampled: torch.Tensor | None = None,  # [L]
     ) -> tuple[Any, ...]:
-        """vLLM drops drafts whose anchor is a prefill token, and a resumed request's first block has such an anchor."""
+        """Restore anchored blocks: vLLM drops drafts after a prefill token, and a resumed request's anchor is one."""
         if self._slots.anchored[input_batch.idx_mapping_np].any():
             draft_sampled = self._with_anchored_blocks(input_batch, draft_sampled)
             verify_draft_sampled = self._with_anchored_blocks(input_batch, verify_draft_sampled)
@@ -132,14 +132,14 @@ class AcceptingSampler(RejectionSampler):
         )
 
     def _with_anchored_blocks(self, input_batch: InputBatch, drafts: torch.Tensor) -> torch.Tensor:
-        """The drafts, put back for blocks that are there although vLLM took them for placeholders."""
+        """The drafts, with those of anchored blocks in place of vLLM's placeholders."""
         row, place = request_rows(input_batch)
         known = self._slots.anchored[input_batch.idx_mapping_np][row] & (place > 0)
         ids = input_batch.input_ids[input_batch.logits_indices].to(drafts)
         return torch.where(async_tensor_h2d(known, drafts.device), ids, drafts)
 
     def _report_confidence(self, input_batch: InputBatch, output: SamplerOutput) -> None:
-        """A taken token's log probability is that at which it was committed; alternatives are the AR pathway's."""
+        """Report the log probability at which a taken token was committed. Alternatives stay the AR pathway's."""
         if not self.sampler.logprobs_mode.endswith("logprobs"):
             return
         rows, places = request_rows(input_batch)
@@ -155,7 +155,7 @@ class AcceptingSampler(RejectionSampler):
 
 
 def request_rows(input_batch: InputBatch) -> tuple[np.ndarray, np.ndarray]:
-    """The request in the batch and the place in its block of each row, both [L], known on the CPU."""
+    """Each row's request in the batch, and its place in the request's block. Both [L], on the CPU."""
     first = input_batch.cu_num_logits_np[:-1]
     counts = np.diff(input_batch.cu_num_logits_np)
     row = np.repeat(np.arange(len(counts)), counts)

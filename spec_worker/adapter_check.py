@@ -1,6 +1,6 @@
-"""The draft adapter must have an effect: asked once at start-up, through the very forward that drafts.
+"""Checks at start-up, through the forward that drafts, that the draft adapter has an effect.
 
-An adapter that is silently off (compiled away, its switch never set, all zeros) shows in nothing but the acceptance.
+If an adapter were silently off (compiled away, its switch never set, all zeros), only the acceptance would show it.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def check_adapter(
     model: nn.Module,
     forward: Callable[[], torch.Tensor],  # -> [B, hidden], a pass over one block of masks
 ) -> None:
-    """Compare draft logits with and without the adapter. Raises RuntimeError where it changes nothing, or stays on."""
+    """Compare draft logits with and without the adapter. Raises RuntimeError if it changes nothing, or stays on."""
     if model.draft_adapter is None:
         logger.info("Draft adapter: none.")
         return
@@ -30,8 +30,8 @@ def check_adapter(
     if not change > 0:
         raise RuntimeError(
             f"the draft adapter in {path} has no effect on draft logits: its weights are zero or the "
-            "compiled model leaves it out; serve with draft_lora 'off' to do without, or with --enforce-eager"
+            "compiled model leaves it out; set draft_lora to 'off' to draft without it, or try --enforce-eager"
         )
     if not torch.equal(after, without):
-        raise RuntimeError(f"the draft adapter in {path} stays on after a draft pass: serve with draft_lora 'off'")
-    logger.info("Draft adapter: %s, on in draft passes (largest change of a logit: %.3g).", path, change)
+        raise RuntimeError(f"the draft adapter in {path} stays on after a draft pass: set draft_lora to 'off'")
+    logger.info("Draft adapter: %s, on in draft passes (largest change of a draft logit: %.3g).", path, change)

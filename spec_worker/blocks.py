@@ -1,4 +1,4 @@
-"""Draft blocks: their layout in a forward, known on the CPU, and what is decided of them, known on the device."""
+"""Draft blocks: their layout in a forward (on the CPU) and their contents (on the device)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from vllm_nld.serving.modes import Mode
 
 @dataclass(frozen=True)
 class Layout:
-    """Blocks of unequal length one after another, as a forward takes them."""
+    """The layout of a forward over blocks of unequal length, one after another."""
 
     lengths: np.ndarray  # [R] int64
     block_length: int  # B, the longest possible
@@ -21,44 +21,44 @@ class Layout:
             raise ValueError(f"blocks must have 2 to {self.block_length} tokens, not {self.lengths}")
 
     def query_start_loc(self, requests: int) -> np.ndarray:  # [requests + 1] int32
-        """The first row of each block, then the end for requests past the last block, which have no rows."""
+        """The first row of each block; padded requests start at the end and have no rows."""
         starts = np.full(requests + 1, self.tokens, dtype=np.int32)
         starts[: len(self.lengths)] = self.first
         return starts
 
     @cached_property
     def first(self) -> np.ndarray:  # [R] int64
-        """The first row of each block in the forward."""
+        """The row of each block's anchor in the forward."""
         return self.lengths.cumsum() - self.lengths
 
     @cached_property
     def uniform(self) -> int | None:
-        """The length that all blocks have; None if they differ."""
+        """The length of all blocks, or None if they differ."""
         first = int(self.lengths[0])
         return first if (self.lengths == first).all() else None
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens of all blocks, T."""
+        """The number of tokens in all blocks, T."""
         return int(self.lengths.sum())
 
     def rows(self, block: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """Rows of the forward that hold these blocks' tokens at these places."""
+        """The rows in the forward of the given places in the given blocks."""
         return self.first[block] + place
 
 
 @dataclass(slots=True)
 class Blocks:
-    """Blocks of one mode that are filled together. R requests, B tokens per block at most, K = B - 1."""
+    """Blocks of one mode that are filled together. R requests, at most B tokens per block, K = B - 1."""
 
     mode: Mode
     rows: np.ndarray  # [R], the requests' rows in the step's batch
     slots: np.ndarray  # [R], their state slots
     lengths: np.ndarray  # [R], their block lengths in this step
     starts: torch.Tensor  # [R] int64, positions of the anchors
-    ids: torch.Tensor  # [R, B] int64, the mask token where undecided
+    ids: torch.Tensor  # [R, B] int64, the mask token if undecided
     masked: torch.Tensor  # [R, K] bool
 
     def open_places(self) -> np.ndarray:  # [R, K] bool
-        """The places of drafts before any pass; like `masked` then, except past the end of the context."""
+        """The draft places before the first pass: `masked`, but known on the CPU and not cut at the context's end."""
         return np.arange(1, self.ids.shape[1]) < self.lengths[:, None]

@@ -1,7 +1,7 @@
-"""What a pass offers for each undecided position: the argmax of its row, or a draw, and how probable it is.
+"""Finds a candidate for each undecided position, the argmax of its row or a sample, and its probability.
 
-Rows are processed in chunks, as each one takes several fp32 copies of the vocabulary. Letters in shapes: M undecided
-positions of all requests, N state slots, R blocks, K drafts per request, V vocabulary.
+Rows are processed in chunks, because each one takes several fp32 copies of the vocabulary. Letters in shapes: M
+undecided positions of all requests, N state slots, R blocks, K drafts per request, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -16,40 +16,40 @@ from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from spec_worker.commit import probability
 from vllm_nld.serving.modes import Drafting
 
-CHUNK_BYTES = 2**28  # of one fp32 copy of a chunk's logits
+CHUNK_BYTES = 2**28  # size of one fp32 copy of a chunk's logits
 
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """The positions that a pass is asked about. M of them."""
+    """The M undecided positions of a pass."""
 
     slot: np.ndarray  # [M], state slots of their requests
-    block: np.ndarray  # [M], which block of those that are being filled
-    place: np.ndarray  # [M], which draft of its block
+    block: np.ndarray  # [M], index of the block
+    place: np.ndarray  # [M], index of the draft in its block
     starts: torch.Tensor  # [R] int64, positions of the blocks' anchors
-    count: int  # the pass, from 1
+    count: int  # number of the pass, from 1
     drafting: Drafting
 
     def part(self, first: int, end: int) -> "Undecided":
-        """Some of the positions."""
+        """The positions from `first` to before `end`."""
         some = slice(first, end)
         return Undecided(self.slot[some], self.block[some], self.place[some], self.starts, self.count, self.drafting)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """How candidates are found; the server's constants."""
+    """Finds candidates. Its fields are constants of the server."""
 
     compute_logits: Callable[[torch.Tensor], torch.Tensor]  # [M, hidden] -> [M, V]
     vocab_size: int
     mask_token_id: int
     max_model_len: int
-    draft_logits: torch.Tensor | None  # [N, K, V], kept for the verifier if linear mode samples
+    draft_logits: torch.Tensor | None  # [N, K, V], kept for the verifier if drafts are sampled
     use_fp64: bool
 
     @property
     def chunk(self) -> int:
-        """At most this many rows at a time."""
+        """The number of rows to process at a time."""
         return max(1, CHUNK_BYTES // (4 * self.vocab_size))
 
     def find(
@@ -57,7 +57,7 @@ class Candidates:
         hidden: torch.Tensor,  # [M, hidden]
         undecided: Undecided,
         sampling: Any,  # vLLM's SamplingStates
-        certain: bool = False,  # whether every candidate counts as certain, which spares the softmax
+        certain: bool = False,  # count every candidate as certain, which saves the softmax
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [M] int64, [M] float64 in [0, 1]
         """A candidate for each position and its probability."""
         parts = []
@@ -70,8 +70,8 @@ class Candidates:
         found, certainty = zip(*parts, strict=True)
         return torch.cat(found), torch.cat(certainty)
 
-    def rehearse(self, hidden: torch.Tensor) -> None:
-        """Take the memory that the largest chunk takes, while vLLM profiles: logits, an fp32 copy, probabilities."""
+    def profile(self, hidden: torch.Tensor) -> None:
+        """Allocate what the largest chunk needs, for vLLM's memory profile: logits, an fp32 copy, probabilities."""
         logits = self.compute_logits(hidden[: self.chunk])
         drawn_from = logits.float().clone()
         probability(logits, drawn_from.max(dim=-1).indices)
@@ -79,7 +79,7 @@ class Candidates:
     def _find(
         self, logits: torch.Tensor, undecided: Undecided, sampling: Any, certain: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        own = logits[:, self.mask_token_id].clone()  # no candidate, but it keeps its share of the softmax
+        own = logits[:, self.mask_token_id].clone()  # never a candidate, but it keeps its share of the softmax
         logits[:, self.mask_token_id] = float("-inf")
         final = undecided.drafting.sampling == "final"
         drawn = (sampling.temperature.np[undecided.slot] > 0).any() if final else self.draft_logits is not None
@@ -91,13 +91,13 @@ class Candidates:
         return found, torch.ones_like(found, dtype=torch.float64) if certain else probability(logits, found)
 
     def _key(self, undecided: Undecided) -> torch.Tensor:  # [M] int64
-        """What a draw depends on beside the seed: the position of the token before, and the pass."""
+        """What a sample depends on besides the seed: the position of the preceding token, and the pass."""
         device = undecided.starts.device
         key = undecided.starts[async_tensor_h2d(undecided.block, device)] + async_tensor_h2d(undecided.place, device)
         return key + (undecided.count - 1) * self.max_model_len
 
     def _draw_draft(self, logits: torch.Tensor, undecided: Undecided, sampling: Any) -> torch.Tensor:
-        """By temperature alone; the verifier corrects for the rest."""
+        """Sample by temperature only; the verifier corrects for the rest."""
         return gumbel_sample(
             logits,
             async_tensor_h2d(undecided.slot, logits.device),
@@ -112,7 +112,7 @@ class Candidates:
         )
 
     def _draw_final(self, logits: torch.Tensor, undecided: Undecided, sampling: Any) -> torch.Tensor:
-        """By temperature, top-k and top-p: it is taken as it is."""
+        """Sample by temperature, top-k and top-p, because the token is taken as it is."""
         state = async_tensor_h2d(undecided.slot, logits.device)
         source = logits.float()
         source = source.clone() if source is logits else source
@@ -134,10 +134,10 @@ class Candidates:
         slots: np.ndarray,  # [R]
         tokens: torch.Tensor,  # [R, K] int64
     ) -> None:
-        """Draft logits of blocks that are taken: each token is certain.
+        """Store draft logits for taken blocks in which each token is certain.
 
-        The sampler resamples a token that a request rules out from what the target has more of than the draft, so the
-        draft logits of an earlier request in the slot must not be left there.
+        If a request rules a token out, the sampler resamples from the part of the target distribution that exceeds the
+        draft distribution, so no draft logits of the slot's previous request may remain.
         """
         if self.draft_logits is None:
             return

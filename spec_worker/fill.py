@@ -1,7 +1,7 @@
-"""Filling blocks: bidirectional passes until no position is masked, or a stop token has none before it.
+"""Fills blocks by bidirectional passes, until no position is masked or a stop token has no mask before it.
 
-One pass decides everything in linear mode; with a threshold each pass commits what is probable enough, and blocks that
-are done leave the passes that follow. Letters in shapes: A blocks in a pass, R blocks, K drafts per block at most.
+Without a threshold one pass decides everything. With one, each pass commits what is probable enough, and later passes
+leave out blocks that are done. Letters in shapes: A blocks in a pass, R blocks, at most K drafts per block.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from spec_worker.slots import Slots
 
 @dataclass(frozen=True, slots=True)
 class Filler:
-    """Fills blocks of one mode at a time, in the step that `propose` was called for."""
+    """Fills blocks of one mode at a time."""
 
     model: Any  # the served model
     run: Callable[[Pass], torch.Tensor]  # a forward over some blocks -> [T, hidden]
@@ -47,7 +47,7 @@ class Filler:
             self.candidates.record_taken(blocks.slots, blocks.ids[:, 1:])
 
     def _fill_at_once(self, blocks: Blocks, input_batch: InputBatch, write: bool) -> None:
-        """The only pass decides everything, however probable it is, so nothing waits for the device."""
+        """A single pass decides everything, whatever its probability, so nothing waits for the device."""
         active = np.arange(len(blocks.rows))
         found, _ = self._pass(blocks, active, blocks.open_places(), input_batch, 1, write, certain=True)
         blocks.ids[:, 1:] = torch.where(blocks.masked, found, blocks.ids[:, 1:])
@@ -72,7 +72,7 @@ class Filler:
         certainty: torch.Tensor,  # [A, K] float64
         count: int,
     ) -> None:
-        """Commit what a pass is sure enough of; in a block's last pass, all that is left."""
+        """Commit what is probable enough; in a block's last pass, all that is left."""
         slots = self.slots
         state = blocks.slots[active]
         threshold = np.where(slots.passes[state] == count, 0.0, slots.threshold[state])
@@ -98,7 +98,7 @@ class Filler:
         write: bool,
         certain: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [A, K] int64 and float64
-        """One forward: a candidate for each undecided position, and its probability."""
+        """Run one forward: a candidate for each undecided position, and its probability."""
         given = self._gather(blocks, active, input_batch, write)
         hidden = self.run(given)
         block, place = np.nonzero(places[active])
@@ -119,7 +119,7 @@ class Filler:
         return every, sure
 
     def _gather(self, blocks: Blocks, active: np.ndarray, input_batch: InputBatch, write: bool) -> Pass:
-        """What a pass over these blocks reads."""
+        """The input of a pass over the active blocks."""
         rows = blocks.rows[active]
         return Pass(
             layout=Layout(blocks.lengths[active], blocks.ids.shape[1]),
@@ -140,10 +140,10 @@ def agree(
     found: torch.Tensor,  # [A, K] int64
     certainty: torch.Tensor,  # [A, K] float64
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the first tensor-parallel rank found.
+    """Use the candidates of the first tensor-parallel rank on every rank.
 
-    Each rank looks at its own device to see whether another pass is needed. Ranks that disagreed once, by a rounding
-    error, would wait for each other forever.
+    Each rank looks at its own device to see whether another pass is needed. If ranks disagreed once, because of a
+    rounding error, they would wait for each other forever.
     """
     group = get_tp_group()
     if group.world_size == 1:

@@ -1,6 +1,6 @@
 """The forward of a draft pass: bidirectional inside each block, over the whole prefix.
 
-It runs the served model's own modules with buffers of its own, in a CUDA graph if one fits.
+It runs the served model's modules on its own input buffers, in a CUDA graph if one fits.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from spec_worker.user_lora import map_blocks, uses_lora
 
 
 class DraftForward:
-    """Runs passes over blocks. `attach` makes it ready for a KV cache; without one `forward` still runs."""
+    """Runs passes over blocks. Before `attach`, without a KV cache, only `forward` works."""
 
     def __init__(self, model: nn.Module, vllm_config: VllmConfig, buffers: InputBuffers) -> None:
         self.model, self.vllm_config, self.buffers = model, vllm_config, buffers
@@ -29,7 +29,7 @@ class DraftForward:
         self.inputs: Inputs
 
     def attach(self, attn_groups: Any, kv_cache_config: Any, block_tables: BlockTables) -> None:
-        """Use the KV cache. Raises ValueError for a model with attention layers of several kinds."""
+        """Use a KV cache. Raises ValueError if the model has several kinds of attention layers."""
         if len(attn_groups) != 1:
             raise ValueError(f"self-speculation needs one kind of attention layer, not {len(attn_groups)} KV groups")
         self.attn_groups, self.kv_cache_config = attn_groups, kv_cache_config
@@ -38,7 +38,7 @@ class DraftForward:
         self.inputs = Inputs(self.buffers, block_tables.block_sizes[0], width, self.max_model_len)
 
     def run(self, given: Pass, graphs: DraftGraphs) -> torch.Tensor:  # [T, hidden]
-        """A pass over blocks one after another."""
+        """Run a pass."""
         if uses_lora(self.model):
             map_blocks(self.model, given.lora.tolist(), given.layout.lengths.tolist())
         shape = graphs.shape(given.layout)
@@ -50,7 +50,7 @@ class DraftForward:
         return self.forward(shape.num_tokens, metadata, mappings)
 
     def attention(self, given: Pass, requests: int, tokens: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """Metadata of a pass that has been laid out, and its KV slots by layer."""
+        """Attention metadata and KV slots by layer, for a pass whose inputs are in the buffers."""
         longest = given.longest(requests, self.max_model_len)
         mappings = self.inputs.slots[:, :tokens]
         metadata = build_attn_metadata(
@@ -75,7 +75,7 @@ class DraftForward:
     def forward(
         self, tokens: int, metadata: dict[str, Any] | None, mappings: dict[str, torch.Tensor] | None
     ) -> torch.Tensor:  # [tokens, hidden]
-        """The model over what the buffers hold."""
+        """Run the model on the buffers."""
         with set_forward_context(
             metadata,
             self.vllm_config,

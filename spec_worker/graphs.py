@@ -1,16 +1,16 @@
-"""CUDA graphs of the draft pass: the forward over whole blocks, captured once a padded number of them.
+"""CUDA graphs of the draft pass: one graph per padded number of whole blocks.
 
-A graph replays one shape, so it serves a pass whose blocks are all as long as the server's block, padded to the next
-captured number of blocks; up to `--max-cudagraph-capture-size` tokens are captured. Any other pass runs as it would
-without graphs: shorter blocks by request, more blocks than were captured, and user LoRA, whose mapping of rows to
-adapters vLLM keeps partly on the CPU.
+A graph replays one shape, so it fits a pass whose blocks all have the server's block length, padded to the next
+captured number of blocks. Shapes of up to `--max-cudagraph-capture-size` tokens are captured. All other passes run
+without graphs: blocks that a request shortened, more blocks than were captured, and user LoRA, because vLLM keeps part
+of its mapping of rows to adapters on the CPU.
 
-One graph serves passes with the draft adapter and passes without, as the adapter's switch is a number on the device.
-Deciding rows stays outside.
+The same graph serves passes with the draft adapter and without, because the adapter's switch is a number on the device.
+Committing tokens is not part of the graph.
 
-The target's piecewise graphs are not used: they read the target's input buffers, which hold the step's own tokens until
-all blocks are filled. And no shape is agreed with other ranks: the family is dense, so vLLM runs data-parallel replicas
-as engines of their own, and ranks of one replica see the same blocks.
+The target's piecewise graphs can't be used: they read the target's input buffers, which hold the step's own tokens
+until all blocks are filled. Ranks don't have to agree on a shape: the family is dense, so vLLM runs data-parallel
+replicas as separate engines, and the ranks of a replica see the same blocks.
 """
 
 from collections.abc import Callable
@@ -33,25 +33,25 @@ logger = init_logger("vllm.plugins.nld")
 
 
 def graph_mode(target: CUDAGraphMode, attention: AttentionCGSupportInfo, user_lora: bool) -> CUDAGraphMode:
-    """Whole passes in graphs where the target's decodes are, and where that can be right; else no graphs."""
+    """Full graphs if the target decodes in full graphs and the attention backend supports them; else no graphs."""
     if target.decode_mode() != CUDAGraphMode.FULL:
         return CUDAGraphMode.NONE
     if attention.min_cg_support.value < AttentionCGSupport.UNIFORM_BATCH.value:
-        logger.warning("Draft passes run without CUDA graphs: %s cannot.", attention.min_cg_attn_backend)
+        logger.warning("Draft passes run without CUDA graphs: %s does not support them.", attention.min_cg_attn_backend)
         return CUDAGraphMode.NONE
     if user_lora:
-        logger.info("Draft passes run without CUDA graphs beside user LoRA.")
+        logger.info("Draft passes run without CUDA graphs because of --enable-lora.")
         return CUDAGraphMode.NONE
     return CUDAGraphMode.FULL_DECODE_ONLY
 
 
 class DraftGraphs(DFlashCudaGraphManager):
-    """vLLM's manager for a block drafter's pass; what a graph leaves behind are hidden states."""
+    """vLLM's graph manager for block drafters. A graph's output is its hidden states."""
 
-    hidden_states: torch.Tensor | None = None  # [T, hidden], T of the largest graph
+    hidden_states: torch.Tensor | None = None  # [T, hidden] for the largest graph
 
     def shape(self, layout: Layout) -> BatchExecutionDescriptor:
-        """How a pass runs: by the smallest graph that has room for it, or as it is."""
+        """How to run a pass: the smallest graph that has room for it, or none."""
         return self.dispatch(len(layout.lengths), layout.tokens, uniform_token_count=layout.uniform, num_active_loras=0)
 
     def record(
@@ -61,7 +61,7 @@ class DraftGraphs(DFlashCudaGraphManager):
         attn_groups: Any,
         kv_cache_config: KVCacheConfig,
     ) -> None:
-        """Capture the forward in every shape, the largest first."""
+        """Capture the forward in every shape, largest first."""
 
         def keep(requests: int, tokens: int, metadata: Any, mappings: Any, *_: Any) -> None:
             hidden = forward(tokens, metadata, mappings)
@@ -77,12 +77,12 @@ class DraftGraphs(DFlashCudaGraphManager):
             kv_cache_config,
             inputs.max_model_len,
             causal=kernel_causal(Block(self.decode_query_len)),
-            prepare_forward=lambda requests, metadata: None,  # metadata is built anew before each replay
+            prepare_forward=lambda requests, metadata: None,  # metadata is rebuilt before each replay
             progress_bar_desc="Capturing draft CUDA graphs",
         )
 
     def run_fullgraph(self, desc: BatchExecutionDescriptor) -> torch.Tensor:  # [tokens of desc, hidden]
-        """Replay; what it returns is overwritten by the next replay."""
+        """Replay a graph. The next replay overwrites the result."""
         super().run_fullgraph(desc)
         assert self.hidden_states is not None, "a graph was captured"
         return self.hidden_states[: desc.num_tokens]

@@ -1,11 +1,11 @@
-"""The buffers that the forward of a draft pass reads. Their addresses never change, as CUDA graphs need.
+"""The input buffers of a draft pass. Their addresses never change, because CUDA graphs read them.
 
-Every pass is laid out here in place and padded to the shape that runs, with a graph or without:
+Every pass is written here in place and padded to the shape that runs, with or without a graph:
 
     inputs.fill(blocks, requests=4, tokens=128)    # three blocks of 32 in a graph for four
 
 Padded rows have slot -1 and padded requests have zero length; their outputs are ignored. Letters in shapes: R requests,
-B tokens per block at most, T tokens, W KV blocks.
+at most B tokens per block, T tokens, W KV blocks.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ NO_SLOT = -1  # vLLM's slot for "write no KV"
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The blocks of one forward, and the rows of larger tensors that hold their data."""
+    """The blocks of one forward, as indices into larger tensors."""
 
     layout: Layout
     ids: torch.Tensor  # [*, B] int64
@@ -36,7 +36,7 @@ class Pass:
     slot: np.ndarray  # [R], rows of owned
     lora: np.ndarray  # [R], ids of the requests' user LoRAs; 0: none
     context: np.ndarray  # [R], an upper bound of the tokens before each block
-    write: bool = True  # whether their KV is written
+    write: bool = True  # whether to write their KV
 
     def __post_init__(self) -> None:
         count = len(self.layout.lengths)
@@ -44,18 +44,18 @@ class Pass:
             raise ValueError(f"{count} blocks need as many rows of ids, KV blocks, LoRA ids and context lengths")
 
     def plan(self) -> np.ndarray:  # [5, R] int64
-        """What the kernel needs of each block: rows of the larger tensors, length, first row in the forward."""
+        """The kernel's input for each block: indices into the larger tensors, length, first row in the forward."""
         return np.array([self.block, self.row, self.slot, self.layout.lengths, self.layout.first], dtype=np.int64)
 
     def longest(self, requests: int, max_model_len: int) -> np.ndarray:  # [requests] int32
-        """At most this many tokens are visible to a row of each block; 0 past the last block."""
+        """An upper bound of the tokens that each block's rows can see; 0 for padded requests."""
         seen = np.zeros(requests, dtype=np.int32)
         seen[: len(self.block)] = np.minimum(self.context + self.layout.lengths, max_model_len)
         return seen
 
 
 class Inputs:
-    """The buffers. vLLM's graph capture reads block tables and slots from here, as from the target's `BlockTables`."""
+    """The buffers. Graph capture reads block tables and slots from here, as from vLLM's `BlockTables`."""
 
     cp_size = 1  # no context parallelism
 
@@ -74,7 +74,7 @@ class Inputs:
         return self.slots.fill_(NO_SLOT)[:, :num_tokens]
 
     def fill(self, blocks: Pass, requests: int, tokens: int) -> None:
-        """Lay out a pass, padded to this many requests and tokens."""
+        """Write a pass, padded to this many requests and tokens."""
         fill_pass_kernel[(requests + 1,)](
             self.buffers.input_ids,
             self.buffers.positions,

@@ -1,12 +1,12 @@
-"""The Triton kernels around a draft pass: where blocks lie, and what a forward over them reads, for all at once.
+"""The Triton kernels of a draft pass: one starts the blocks, one writes the inputs of a forward over them.
 
-Each is one launch where tensor arithmetic would be dozens of small ones; nothing looks at the device. On a CPU their
-native twins run, see `vllm_nld.triton_cpu`.
+Each replaces dozens of small tensor operations by one launch, and nothing waits for the device. On a CPU their native
+twins run, see `vllm_nld.triton_cpu`.
 
-A block is [anchor, mask x (B - 1)], right after the tokens that the target forward has kept. Its KV goes into lookahead
-slots: past the computed tokens, in KV blocks that the request owns, never anywhere else. Letters in shapes: R blocks,
-B tokens a block at most, K = B - 1 drafts, T tokens of the target's forward, S requests in its batch, N state slots,
-W KV blocks a request at most.
+A block is [anchor, mask x (B - 1)], right after the tokens that the target forward kept. Its KV only goes into
+lookahead slots: past the computed tokens, in KV blocks that the request owns. Letters in shapes: R blocks, at most B
+tokens per block, K = B - 1 drafts, T tokens of the target's forward, S requests in its batch, N state slots, at most W
+KV blocks per request.
 """
 
 from vllm.triton_utils import tl, triton
@@ -16,24 +16,24 @@ from vllm.triton_utils import tl, triton
 def lay_blocks_kernel(
     starts_ptr,  # [R] int64, written: positions of the anchors
     ids_ptr,  # [R, B] int64, written
-    masked_ptr,  # [R, K] bool, written: where there is a draft; none lies past the context's end
-    count_ptr,  # [N] int64, written with COUNT: how many drafts a slot's block has
-    rows_ptr,  # [R] int64, the batch's row of each block's request
-    lengths_ptr,  # [R] int64, tokens of each block
+    masked_ptr,  # [R, K] bool, written: whether there is a draft; none past the end of the context
+    count_ptr,  # [N] int64, written if COUNT: the number of drafts in a slot's block
+    rows_ptr,  # [R] int64, each block's request in the batch
+    lengths_ptr,  # [R] int64, tokens per block
     positions_ptr,  # [T] int64
     query_start_loc_ptr,  # [S + 1] int32, each request's first row in T
     idx_mapping_ptr,  # [S] int32, each request's state slot
-    num_sampled_ptr,  # [S] int32, tokens accepted now, bonus included; 0 inside a prompt
-    num_rejected_ptr,  # [S] int32, rows at the end whose tokens were dropped
+    num_sampled_ptr,  # [S] int32, tokens accepted now, including the bonus token; 0 inside a prompt
+    num_rejected_ptr,  # [S] int32, rejected drafts, at the end of the request's rows
     last_sampled_ptr,  # [N] int64
-    next_prompt_ptr,  # [N] int32, the prompt token after the computed ones
+    next_prompt_ptr,  # [N] int32, the first prompt token that is not computed yet
     mask_token_id,
     block_length,  # B
     max_model_len,
     COUNT: tl.constexpr,
     WIDTH: tl.constexpr,  # B or more, a power of 2
 ):
-    """[R] programs. The anchor is the last accepted token: it is known, but its KV is not in the cache yet."""
+    """[R] programs. The anchor is the last accepted token, whose KV is not in the cache yet."""
     block = tl.program_id(0)
     row = tl.load(rows_ptr + block)
     slot = tl.load(idx_mapping_ptr + row)
@@ -55,29 +55,29 @@ def lay_blocks_kernel(
 @triton.jit
 def fill_pass_kernel(
     input_ids_ptr,  # [tokens] int32, written
-    positions_ptr,  # [tokens] int64, written; those past the context's end repeat its last one and are never used
-    slots_ptr,  # [tokens] int64, written: NO_SLOT past the block's, the context's and the owned KV blocks' end
+    positions_ptr,  # [tokens] int64, written; past the end of the context, the last position repeats and is not used
+    slots_ptr,  # [tokens] int64, written; NO_SLOT past the end of the block, the context or the owned KV blocks
     query_start_loc_ptr,  # [requests + 1] int32, written
-    seq_lens_ptr,  # [requests] int32, written: the prefix and the block, cut where it has no slot
+    seq_lens_ptr,  # [requests] int32, written: the prefix and the part of the block that has slots
     table_out_ptr,  # [requests, W] int32, written
     plan_ptr,  # [5, R] int64: see `Pass.plan`
-    ids_ptr,  # [*, B] int64, rows as the plan says
+    ids_ptr,  # [*, B] int64, indexed by the plan, like the next three
     starts_ptr,  # [*] int64
-    table_ptr,  # [*, W] int32, KV block ids; entries past those that the request owns are stale
+    table_ptr,  # [*, W] int32, KV block ids; entries past the owned ones are stale
     owned_ptr,  # [*] int32, KV blocks that each request owns
     blocks,  # R
     total,  # tokens of the blocks
-    requests,  # R or more: the others have no rows and no tokens to look at
-    tokens,  # total or more: the others write no KV
+    requests,  # at least R; padded requests have zero length
+    tokens,  # at least total; padded tokens have NO_SLOT
     block_length,  # B
     table_width,  # W
     kv_block_size,
     max_model_len,
-    WRITE: tl.constexpr,  # whether KV is written at all
+    WRITE: tl.constexpr,  # whether to write any KV
     NO_SLOT: tl.constexpr,
     WIDTH: tl.constexpr,  # B or more, a power of 2
 ):
-    """[requests + 1] programs: one a block, one a padded request, one for padded tokens."""
+    """[requests + 1] programs: one per block or padded request, and one for padded tokens."""
     request = tl.program_id(0)
     lane = tl.arange(0, WIDTH)
     if request < blocks:

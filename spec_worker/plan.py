@@ -1,7 +1,8 @@
-"""Who drafts in a step, and how many tokens: the scheduler decides, see `scheduler.py`, and the worker obeys.
+"""Turns a step's plan into groups of blocks that can share a forward, and starts the blocks.
 
-A plan travels with each step and holds the number of drafts by request id. A request that it does not name drafts
-nothing; if it names none there is no draft pass. Here a plan becomes groups of blocks that can share a forward.
+The scheduler decides which requests draft, and how many tokens, see `scheduler.py`. Its plan travels with each step and
+holds the number of drafts by request id. Requests that it does not name don't draft; if it names none, no draft pass
+runs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,23 +24,23 @@ Plan = Mapping[str, int]  # drafts by request id, each at least 1
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Requests of one mode whose blocks are filled together. R requests."""
+    """R requests of one mode whose blocks are filled together."""
 
     mode: Mode
     rows: np.ndarray  # [R], rows of the step's batch
     slots: np.ndarray  # [R], state slots
-    lengths: np.ndarray  # [R], block lengths, the anchor included
+    lengths: np.ndarray  # [R], block lengths, including the anchor
 
 
 def groups(plan: Plan | None, input_batch: InputBatch, slots: Slots, most: int) -> Iterator[Group]:
-    """The drafting requests of a batch by mode, at most `most` blocks in a group.
+    """The drafting requests of a batch, grouped by mode, at most `most` per group.
 
-    Without a plan, as in vLLM's warm-up, which does without a scheduler, every request past its prompt drafts.
+    Without a plan, as in vLLM's warm-up, which has no scheduler, every request past its prompt drafts.
     """
     count = input_batch.num_reqs
     index = input_batch.idx_mapping_np[:count]
     end = (input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens)[:count]
-    left = input_batch.prefill_len_np[:count] - end  # prompt tokens, or those of a preempted request's output
+    left = input_batch.prefill_len_np[:count] - end  # of the prompt, and of a preempted request's output
     if plan is None:
         drafts = np.where(left <= 0, slots.drafts[index], 0)
     else:
@@ -53,16 +54,16 @@ def groups(plan: Plan | None, input_batch: InputBatch, slots: Slots, most: int) 
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """Lays out blocks [anchor, mask ...] after the accepted tokens; what it knows are the server's constants."""
+class BlockBuilder:
+    """Starts blocks, [anchor, mask ...], after the accepted tokens. Its fields are constants of the server."""
 
     mask_token_id: int
     block_length: int  # B
     max_model_len: int
     device: torch.device
 
-    def lay(self, group: Group, input_batch: InputBatch, slots: Slots, *verdict: torch.Tensor) -> Blocks:
-        """Blocks of a group. `verdict`: num_sampled, num_rejected, last_sampled, next_prefill_tokens of `propose`."""
+    def build(self, group: Group, input_batch: InputBatch, slots: Slots, *verdict: torch.Tensor) -> Blocks:
+        """A group's blocks. `verdict`: num_sampled, num_rejected, last_sampled, next_prefill_tokens of `propose`."""
         count = len(group.rows)
         starts = torch.empty(count, dtype=torch.int64, device=self.device)
         ids = torch.empty((count, self.block_length), dtype=torch.int64, device=self.device)

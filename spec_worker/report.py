@@ -1,15 +1,15 @@
-"""What the worker sends along with a step's tokens: is the draft adapter on, and how many passes did each block take?
+"""What the worker reports with a step's tokens: is there a draft adapter, and how many passes did each block take?
 
-    report(model_runner, input_batch)  # -> (True, [1, 4, 1]), a number for each request of the batch
+    report(model_runner, input_batch)  # -> (True, [1, 4, 1]), one number per request of the batch
 
-The blocks are those that this step's target forward verifies, drafted in the step before, so the number of passes is
-known on the CPU by now and nothing waits for the device: the speculator writes it to `slots.drafted` pass by pass.
+These are the blocks that the step's target forward verifies. They were drafted in the previous step, and the speculator
+counts passes in `slots.drafted`, on the CPU, so nothing waits for the device.
 """
 
 from typing import Any
 
 
 def report(model_runner: Any, input_batch: Any) -> tuple[bool, list[int]]:
-    """Read before the step drafts anew."""
+    """Call this before the step drafts its own blocks."""
     index = input_batch.idx_mapping_np[: input_batch.num_reqs]
     return model_runner.model.draft_adapter is not None, model_runner.model_state.slots.drafted[index].tolist()

@@ -1,4 +1,4 @@
-"""What each verified block cost and yielded, counted where the engine core learns of it: a mixin for a scheduler."""
+"""A scheduler mixin that counts what each block cost and yielded."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,11 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         self.rounds = RoundLog()
 
     def decoding(self, request: Request) -> Decoding:
-        """A request's record."""
+        """How a request decodes."""
         raise NotImplementedError
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
-        """The worker reports how many passes each block took that this step verified."""
+        """First read the worker's report of the passes that this step's blocks took."""
         self.rounds.begin(model_runner_output)
         return super().update_from_output(scheduler_output, model_runner_output)
 
@@ -35,7 +35,7 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
     ) -> SpecDecodingStats | None:
-        """vLLM calls this for each verified block. Taken blocks stay out of its figures: nothing is verified."""
+        """vLLM calls this for each block. Taken blocks are left out of vLLM's own counts: nothing is verified."""
         request = self.requests[request_id]
         mode = self.decoding(request).policy
         valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
@@ -49,7 +49,7 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         )
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """With the rounds since the last call."""
+        """vLLM's statistics, with the rounds since the last call."""
         stats, rounds = super().make_stats(*args, **kwargs), self.rounds.take()
         if stats is not None:
             stats.nld = rounds  # type: ignore[attr-defined]  # see compat

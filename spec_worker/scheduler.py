@@ -1,4 +1,4 @@
-"""Who drafts in a step, how many tokens, and who goes first: vLLM's schedulers and three rules.
+"""Decides which requests draft, how many tokens, and which go first: vLLM's schedulers with three additional rules.
 
 1. Every step carries a plan: how many tokens each of its requests drafts for the next step. A request's own block
    length is the upper bound; a server's schedule of draft lengths by load lowers it for modes that verify. The worker
@@ -7,8 +7,8 @@
    load. For the same reason a preempted request of such a mode resumes at a block's start: its last token is the anchor
    of the block that it lost, so the recomputed prefix ends before it, the worker fills the block anew, and the next
    step computes both.
-3. A request that got nothing although it could run goes first in the next step, so none starves when the token budget
-   is too small for all.
+3. A running request that got no tokens in a step goes first in the next one, so none starves if the token budget is too
+   small for all.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from vllm_nld.serving.requests import ServerModes
 
 
 class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a mixin: `build` chooses its base
-    """Mixed into a scheduler of vLLM's."""
+    """A mixin for vLLM's schedulers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +37,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         self._overdue: set[str] = set()
 
     def decoding(self, request: Request) -> Decoding:
-        """A request's record, which it was given when it came in."""
+        """How a request decodes: the record that it got when it arrived, or the server's default."""
         known = self._decodings.get(request.request_id)
         if known is None:
             known = self._decodings[request.request_id] = Decoding.of(request.sampling_params) or self._default
@@ -61,27 +61,29 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         self._note_overdue(scheduler_output)
 
     def _drafts(self, request: Request, limit: int) -> int:
-        """How many tokens a request drafts after the step that has just been scheduled."""
+        """How many tokens a request drafts after the step that was just scheduled."""
         decoding = self.decoding(request)
         if request.is_prefill_chunk and not self._has_anchored_block(request):
+            return 0
+        if request.num_output_tokens + 1 >= request.max_tokens:  # the step that was scheduled yields its last token
             return 0
         return decoding.drafts if decoding.policy.takes_blocks else min(decoding.drafts, limit)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """Synchronous scheduling: the worker has drafted as planned, but answers with rows of equal length."""
+        """Synchronous scheduling: cut the worker's drafts, which are rows of equal length, to the planned lengths."""
         super().update_draft_token_ids(draft_token_ids)
         for name in draft_token_ids.req_ids:
             if (request := self.requests.get(name)) is not None:
                 planned = self._plan.get(name, 0)
-                if request.is_prefill_chunk:  # an anchored block, which vLLM has dropped
+                if request.is_prefill_chunk:  # an anchored block, which vLLM drops
                     request.spec_token_ids = [-1] * planned
                 elif len(request.spec_token_ids) > planned:
                     request.spec_token_ids = request.spec_token_ids[:planned]
 
     def unseen_drafts(self) -> DraftTokenIds | None:
-        """Synchronous scheduling: the drafts of the last step, if nothing but their number matters.
+        """Synchronous scheduling: placeholders for the last step's drafts, if only their number matters.
 
-        None if a grammar has to see them.
+        None if a grammar has to see the drafts.
         """
         if self._has_grammar:
             return None
@@ -94,7 +96,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         return self.decoding(request).policy.takes_blocks
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
-        """The tokens to schedule: vLLM calls this for every request, after it has applied the step's budget."""
+        """How many tokens to schedule. vLLM calls this for every request, after it has applied the step's budget."""
         num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         if not self._takes_blocks(request):
             return num_new_tokens
@@ -115,20 +117,20 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         return hit
 
     def _has_anchored_block(self, request: Request) -> bool:
-        """Whether the worker now fills a block whose anchor is a resumed request's last token."""
+        """Whether the worker fills a block next whose anchor is a resumed request's last token."""
         at_anchor = request.is_prefill_chunk and request.num_computed_tokens == request.num_tokens - 1
         return at_anchor and resumes(request) and self._takes_blocks(request)
 
     # Nobody starves
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """As vLLM's, after moving the requests that the last step left out to the front."""
+        """As vLLM's, after moving requests that the last step left out to the front."""
         if self._overdue:
             self.running.sort(key=lambda request: request.request_id not in self._overdue)  # a stable sort
         return super().schedule(*args, **kwargs)
 
     def _note_overdue(self, scheduler_output: SchedulerOutput) -> None:
-        """Remember who got nothing. Requests that only wait for their last tokens to arrive do no harm in front."""
+        """Remember requests that got no tokens. Those that only wait for their last tokens do no harm in front."""
         served = scheduler_output.num_scheduled_tokens
         self._overdue = set()
         if len(served) < len(self.running):
@@ -136,25 +138,25 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
 
 
 def resumes(request: Request) -> bool:
-    """Whether a prefill of this request would include output: it was preempted in the middle of it."""
+    """Whether the request was preempted in the middle of its output, so that a prefill includes output tokens."""
     return request.num_preemptions > 0 and request.num_output_tokens > 0
 
 
 class SyncModeScheduler(ModeScheduler, Scheduler):
-    """For steps one after another."""
+    """For synchronous scheduling: one step after another."""
 
 
 class AsyncModeScheduler(ModeScheduler, AsyncScheduler):
-    """For steps that are scheduled while the one before runs."""
+    """For asynchronous scheduling: a step is scheduled while the previous one runs."""
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        """The worker will have drafted as planned."""
+        """Assume that the worker drafts as planned."""
         super()._update_after_schedule(scheduler_output)
         for name in scheduler_output.num_scheduled_tokens:
             self.requests[name].spec_token_ids = [-1] * self._plan.get(name, 0)
 
 
 def build(vllm_config: Any, *args: Any, **kwargs: Any) -> Scheduler:
-    """The scheduler that fits the configuration, which settles after a scheduler has to be named."""
+    """The scheduler for a configuration. A class won't do: async_scheduling is decided after the name is set."""
     kind = AsyncModeScheduler if vllm_config.scheduler_config.async_scheduling else SyncModeScheduler
     return kind(vllm_config, *args, **kwargs)

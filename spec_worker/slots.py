@@ -1,7 +1,7 @@
-"""What the worker knows of each request, one row per state slot, rewritten whenever a request is given the slot.
+"""What the worker knows about each request: one row per state slot, reset when a request gets the slot.
 
-Parameters live on the CPU, where a step is planned without asking the device. Taken blocks live on the device, where
-the sampler reads them. N slots.
+Parameters are on the CPU, so planning a step does not wait for the device. Taken blocks are on the device, where the
+sampler reads them. N slots.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm_nld.serving.decoding import Decoding
 from vllm_nld.serving.modes import MODES, Mode
 
-STOP_IDS = 8  # stop tokens per request that end a block's denoising early; others still end the output
+STOP_IDS = 8  # at most this many stop tokens per request end a block's denoising early; all of them end the output
 NO_LORA = 0  # vLLM's id of "no user LoRA"
 
 
@@ -29,13 +29,15 @@ class Slots:
         self.threshold = np.full(slots, default.threshold, dtype=np.float64)
         self.passes = np.full(slots, default.passes, dtype=np.int64)  # at most this many draft passes per block
         self.lora = np.full(slots, NO_LORA, dtype=np.int64)  # the id of the request's user LoRA
-        self.resumed = np.zeros(slots, dtype=bool)  # preempted in the middle of its output
+        self.resumed = np.zeros(slots, dtype=bool)  # the request was preempted in the middle of its output
         self.stop_ids = np.full((slots, STOP_IDS), -1, dtype=np.int64)
-        self.anchored = np.zeros(slots, dtype=bool)  # its block's anchor is a prefill token, computed with the block
-        self.drafted = np.zeros(slots, dtype=np.int64)  # passes that its present block took
-        self.tokens = torch.zeros(slots, max(drafts, 1), dtype=torch.int64, device=device)  # blocks to be taken
+        self.anchored = np.zeros(
+            slots, dtype=bool
+        )  # the block's anchor is a prefill token, computed together with the block
+        self.drafted = np.zeros(slots, dtype=np.int64)  # passes that the current block took
+        self.tokens = torch.zeros(slots, max(drafts, 1), dtype=torch.int64, device=device)  # the block to take
         self.confidence = torch.ones(slots, max(drafts, 1), dtype=torch.float32, device=device)
-        self.count = torch.zeros(slots, dtype=torch.int64, device=device)  # tokens of the block to be taken
+        self.count = torch.zeros(slots, dtype=torch.int64, device=device)  # drafts in the block to take
         self._new: list[int] = []
 
     def assign(self, slot: int, decoding: Decoding, params: Any, lora: int = NO_LORA, resumed: bool = False) -> None:
@@ -49,7 +51,7 @@ class Slots:
         self.lora[slot] = lora
         self.resumed[slot] = resumed
         self.stop_ids[slot] = -1
-        if policy.takes_blocks:  # drafts go on past a stop token: the verifier may disagree with it
+        if policy.takes_blocks:  # otherwise drafts continue past a stop token, because the verifier may reject it
             stops = sorted(params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids)[:STOP_IDS]
             self.stop_ids[slot, : len(stops)] = stops
         self.anchored[slot] = False
@@ -61,7 +63,7 @@ class Slots:
         return self._modes[self.mode[slot]]
 
     def apply_staged_writes(self) -> None:
-        """A new request has no block yet."""
+        """Clear the blocks of slots that have a new request."""
         if self._new:
             self.count[async_tensor_h2d(self._new, self.count.device)] = 0
             self._new.clear()
@@ -71,7 +73,7 @@ class Slots:
         slot: torch.Tensor,  # [L]
         place: torch.Tensor,  # [L] int64, 0 for an anchor's row
     ) -> torch.Tensor:  # [L] int64
-        """The token that a block to be taken has after each row of logits; -1 if there is none."""
+        """The token that the block to take has after each row of logits, or -1 if there is none."""
         token = self.tokens[slot, place.clamp(max=self.tokens.shape[1] - 1)]
         return torch.where(place < self.count[slot], token, -1)
 
@@ -82,7 +84,7 @@ class Slots:
         decided: torch.Tensor,  # [R, K] bool, in the last pass
         confidence: torch.Tensor,  # [R, K] float
     ) -> None:
-        """Record what a pass decided in blocks that will be taken."""
+        """Store what a pass decided in blocks that will be taken."""
         slot = async_tensor_h2d(slots, self.count.device)
         self.tokens[slot] = tokens
         self.confidence[slot] = torch.where(decided, confidence.float(), self.confidence[slot])

@@ -1,15 +1,15 @@
 """Drafting in vLLM's worker: the target model fills blocks for itself by bidirectional passes, in every mode.
 
-vLLM calls `SelfSpeculator.propose` after every target forward. It lays [anchor, mask x (b - 1)] after the accepted
-tokens of each request that the step's plan names, fills the blocks, and returns them as drafts, which vLLM verifies
-with its rejection sampler; `accept.py` says how the verdict is read in each mode.
+vLLM calls `SelfSpeculator.propose` after every target forward. It starts a block, [anchor, mask x (b - 1)], after the
+accepted tokens of each request in the step's plan, fills the blocks, and returns them as drafts for vLLM's rejection
+sampler. `accept.py` decides what happens to them in each mode.
 
     plan.py     which requests draft, and how many tokens
     fill.py     passes until every position is decided
     forward.py  one pass: inputs, attention, CUDA graphs
 
 Contract: KV is written to lookahead slots only, and the next target forward overwrites every slot that it keeps.
-Nothing but the drafts outlives a call. No step waits for the device, unless a threshold asks for another pass.
+Only the drafts outlive a call. No step waits for the device, except to see whether a threshold needs another pass.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ from spec_worker.fill import Filler
 from spec_worker.forward import DraftForward
 from spec_worker.graphs import DraftGraphs, graph_mode
 from spec_worker.inputs import Pass
-from spec_worker.plan import Layer, Plan, groups
+from spec_worker.plan import BlockBuilder, Plan, groups
 from spec_worker.slots import NO_LORA
 from spec_worker.state import NldModelState
 from spec_worker.user_lora import map_blocks, uses_lora
@@ -41,8 +41,8 @@ class SelfSpeculator(DraftModelSpeculator):
 
     supports_mm_inputs = False
     model_state: NldModelState
-    graphs: DraftGraphs  # vLLM's memory profile sets it to None and asks for a new one
-    plan: Plan | None = None  # of the present step, see `obey`
+    graphs: DraftGraphs  # vLLM's memory profile sets it to None and then requests a new one
+    plan: Plan | None = None  # of the current step, see `obey`
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
@@ -50,7 +50,7 @@ class SelfSpeculator(DraftModelSpeculator):
         self.num_query_per_req = self.block_length
         self.mask_token_id: int = vllm_config.model_config.hf_config.mask_token_id
         self.blocks_per_pass = self.max_num_tokens // self.block_length
-        self.layer = Layer(self.mask_token_id, self.block_length, self.max_model_len, device)
+        self.builder = BlockBuilder(self.mask_token_id, self.block_length, self.max_model_len, device)
 
     # Set-up: the draft model is the target model, its layers and KV cache included.
 
@@ -70,7 +70,7 @@ class SelfSpeculator(DraftModelSpeculator):
         return target_model
 
     def set_attn(self, model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups):  # type: ignore[no-untyped-def]  # vLLM's own signature
-        """Attention groups over the target's layers, with metadata builders of their own."""
+        """Build attention groups for the target's layers, with separate metadata builders."""
         self.model_state = model_state
         self.kv_cache_config = kv_cache_config
         self.block_tables = block_tables
@@ -82,7 +82,7 @@ class SelfSpeculator(DraftModelSpeculator):
         self.filler = Filler(self.model, self._run, self.candidates, model_state.slots, sampling, block_tables)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        """Plan the graphs. vLLM calls this once the model can run: check the adapter here."""
+        """Plan the graphs. This is also where the model can run for the first time, so check the adapter."""
         user_lora = uses_lora(self.model)
         mode = graph_mode(cudagraph_mode, self.attn_cg_support, user_lora)
         self.graphs = DraftGraphs(self.vllm_config, self.device, mode, decode_query_len=self.block_length)
@@ -93,7 +93,7 @@ class SelfSpeculator(DraftModelSpeculator):
         check_adapter(self.model, lambda: self.passes.forward(self.block_length, None, None))
 
     def capture(self) -> None:
-        """Capture the graphs, with the adapter on, and check the adapter once more through one of them."""
+        """Capture the graphs, with the adapter on, and check the adapter again through one of them."""
         if not self.graphs.needs_capture():
             return
         with self.model.drafting():
@@ -104,7 +104,7 @@ class SelfSpeculator(DraftModelSpeculator):
         return self.passes.run(given, self.graphs)
 
     def _lone_block(self) -> Pass:
-        """Masks at the start of a KV cache that holds nothing yet."""
+        """A pass over one block of masks, at the start of an empty KV cache."""
         blocks, width = self.kv_cache_config.num_blocks, self.passes.inputs.table.shape[1]
         first = np.zeros(1, dtype=np.int64)
         return Pass(
@@ -123,7 +123,7 @@ class SelfSpeculator(DraftModelSpeculator):
     # One step
 
     def obey(self, plan: Plan | None) -> None:
-        """Take the plan of the step that begins; None in vLLM's own warm-up, which has no scheduler."""
+        """Set the plan of the next step; None in vLLM's warm-up, which has no scheduler."""
         self.plan = plan
 
     def is_idle(self) -> bool:
@@ -148,24 +148,24 @@ class SelfSpeculator(DraftModelSpeculator):
         skip_attn_for_dummy_run: bool = False,
         mm_inputs=None,
         is_profile: bool = False,
-        num_speculative_tokens: int | None = None,  # the most that the plan holds
+        num_speculative_tokens: int | None = None,  # the largest number in the plan
     ) -> torch.Tensor:  # [R, K] int64
-        """Draft for each request that the plan names; the others' rows are not read."""
+        """Draft for each request in the plan. The rows of other requests are not read."""
         requests = input_batch.num_reqs
         if skip_attn_for_dummy_run:
-            self._rehearse(min(requests, self.blocks_per_pass))
+            self._profile(min(requests, self.blocks_per_pass))
             return self.draft_tokens[:requests]
         plan = None if dummy_run else self.plan
         slots = self.model_state.slots
         for group in groups(plan, input_batch, slots, self.blocks_per_pass):
             verdict = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
-            blocks = self.layer.lay(group, input_batch, slots, *verdict)
+            blocks = self.builder.build(group, input_batch, slots, *verdict)
             self.filler.fill(blocks, input_batch, write=not dummy_run)
             self.draft_tokens[async_tensor_h2d(group.rows, self.device)] = blocks.ids[:, 1:]
         return self.draft_tokens[:requests]
 
-    def _rehearse(self, blocks: int) -> None:
-        """Take the memory that a pass over this many blocks takes, before there are requests or a KV cache."""
+    def _profile(self, blocks: int) -> None:
+        """Allocate what a pass over this many blocks needs, while vLLM profiles memory: there is no KV cache yet."""
         with self.model.drafting():
             hidden = self.passes.forward(blocks * self.block_length, None, None)
-        self.candidates.rehearse(hidden.view(blocks, self.block_length, -1)[:, 1:].flatten(0, 1))
+        self.candidates.profile(hidden.view(blocks, self.block_length, -1)[:, 1:].flatten(0, 1))

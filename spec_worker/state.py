@@ -1,6 +1,6 @@
-"""The worker's view of each request's decoding, and the samplers that act on it: the model's ModelState.
+"""The model's ModelState: each request's decoding parameters, and the samplers that use them.
 
-vLLM makes one when it has loaded the model, tells it of every request that takes a slot, and asks it for samplers.
+vLLM creates it after loading the model, passes it every request that gets a slot, and asks it for samplers.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from vllm_nld.serving.speculation import drafts_for_itself
 
 
 class NldModelState(DefaultModelState):
-    """vLLM's own, and the decoding parameters of every slot."""
+    """vLLM's ModelState, with the decoding parameters of every slot."""
 
     def __init__(
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
@@ -30,7 +30,7 @@ class NldModelState(DefaultModelState):
         modes = ServerModes.of(vllm_config)
         self.default = modes.default
         self.slots = Slots(self.max_num_reqs, self.default, modes.block_length - 1, device)
-        self.sampler: Sampler  # vLLM hands it over once the model is loaded
+        self.sampler: Sampler  # set by `custom_sampler`
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         super().add_request(req_index, new_req_data)
@@ -45,7 +45,7 @@ class NldModelState(DefaultModelState):
         self.slots.apply_staged_writes()
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Any, Any] | None:
-        """vLLM's samplers, the rejection sampler with the accept policy of every mode."""
+        """Samplers that accept drafts by each request's mode; None, for vLLM's own, if the server does not draft."""
         self.sampler = sampler
         if not drafts_for_itself(self.vllm_config):
             return None

@@ -1,7 +1,7 @@
-"""User LoRA in draft passes: each row of a block runs with its own request's adapter, like the rows that verify.
+"""User LoRA in draft passes: each block runs with its request's adapter, like the rows that verify it.
 
-vLLM maps tokens to adapters once per step, for the target forward. A draft pass has other tokens, so it sets a mapping
-of its own; the next target forward sets its own again.
+vLLM maps tokens to adapters once per step, for the target forward. A draft pass has different tokens, so it sets its
+own mapping; the next target forward sets its own again.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from vllm.lora.layers import LoRAMapping
 
 
 def uses_lora(model: nn.Module) -> bool:
-    """Whether the server takes user LoRA."""
+    """Whether the server runs with user LoRA."""
     return getattr(model, "lora_manager", None) is not None
 
 
@@ -20,6 +20,6 @@ def map_blocks(
     loras: Sequence[int],  # [R], the adapter id of each block's request; 0: none
     lengths: Sequence[int],  # [R]
 ) -> None:
-    """Give every row of each request's block that request's adapter."""
+    """Map every row of each block to its request's adapter."""
     rows = tuple(lora for lora, length in zip(loras, lengths, strict=True) for _ in range(length))
     model.lora_manager.set_adapter_mapping(LoRAMapping(rows, tuple(loras), is_prefill=True))  # type: ignore[operator, union-attr]

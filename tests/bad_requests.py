@@ -1,4 +1,4 @@
-"""Generates decoding parameters that have to be refused, each with the name that the refusal has to say."""
+"""Generates invalid decoding parameters, each with the field that the error message must name."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def outside(least: int, most: int) -> st.SearchStrategy[int]:
     return st.one_of(st.integers(-BIG, least - 1), st.integers(most + 1, BIG))
 
 
-# a field, the mode it belongs to, and the values that it must not have
+# for each field, a mode that has it, and invalid values
 BAD_VALUES: dict[str, tuple[dict[str, Any], st.SearchStrategy[Any]]] = {
     "nld_mode": ({}, NO_MODES),
     "nld_threshold": ({"nld_mode": "diffusion"}, NO_SHARES),
@@ -43,7 +43,7 @@ GOOD_VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def bad_parameters(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
-    """One field is wrong: its value, its name, or its place in the mode."""
+    """One field has an invalid value or name, does not belong to the mode, or mixes our names with SGLang's."""
     kind = draw(st.sampled_from(("value", "name", "place", "mixture")))
     if kind == "value":
         field = draw(st.sampled_from(sorted(BAD_VALUES)))

@@ -11,7 +11,7 @@ FEW = 5  # cells that expect fewer samples are pooled into one
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How far counts lie from what was expected; `follows` unless chance would explain it once in 10 000 times."""
+    """How far counts are from the expected ones. `follows` is wrongly False in 1 of 10 000 cases."""
 
     statistic: float
     freedom: int

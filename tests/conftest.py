@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in the released layout, which several test folders use, and the order of the test files."""
+"""The tiny random checkpoint that many tests share, and the order of test files."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import torch
 
 from tests.tiny import write_tiny_checkpoint
 
-# The longest files come first, so that processes which take a file at a time end together. The one that mostly waits is
-# beside the one whose ranks wait for each other, spinning: what else computes then makes both slow.
+# The longest files come first, so that processes that take one file at a time finish together. The first one mostly
+# waits, so it runs beside the second one, whose ranks spin while they wait for each other and slow down other tests.
 FIRST = [
     "metrics/test_server.py",
     "test_tensor_parallel.py",
@@ -33,12 +33,12 @@ RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with config, weights, draft adapter and tokenizer of the tiny model. Read only: tests share it."""
+    """A folder with the tiny model's config, weights, draft adapter and tokenizer. Don't change it: tests share it."""
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), tokenizer=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, and skip what is marked `gpu` on a machine without one."""
+    """Put the longest files first. Without a GPU, skip tests marked `gpu`."""
     items.sort(key=lambda item: RANKS.get(item.path, len(RANKS)))
     if not torch.cuda.is_available():
         for item in items:

@@ -1,4 +1,4 @@
-"""Offline vLLM engines for tests: the real engine, in this process, where it starts in seconds and can be looked at."""
+"""Offline vLLM engines for tests: the real engine in this process, where it starts in seconds and can be inspected."""
 
 import contextlib
 import gc
@@ -12,7 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def engine(model: Path, **options: Any) -> Iterator[Any]:
-    """A `vllm.LLM` on `model`, shut down at the end. Fed with token ids unless a tokenizer is asked for."""
+    """A `vllm.LLM` for `model`, shut down at the end. It takes token ids, unless the options ask for a tokenizer."""
     from vllm import LLM
 
     defaults: dict[str, Any] = {
@@ -34,14 +34,14 @@ def engine(model: Path, **options: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """vLLM collects garbage ten times per engine; in this process, with all its imports, each takes half a second."""
+    """Skip garbage collection, which vLLM runs ten times per engine and which takes half a second here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "collect", lambda *_: 0)
         yield
 
 
 def greedy(llm: Any, prompts: Sequence[Sequence[int]], max_tokens: int, **options: Any) -> list[Any]:
-    """The engine's greedy completions of token-id prompts, EOS ignored."""
+    """The engine's greedy completions of token-id prompts, ignoring EOS."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, **options)
@@ -57,5 +57,5 @@ def random_prompts(count: int, vocab_size: int, longest: int, seed: int = 0) -> 
 
 
 def full_logits(completion: Any) -> torch.Tensor:
-    """Logits [tokens, V] of a completion that was asked for with logprobs=-1 from an engine with raw logits."""
+    """Logits [tokens, V] of a completion with logprobs=-1, from an engine that returns raw logits."""
     return torch.tensor([[step[token].logprob for token in range(len(step))] for step in completion.logprobs])

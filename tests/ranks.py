@@ -1,4 +1,4 @@
-"""A worker extension: a tensor-parallel rank whose arithmetic differs from the first one's, as on uneven hardware.
+"""A worker extension that makes tensor-parallel ranks compute different probabilities, as on unequal hardware.
 
 LLM(..., tensor_parallel_size=2, worker_extension_cls="tests.ranks.CertainRank").collective_rpc("become_certain")
 """

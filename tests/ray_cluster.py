@@ -1,4 +1,4 @@
-"""A real Ray cluster of two nodes on this machine, each with a place for one CPU worker."""
+"""A real Ray cluster of two nodes on this machine, each with room for one CPU worker."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ STORE = 100 * 2**20  # bytes of a node's object store; Ray's default is a third 
 
 @contextlib.contextmanager
 def two_nodes(dashboard_port: int | None = None) -> Iterator[str]:
-    """Yields the cluster's address (RAY_ADDRESS) and ends the cluster's processes. Without a port, no dashboard."""
+    """Yields the cluster's address (RAY_ADDRESS), then ends its processes. Without a port there is no dashboard."""
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 4, "resources": {"vllm_cpu": 1}, "object_store_memory": STORE}
@@ -24,13 +24,13 @@ def two_nodes(dashboard_port: int | None = None) -> Iterator[str]:
 
 
 def actors(name: str) -> list[psutil.Process]:
-    """Processes of the actors of this name, in clusters that this process has started."""
+    """The processes of actors with this name, in clusters that this process started."""
     below = psutil.Process().children(recursive=True)
     return [process for process in below if name in "".join(command(process)[:1])]
 
 
 def command(process: psutil.Process) -> list[str]:
-    """Its command line; empty where it has just ended."""
+    """A process's command line; empty if it has just ended."""
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
         return process.cmdline()
     return []

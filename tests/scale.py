@@ -1,4 +1,4 @@
-"""How large the tests that count samples or cases are: small in CI, as large as wanted by hand.
+"""Scales the number of samples and cases in tests: small in CI, larger by hand.
 
 NLD_TEST_SCALE=10 pytest tests/spec_worker/test_sampling.py
 """

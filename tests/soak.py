@@ -1,4 +1,4 @@
-"""Mixed load with random aborts on one engine, for as long as asked: every finished answer must be what it is alone.
+"""Mixed load with random aborts on one engine. Every finished answer must equal the one that the request gets alone.
 
     python -m tests.soak --minutes 10
 
@@ -46,12 +46,12 @@ MIXTURE: tuple[dict[str, Any], ...] = (
 )
 CONCURRENCY = 16
 SERVED = ServerModes("linear", tuple(MODES), block_length=8)
-ABORTS = 0.08  # a step
+ABORTS = 0.08  # probability per step
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One request, and its answer alone; None where it is sampled, so that there is no one answer."""
+    """One request, and the answer it gets alone; None if it is sampled, so that there is no single answer."""
 
     prompt: Any
     params: Any
@@ -61,7 +61,7 @@ class Work:
 
 @dataclass(slots=True)
 class Report:
-    """What happened."""
+    """The result of a run."""
 
     seconds: float = 0.0
     finished: int = 0
@@ -74,7 +74,7 @@ class Report:
 
 
 def in_all_modes(requests: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Each request (prompt, params) in each mode that can honour its parameters."""
+    """Each request (prompt, params) in each mode that supports its parameters."""
     from vllm.sampling_params import RequestOutputKind
 
     every = []
@@ -83,7 +83,7 @@ def in_all_modes(requests: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
             mine = p.clone()
             mine.extra_args, mine.output_kind = asked, RequestOutputKind.FINAL_ONLY
             with contextlib.suppress(ValueError):
-                check_combination(SERVED.read(asked), mine)
+                check_combination(mine, SERVED.canonical(asked))
                 every.append((prompt, mine))
     return every
 

@@ -1,4 +1,4 @@
-"""What we rely on in vLLM's private parts: complete for the tested release, and looked up in the newest one."""
+"""The private names of vLLM that we rely on: all exist in the tested release, and changes in the newest are known."""
 
 import importlib
 import os
@@ -15,7 +15,7 @@ from vllm_nld.compat import register
 from vllm_nld.contract import Finding, Sources, examine, seams
 from vllm_nld.tools.doctor.contract import check_contract
 
-BROKEN = {  # release: seams that do not hold there, as last read by a person
+BROKEN = {  # release: seams that do not hold there, as reviewed
     "0.33.0": {"vllm.v1.core.sched.scheduler.Scheduler._get_local_prefix_cache_hit"},
 }
 SPECULATOR = "vllm.v1.worker.gpu.spec_decode.speculator.DraftModelSpeculator"
@@ -31,7 +31,7 @@ def broken(findings: list[Finding]) -> dict[str, str]:
     return {str(finding.seam): finding.problem for finding in findings if not finding.holds}
 
 
-def test_the_tested_release_has_every_seam(installed: Sources) -> None:
+def test_tested_release_has_every_seam(installed: Sources) -> None:
     findings = examine(installed, installed)
     assert broken(findings) == {}
     found = {str(finding.seam) for finding in findings}
@@ -44,7 +44,7 @@ def test_the_tested_release_has_every_seam(installed: Sources) -> None:
 
 
 def test_every_patched_name_is_listed() -> None:
-    """What the patches replace in vLLM, once all of their modules are loaded, is what the tables say."""
+    """With all modules loaded, the patches replace exactly the listed names."""
     register.apply()
     for name in {name for patch in register.PATCHES for name in patch.modules}:
         importlib.import_module(name)
@@ -68,7 +68,7 @@ def path_of(owner: Any) -> str:
 
 @pytest.fixture
 def another(installed: Sources, tmp_path: Path) -> Iterator[Path]:
-    """A release of links to the installed one's files: what a test changes, it writes anew."""
+    """A copy of the installed release, made of links; `change` replaces a link by a changed file."""
     skipped = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(installed.path / "vllm", tmp_path / "vllm", copy_function=os.symlink, ignore=skipped)
     yield tmp_path
@@ -77,12 +77,12 @@ def another(installed: Sources, tmp_path: Path) -> Iterator[Path]:
 def change(root: Path, file: str, old: str, new: str) -> None:
     path = root / "vllm" / file
     text = path.read_text()
-    assert old in text, "the test's own assumption about vLLM's source"
+    assert old in text, "this test's assumption about vLLM's source no longer holds"
     path.unlink()
     path.write_text(text.replace(old, new))
 
 
-def test_changes_are_told(installed: Sources, another: Path) -> None:
+def test_changes_are_reported(installed: Sources, another: Path) -> None:
     gpu = "v1/worker/gpu"
     change(another, f"{gpu}/spec_decode/speculator.py", "self.draft_logits", "self.kept_logits")
     change(another, f"{gpu}/spec_decode/speculator.py", "        num_rejected: torch.Tensor,", "        rejected: int,")
@@ -98,7 +98,7 @@ def test_changes_are_told(installed: Sources, another: Path) -> None:
     assert len(found) == 5
 
 
-def test_the_doctor_reports(another: Path) -> None:
+def test_doctor_reports_changes(another: Path) -> None:
     (another / "vllm/lora/model_manager.py").unlink()
     checks = list(check_contract(another))
     assert [check.name for check in checks if not check.passed] == ["attribute"]
@@ -106,14 +106,14 @@ def test_the_doctor_reports(another: Path) -> None:
     assert "seams hold in" in checks[-1].detail
 
 
-def test_the_doctor_names_what_is_no_vllm(tmp_path: Path) -> None:
+def test_doctor_refuses_a_folder_without_vllm(tmp_path: Path) -> None:
     (check,) = check_contract(tmp_path)
     assert "neither a vLLM wheel nor a folder" in check.detail and "pip download" in check.remedy
 
 
 @pytest.fixture(scope="module")
 def newest() -> Path:
-    """The newest wheel: the one that VLLM_NLD_CONTRACT names, or what pip finds, kept in a cache."""
+    """The newest wheel: the one in VLLM_NLD_CONTRACT, or the one that pip finds, kept in a cache."""
     if given := os.environ.get("VLLM_NLD_CONTRACT"):
         return Path(given)
     try:
@@ -122,8 +122,8 @@ def newest() -> Path:
         pytest.skip(str(error))
 
 
-def test_the_newest_release(installed: Sources, newest: Path, record_property) -> None:
-    """A release that a person has read must be as recorded; of a newer one, what has changed is reported."""
+def test_newest_release(installed: Sources, newest: Path, record_property) -> None:
+    """A reviewed release must match BROKEN. For a newer one, report what changed and skip."""
     found = broken(examine(installed, Sources(newest)))
     for seam, problem in found.items():
         record_property(seam, problem)

@@ -1,4 +1,4 @@
-"""What a wheel holds, and that the files a user is told to run are there."""
+"""The contents of the wheel, entry points and version pins."""
 
 import importlib.metadata
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The project as `pip install` takes it, built from what git tracks."""
+    """The project's wheel, built from the tracked files."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
     for name in filter(None, tracked.split("\0")):
@@ -37,13 +37,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(out.glob("*.whl")))
 
 
-def test_wheel_holds_every_tracked_file_of_the_packages(wheel: zipfile.ZipFile) -> None:
+def test_wheel_contains_every_tracked_file_of_the_packages(wheel: zipfile.ZipFile) -> None:
     packages = ("vllm_nld", "spec_worker", "attention_backend", "deploy/ray/nld_serve")
     tracked = subprocess.run(["git", "ls-files", *packages], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {name.removeprefix("deploy/ray/") for name in tracked.stdout.split()} <= set(wheel.namelist())
 
 
-def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_wheel_contains_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info" not in name}
     assert tops == {"vllm_nld", "spec_worker", "attention_backend", "nld_serve"}
     assert not [name for name in wheel.namelist() if name.endswith((".bin", ".pt", ".pkl"))]
@@ -62,7 +62,7 @@ def test_entry_points_are_installed() -> None:
 
 
 def test_pins_agree() -> None:
-    """The release of vLLM is named in four files; they must say the same."""
+    """Four files name the vLLM release."""
     from vllm_nld.compat.versions import TESTED_VLLM
 
     files = ["setup.py", "deploy/cpu/install.py", "deploy/cpu/vllm/setup.py"]

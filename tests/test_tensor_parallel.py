@@ -1,7 +1,7 @@
-"""Two ranks decide what one rank decides, in every mode: same tokens, by mp and by Ray.
+"""Two ranks produce the same tokens as one, in every mode, with the executors mp and ray.
 
-Every rank drafts, verifies, denoises and accepts for itself, so a rank that saw other logits would soon be out of step
-with the others: the tokens below, and the number of accepted drafts, would differ.
+Every rank drafts, verifies, denoises and accepts by itself. A rank with different logits would soon diverge from the
+others, and the tokens or the number of accepted drafts would differ.
 """
 
 import contextlib
@@ -47,8 +47,8 @@ ASKED = [MIXTURE[index % len(MIXTURE)] for index in range(len(PROMPTS))]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_core_each() -> Iterator[None]:
-    """The ranks are processes of their own."""
+def one_core_per_rank() -> Iterator[None]:
+    """The ranks are separate processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1" if (os.cpu_count() or 1) > 1 else "0|0")
         yield
@@ -72,7 +72,7 @@ def ray_address() -> Iterator[str]:
 
 @contextlib.contextmanager
 def ranks(checkpoint: Path, executor: str | None = None, split: str = "tensor", **options: Any) -> Iterator[Any]:
-    """An engine with two ranks, or with one where no executor is named."""
+    """An engine with two ranks, or with one if no executor is given."""
     if executor:
         options |= {f"{split}_parallel_size": 2, "distributed_executor_backend": executor}
     try:
@@ -80,7 +80,7 @@ def ranks(checkpoint: Path, executor: str | None = None, split: str = "tensor", 
             yield llm
     finally:
         if executor == "ray":
-            sys.modules["ray"].shutdown()  # vLLM leaves the workers' places reserved until its process ends
+            sys.modules["ray"].shutdown()  # vLLM keeps the workers' resources reserved until its process ends
 
 
 def decode(llm: Any) -> tuple[list[list[int]], int]:
@@ -90,16 +90,16 @@ def decode(llm: Any) -> tuple[list[list[int]], int]:
 
 @pytest.fixture(scope="module")
 def alone(checkpoint: Path) -> tuple[list[list[int]], int]:
-    """What one rank decides."""
+    """The result with one rank."""
     with ranks(checkpoint, **linear(32)) as llm:
         return decode(llm)
 
 
 @pytest.mark.parametrize("executor", ["mp", "ray"])
-def test_two_ranks_decide_as_one(
+def test_two_ranks_equal_one(
     executor: str, checkpoint: Path, alone: tuple[list[list[int]], int], request: pytest.FixtureRequest
 ) -> None:
-    """120 prompts of 1 to 236 tokens in all modes, 16 at a time; by Ray, each rank is on a node of its own."""
+    """120 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node."""
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
@@ -113,21 +113,21 @@ def test_two_ranks_decide_as_one(
             assert_killed_worker_is_an_error(llm)
         else:
             model = ReferenceModel.from_pretrained(checkpoint)
-            assert_logits_are_the_references(llm, model)
-            assert_rounds_are_the_references(llm, model)
+            assert_logits_equal_the_reference(llm, model)
+            assert_rounds_equal_the_reference(llm, model)
             assert_a_certain_rank_goes_along(llm, alone[0])
 
 
 @pytest.mark.server
-def test_a_server_with_two_ranks_answers_as_the_reference(tmp_path: Path) -> None:
+def test_server_with_two_ranks_equals_the_reference(tmp_path: Path) -> None:
     arguments = [*EXACT, "--tensor-parallel-size", "2"]
     with Server(checkpoint_path(), arguments, log=tmp_path / "log") as server:
         model = ReferenceModel.from_pretrained(checkpoint_path())
         assert_equal_to_reference(connect(server), model, plain(16))
 
 
-def assert_logits_are_the_references(llm: Any, model: ReferenceModel) -> None:
-    """In AR mode, all logits of each token."""
+def assert_logits_equal_the_reference(llm: Any, model: ReferenceModel) -> None:
+    """All logits of each token, in AR mode."""
     prompts = random_prompts(16, VOCAB, longest=200)
     outputs = greedy(llm, prompts, 16, logprobs=-1, extra_args={"nld_mode": "ar"})
     assert token_ids(outputs) == ar_tokens(model, prompts, 16)
@@ -136,8 +136,8 @@ def assert_logits_are_the_references(llm: Any, model: ReferenceModel) -> None:
         torch.testing.assert_close(full_logits(output), expected, atol=1e-4, rtol=1e-4)
 
 
-def assert_rounds_are_the_references(llm: Any, model: ReferenceModel) -> None:
-    """The adapter's A is split over the ranks: rounds equal the reference's with the whole one."""
+def assert_rounds_equal_the_reference(llm: Any, model: ReferenceModel) -> None:
+    """The ranks share the adapter's A, and the reference has all of it; the rounds are equal."""
     prompts = random_prompts(6, VOCAB, longest=100, seed=11)
     before = metric(llm, "spec_decode_num_drafts")
     outputs = greedy(llm, prompts, TOKENS, extra_args={"nld_block_length": 8})
@@ -156,9 +156,9 @@ def assert_a_certain_rank_goes_along(llm: Any, exact: list[list[int]]) -> None:
 
 
 def assert_killed_worker_is_an_error(llm: Any) -> None:
-    """The second rank's process is killed in the middle of a batch: no hang, and the executor says that it has failed.
+    """Kill the second rank's process in the middle of a batch: nothing hangs, and the executor reports the failure.
 
-    (A server then answers its running requests with an error and ends: tests/deploy/test_ray_serve.py.)
+    (A server then answers its running requests with an error and ends, see tests/deploy/test_ray_serve.py.)
     """
     first, second = actors("RayCpuWorker")
     assert first.ppid() != second.ppid(), "each rank has its own node"
@@ -166,7 +166,7 @@ def assert_killed_worker_is_an_error(llm: Any) -> None:
     assert not executor.is_failed
     threading.Timer(0.3, second.kill).start()
     begin = time.monotonic()
-    # whether a step was cut short, found no workers, or lost them between vLLM's check and its use of their queues
+    # a step was interrupted, found no workers, or lost them after vLLM had checked them and before it used their queues
     with pytest.raises((RuntimeError, AssertionError, IndexError)) as error:
         greedy(llm, PROMPTS * 20, TOKENS)
     assert error.type is not IndexError or error.traceback[-1].name == "collective_rpc"
@@ -175,8 +175,8 @@ def assert_killed_worker_is_an_error(llm: Any) -> None:
 
 
 @pytest.mark.skipif(SCALE <= 1, reason="half a minute of engine starts: set NLD_TEST_SCALE=2")
-def test_two_pipeline_stages_decide_as_one(checkpoint: Path) -> None:
-    """In mode ar, which does not draft."""
+def test_two_pipeline_stages_equal_one(checkpoint: Path) -> None:
+    """In AR mode, which does not draft."""
     options = {"additional_config": {"nld": {"mode": "ar"}}}
     found = []
     for executor in (None, "mp"):
@@ -185,7 +185,7 @@ def test_two_pipeline_stages_decide_as_one(checkpoint: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_drafts_over_pipeline_stages_are_refused(checkpoint: Path) -> None:
+def test_drafts_with_pipeline_stages_are_refused(checkpoint: Path) -> None:
     with (
         pytest.raises(ValueError, match="one pipeline stage: use --tensor-parallel-size"),
         ranks(checkpoint, "mp", "pipeline", **linear(32)),
@@ -193,8 +193,8 @@ def test_drafts_over_pipeline_stages_are_refused(checkpoint: Path) -> None:
         pass
 
 
-def test_cluster_with_too_few_places_is_refused(ray_address: str) -> None:
-    """vLLM itself would wait for half an hour."""
+def test_cluster_without_enough_workers_is_refused(ray_address: str) -> None:
+    """Without this check vLLM would wait for half an hour."""
     from vllm_nld.compat.ray_cpu import check_cluster
 
     check_cluster(SimpleNamespace(world_size=2, ray_runtime_env=None))

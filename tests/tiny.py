@@ -1,7 +1,7 @@
-"""A tiny random model in the released layout, for parity tests: everything that a real one has, in 0.2 M parameters.
+"""A tiny random model in the released layout, for parity tests. It has all features of a real one in 0.2 M parameters.
 
-head_dim is not hidden_size / heads, YaRN and the llama-4 query scale are active within reach of a short prompt, and the
-weights are large enough that greedy output varies with the prompt and does not fall into a loop at once.
+head_dim is not hidden_size / heads, YaRN and the llama-4 query scale have an effect even on short prompts, and the
+weights are large enough that greedy output depends on the prompt and does not loop right away.
 
     write_tiny_checkpoint(tmp_path)
     model = ReferenceModel.from_pretrained(tmp_path)
@@ -60,13 +60,13 @@ ADAPTER_RANK, ADAPTER_ALPHA = 4, 16
 
 
 def tiny_raw_config(**overrides: Any) -> dict[str, Any]:
-    """config.json as a dict; a `rope_parameters` override is merged into the default, any other one replaces it."""
+    """config.json as a dict. An override of `rope_parameters` is merged with the default, others replace it."""
     rope = CONFIG["rope_parameters"] | overrides.pop("rope_parameters", {})
     return CONFIG | {"rope_parameters": rope} | overrides
 
 
 def tiny_config(**overrides: Any) -> NemotronLabsDiffusionConfig:
-    """The tiny model's config object, see `tiny_raw_config`."""
+    """The tiny model's config, see `tiny_raw_config`."""
     return NemotronLabsDiffusionConfig(**tiny_raw_config(**overrides))
 
 
@@ -106,11 +106,10 @@ def write_tiny_checkpoint(
     prefix: str = "",
     **overrides: Any,
 ) -> Path:
-    """Write the whole Hugging Face layout into `path` and return it.
+    """Write a checkpoint in the Hugging Face layout to `path`, and return the path.
 
-    adapter: with linear_spec_lora/. tokenizer: with a word-level tokenizer, word "t17" for id 17, and a chat template.
-    prefix: put before every tensor name, "language_model." as some converted repositories have it. overrides: config
-        fields.
+    adapter: write linear_spec_lora/. tokenizer: write a word-level tokenizer (id 17 is "t17") and a chat template.
+    prefix: prepended to tensor names, such as "language_model." in converted repositories. overrides: config fields.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -131,7 +130,7 @@ def write_tiny_checkpoint(
 
 
 def write_adapter(path: Path, config: NemotronLabsDiffusionConfig, seed: int, dtype: torch.dtype) -> None:
-    """Write linear_spec_lora/ as PEFT does."""
+    """Write linear_spec_lora/ in PEFT's format."""
     path.mkdir(exist_ok=True)
     settings = {
         "peft_type": "LORA",
@@ -148,7 +147,7 @@ def write_adapter(path: Path, config: NemotronLabsDiffusionConfig, seed: int, dt
 
 
 def write_tokenizer(path: Path, config: NemotronLabsDiffusionConfig) -> None:
-    """A word-level tokenizer with the family's special tokens at their ids, and its chat template."""
+    """Write a word-level tokenizer with the family's special tokens at their ids, and a chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -34,6 +34,27 @@ def test_first_turn_is_read_from_every_layout(tokenizer, layout: str, tmp_path: 
     assert question.prompt.endswith("<think></think>") or "assistant" in question.prompt
 
 
+def test_rows_keep_their_system_message_answer_and_length(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Say hello."},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "Again."},
+    ]
+    file = tmp_path / "question.jsonl"
+    file.write_text(json.dumps({"messages": messages, "expected": "hello", "max_tokens": 7}) + "\n")
+    (question,) = read(tokenizer, file)
+    assert question.prompt.index("Be brief.") < question.prompt.index("Say hello.") and "Again." not in question.prompt
+    assert (question.expected, question.max_tokens) == ("hello", 7)
+
+
+def test_messages_without_a_question_are_rejected(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "system", "content": "Be brief."}]}) + "\n")
+    with pytest.raises(ValueError, match="role 'user'"):
+        read(tokenizer, file)
+
+
 def test_speed_bench_folder(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "qualitative.jsonl").write_text(json.dumps(LAYOUTS["SPEED-Bench"]) + "\n")
     assert len(read(tokenizer, tmp_path)) == 1

@@ -75,6 +75,7 @@ def test_aborted_requests_count_the_tokens_they_got(linear_engine: Counted, prom
             given[output.request_id] = len(output.outputs[0].token_ids)
     assert linear_engine("nld:requests_total", reason="abort") == 3
     assert linear_engine("nld:requests_total", reason="length") == 1
+    assert linear_engine("nld:request_latency_seconds_count", mode="linear") == 4, "aborted ones ended, too"
     assert linear_engine("nld:output_tokens_total") == sum(given.values())
     assert linear_engine("nld:acceptance_length_count") == linear_engine("vllm:spec_decode_num_drafts_total") > 0
 

@@ -1,4 +1,4 @@
-"""The draft adapter on disk: found, measured and read, or refused with the file's name."""
+"""The draft adapter on disk: it is found and read, or refused with an error that names the file."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
     save_file(tensors, file)
 
 
-def test_the_checkpoints_own_adapter_is_found(tiny_checkpoint: Path) -> None:
+def test_own_adapter_is_found(tiny_checkpoint: Path) -> None:
     adapter = find_adapter(str(tiny_checkpoint), None, "auto")
     assert adapter is not None
     adapter.check(tiny_config())
@@ -37,19 +37,19 @@ def test_the_checkpoints_own_adapter_is_found(tiny_checkpoint: Path) -> None:
     assert torch.equal(up, expected[f"{stem}.lora_B.weight"])
 
 
-def test_off_and_absent_are_none(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_no_adapter(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert find_adapter(str(tiny_checkpoint), None, "off") is None
     assert find_adapter(str(write_tiny_checkpoint(tmp_path, adapter=False)), None, "auto") is None
 
 
-def test_an_adapter_elsewhere_is_found_by_its_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_adapter_in_another_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = write_tiny_checkpoint(tmp_path, adapter=False)
     folder = tiny_checkpoint / ADAPTER_DIR
     adapter = find_adapter(str(model), None, str(folder))
     assert adapter is not None and adapter.path == folder
 
 
-def test_of_a_repository_only_the_adapter_is_downloaded(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_adapter_of_a_repository_is_downloaded(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
     def snapshot_download(repository: str, **options: object) -> str:
@@ -62,7 +62,7 @@ def test_of_a_repository_only_the_adapter_is_downloaded(tiny_checkpoint: Path, m
     assert asked == {"someone/some-model": {"revision": "main", "allow_patterns": [f"{ADAPTER_DIR}/*"]}}
 
 
-def test_rank_stabilised_scale(tmp_path: Path) -> None:
+def test_rank_stabilized_scale(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path)
     change_settings(path, use_rslora=True)
     adapter = find_adapter(str(path), None, "auto")
@@ -71,7 +71,7 @@ def test_rank_stabilised_scale(tmp_path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "other target": (lambda path: change_settings(path, target_modules=["q_proj"]), r"target_modules \['q_proj'\]"),
-    "no rank": (lambda path: change_settings(path, r=None), r"adapter_config\.json is no readable"),
+    "no rank": (lambda path: change_settings(path, r=None), r"adapter_config\.json is not a readable"),
     "no scale": (lambda path: change_settings(path, lora_alpha=0), r"scale 0\.0: no effect"),
     "DoRA": (lambda path: change_settings(path, use_dora=True), r"asks for DoRA"),
     "other rank": (
@@ -82,13 +82,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: change_weights(path, lambda t: t.pop(min(name for name in t if "layers.1" in name))),
         r"layers\.1.*lora_A\.weight.*found nothing",
     ),
-    "no weights": (lambda path: (path / ADAPTER_DIR / "adapter_model.safetensors").unlink(), r"no readable draft"),
+    "no weights": (
+        lambda path: (path / ADAPTER_DIR / "adapter_model.safetensors").unlink(),
+        r"is not a readable draft",
+    ),
     "empty folder": (lambda path: (path / ADAPTER_DIR / "adapter_config.json").unlink(), r"adapter_config\.json"),
 }
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_adapter_is_refused(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+def test_damaged_adapter_is_refused(damage: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path)
     damage(path)
     with pytest.raises(ValueError, match=message):

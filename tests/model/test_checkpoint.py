@@ -1,4 +1,4 @@
-"""Checkpoint checks: a sound one passes from its headers alone, a broken one is an error with culprit and remedy."""
+"""Checkpoint checks read only headers. Errors name the file or tensor and the fix."""
 
 import json
 import re
@@ -26,7 +26,7 @@ from vllm_nld.reference import ReferenceModel
 
 
 def check(path: Path, quantized: bool = False) -> None:
-    """What a start-up check does."""
+    """The start-up check of a checkpoint folder."""
     config = NemotronLabsDiffusionConfig(**read_config(path))
     check_tensors(config, read_shapes(path), where=path, quantized=quantized)
 
@@ -39,7 +39,7 @@ def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]
 
 @pytest.mark.parametrize("prefix", ["", "language_model."])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_a_sound_checkpoint_passes(tmp_path: Path, prefix: str, tied: bool) -> None:
+def test_good_checkpoint_passes(tmp_path: Path, prefix: str, tied: bool) -> None:
     write_tiny_checkpoint(tmp_path, prefix=prefix, tie_word_embeddings=tied)
     check(tmp_path)
     assert read_shapes(tmp_path) == expected_shapes(tiny_config(tie_word_embeddings=tied))
@@ -62,8 +62,8 @@ def test_canonical_name(name: str, expected: str) -> None:
     assert canonical_name(expected) == expected
 
 
-def test_converted_names_load_the_same_weights(tmp_path: Path) -> None:
-    """As converters write them: language_model.model.* and language_model.lm_head."""
+def test_converted_names(tmp_path: Path) -> None:
+    """Converted names, language_model.model.* and language_model.lm_head, load the same weights."""
     path = write_tiny_checkpoint(tmp_path)
     before = ReferenceModel.from_pretrained(path).state_dict()
 
@@ -77,7 +77,7 @@ def test_converted_names_load_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_adapter_is_not_taken_for_weights(tmp_path: Path) -> None:
+def test_adapter_is_not_mistaken_for_weights(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path, adapter=True)
     assert weight_files(path) == [path / "model.safetensors"]
     assert not any("lora" in name for name in read_shapes(path))
@@ -86,12 +86,12 @@ def test_the_adapter_is_not_taken_for_weights(tmp_path: Path) -> None:
 def test_adapter_tensors_among_the_weights_are_refused(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path)
     (path / ADAPTER_DIR / "adapter_model.safetensors").rename(path / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match=r"lora_A.*adapters belong into a subfolder"):
+    with pytest.raises(CheckpointError, match=r"lora_A.*adapters belong in a subfolder"):
         check(path)
 
 
 def test_shards(tmp_path: Path) -> None:
-    """Two files and an index; a file that the index does not name is left alone."""
+    """Two files and an index. Files that are not in the index are ignored."""
     path = write_tiny_checkpoint(tmp_path)
     tensors = load_file(path / "model.safetensors")
     (path / "model.safetensors").unlink()
@@ -137,7 +137,7 @@ BREAKAGES = {
     ),
     "misshapen-tensor": (
         lambda path: edit_weights(path, misshape),
-        ["encoder.layers.1.self_attn.q_proj.weight", "[64, 64]", "[128, 64]", "not of the same model"],
+        ["encoder.layers.1.self_attn.q_proj.weight", "[64, 64]", "[128, 64]", "belong to different models"],
     ),
     "pickle-only": (pickle_only, ["pytorch_model.bin is a pickle file", "convert the weights to safetensors"]),
     "no-weights": (lambda path: (path / "model.safetensors").unlink(), ["holds no *.safetensors", "download"]),
@@ -165,8 +165,8 @@ BREAKAGES = {
 
 @pytest.mark.parametrize("name", BREAKAGES)
 @pytest.mark.parametrize("reader", [check, ReferenceModel.from_pretrained], ids=["check", "reference"])
-def test_a_broken_checkpoint_is_an_error(tmp_path: Path, name: str, reader: Callable[[Path], object]) -> None:
-    """Each message names file or tensor, and what to do."""
+def test_broken_checkpoint_is_refused(tmp_path: Path, name: str, reader: Callable[[Path], object]) -> None:
+    """Each message names the file or tensor and the fix."""
     path = write_tiny_checkpoint(tmp_path)
     damage, parts = BREAKAGES[name]
     damage(path)
@@ -175,7 +175,7 @@ def test_a_broken_checkpoint_is_an_error(tmp_path: Path, name: str, reader: Call
 
 
 @pytest.mark.parametrize("key", [*REQUIRED_CONFIG_KEYS, "rope_parameters"])
-def test_a_missing_config_key_is_named(tmp_path: Path, key: str) -> None:
+def test_missing_config_key_is_named(tmp_path: Path, key: str) -> None:
     raw = tiny_raw_config()
     del raw[key]
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -185,7 +185,7 @@ def test_a_missing_config_key_is_named(tmp_path: Path, key: str) -> None:
         read_config(tmp_path)
 
 
-def test_several_missing_keys_are_all_named(tmp_path: Path) -> None:
+def test_all_missing_keys_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError) as caught:
         read_config(tmp_path)
@@ -200,8 +200,8 @@ def test_legacy_rope_theta_is_enough(tmp_path: Path) -> None:
     assert read_config(tmp_path)["rope_theta"] == 1e6
 
 
-def test_a_quantised_checkpoint_is_compared_by_module(tmp_path: Path) -> None:
-    """Packed weights have other shapes, and scales beside them; a missing module is still found."""
+def test_quantized_checkpoint_is_checked_by_module(tmp_path: Path) -> None:
+    """Packed weights have different shapes and additional scales. A missing module is still detected."""
     path = write_tiny_checkpoint(tmp_path)
     module = "encoder.layers.0.mlp.up_proj"
 

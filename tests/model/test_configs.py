@@ -1,4 +1,4 @@
-"""The config classes: AutoConfig finds them, both layouts mean the same, and contradictions are errors."""
+"""The config classes: AutoConfig finds them, both layouts are equivalent, and contradictions are errors."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ MODEL_TYPES = {
 @pytest.fixture(autouse=True)
 def registered() -> None:
     register_configs()
-    register_configs()  # idempotent: vLLM calls plugins more than once a process
+    register_configs()  # idempotent, because vLLM calls plugins more than once per process
 
 
 def load(folder: Path, raw: dict) -> NemotronLabsDiffusionConfig:
@@ -39,7 +39,7 @@ def test_every_class_is_covered() -> None:
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_auto_config_round_trip(tmp_path: Path, model_type: str) -> None:
-    """No field is lost or changed on the way from config.json and back."""
+    """No field is lost or changed between config.json and the saved copy."""
     raw = tiny_raw_config(model_type=model_type)
     config = load(tmp_path, raw)
     assert type(config) is MODEL_TYPES[model_type]
@@ -58,7 +58,7 @@ def test_auto_config_round_trip(tmp_path: Path, model_type: str) -> None:
 @pytest.mark.parametrize("type_key", ["rope_type", "type"])
 @pytest.mark.parametrize("model_type", ["nemotron_labs_diffusion", "ministral_dlm"])
 def test_legacy_rope_layout(tmp_path: Path, model_type: str, type_key: str) -> None:
-    """rope_theta and rope_scaling at top level mean the same as rope_parameters."""
+    """Top-level rope_theta and rope_scaling are equivalent to rope_parameters."""
     raw = tiny_raw_config(model_type=model_type)
     modern = load(tmp_path, raw)
     rope = raw.pop("rope_parameters")
@@ -77,7 +77,7 @@ def test_eos_token_ids(eos: int | list[int] | None, expected: tuple[int, ...]) -
 
 
 def test_head_dim() -> None:
-    """Explicit where given (32, not 64 / 4); hidden size by heads where not."""
+    """The explicit value (32, not 64 / 4), or else the hidden size divided by the number of heads."""
     assert tiny_config().head_dim == 32
     raw = tiny_raw_config()
     del raw["head_dim"]
@@ -99,11 +99,11 @@ def test_base_factor_below_one() -> None:
 
 
 def test_is_causal_is_dropped() -> None:
-    """vLLM would take it for an encoder-only model."""
+    """With it, vLLM would take the model for an encoder."""
     assert not hasattr(tiny_config(is_causal=False), "is_causal")
 
 
-def test_known_rope_keys_are_not_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd) -> None:
+def test_no_warning_about_known_rope_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd) -> None:
     load(tmp_path, tiny_raw_config())
     assert "llama_4_scaling_beta" not in caplog.text + "".join(capfd.readouterr())
 

@@ -1,4 +1,4 @@
-"""The model in vLLM against the plain PyTorch reference: same greedy tokens, logits to 1e-4, in fp32."""
+"""The model in vLLM compared with the plain PyTorch reference in fp32: same greedy tokens, logits to 1e-4."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def reference_tokens(model: ReferenceModel, prompts: list[list[int]], max_tokens
 
 
 def reference_logits(model: ReferenceModel, prompt: list[int], tokens: list[int]) -> torch.Tensor:
-    """Logits [len(tokens), V] of every step of a completion, from one uncached forward."""
+    """Logits [len(tokens), V] of all steps of a completion, from one uncached forward."""
     hidden = model(torch.tensor([prompt + tokens[:-1]]), KVCache(model.config.num_hidden_layers))
     return model.logits(hidden[0, len(prompt) - 1 :])
 
@@ -39,12 +39,12 @@ def llm(tiny_checkpoint: Path) -> Iterator[Any]:
 
 
 def test_greedy_tokens_equal_the_reference(tiny_checkpoint: Path, llm: Any) -> None:
-    """60 prompts of 1 to 240 tokens; YaRN's original context is 64, so most positions lie beyond it."""
+    """60 prompts of 1 to 240 tokens. YaRN's original context is 64, so most positions are beyond it."""
     prompts = random_prompts(60, VOCAB, longest=CONFIG["max_position_embeddings"] - TOKENS)
     outputs = greedy(llm, prompts, TOKENS)
     expected = reference_tokens(ReferenceModel.from_pretrained(tiny_checkpoint), prompts, TOKENS)
     assert [list(output.token_ids) for output in outputs] == expected
-    assert len({tuple(tokens) for tokens in expected}) > 50, "the tiny model must not answer everything alike"
+    assert len({tuple(tokens) for tokens in expected}) > 50, "the tiny model must give different answers"
 
 
 def test_logits_equal_the_reference(tiny_checkpoint: Path, llm: Any) -> None:
@@ -63,7 +63,7 @@ CONVERTED = {
 
 
 def test_converted_research_layout_loads(tmp_path: Path) -> None:
-    """`language_model.*` names, the older architecture, and a YaRN factor below one as the Base models have it."""
+    """`language_model.*` names, the older architecture, and a YaRN factor below one, as in the Base models."""
     path = write_tiny_checkpoint(tmp_path, prefix="language_model.", **CONVERTED)
     prompts = random_prompts(8, VOCAB, longest=200)
     with engine(path, **AR) as llm:
@@ -76,7 +76,7 @@ def test_converted_research_layout_loads(tmp_path: Path) -> None:
 def quantize_int8(path: Path) -> dict[str, torch.Tensor]:
     """Rewrite a checkpoint as compressed-tensors int8 (channel weights, dynamic activations).
 
-    Returns the weights that the int8 values stand for.
+    Returns the dequantized weights.
     """
     tensors, dequantized = {}, {}
     for name, tensor in load_file(path / "model.safetensors").items():
@@ -112,7 +112,7 @@ QUANTIZATION = {
 
 
 def test_compressed_tensors_checkpoint_loads(tmp_path: Path) -> None:
-    """Packed names and the ignore list go through the weight mapping; activations in 8 bits cost about a percent."""
+    """Packed names and the ignore list work with the weight mapping. 8-bit activations change logits by about 1 %."""
     path = write_tiny_checkpoint(tmp_path, quantization_config=QUANTIZATION)
     weights = quantize_int8(path)
     prompts = random_prompts(4, VOCAB, longest=60, seed=2)
@@ -127,7 +127,7 @@ def test_compressed_tensors_checkpoint_loads(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_fp8_weights_stay_close(tiny_checkpoint: Path) -> None:
-    """vLLM's CPU build has no fp8 kernels. Weights and activations in 8 bits cost a few percent."""
+    """vLLM's CPU build has no fp8 kernels. 8-bit weights and activations change logits by a few percent."""
     prompts = random_prompts(4, VOCAB, longest=60, seed=2)
     with engine(tiny_checkpoint, dtype="bfloat16", quantization="fp8", **LOGITS) as llm:
         outputs = greedy(llm, prompts, 1, logprobs=-1)
@@ -138,7 +138,7 @@ def test_fp8_weights_stay_close(tiny_checkpoint: Path) -> None:
 
 
 def write_user_lora(path: Path, model: ReferenceModel, rank: int = 8) -> dict[str, torch.Tensor]:
-    """A PEFT adapter on q_proj and down_proj, in the released names. Returns the change of each weight."""
+    """Write a PEFT adapter for q_proj and down_proj, with released names. Returns the change of each weight."""
     generator, tensors, change = torch.Generator().manual_seed(5), {}, {}
     for name, weight in model.state_dict().items():
         if "q_proj" in name or "down_proj" in name:
@@ -174,4 +174,4 @@ def test_user_lora_is_applied(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model.load_state_dict({name: weight + change.get(name, 0) for name, weight in model.state_dict().items()})
     merged = reference_tokens(model, prompts, TOKENS)
     assert [list(output.outputs[0].token_ids) for output in outputs] == merged
-    assert merged != plain, "the adapter must change the answers, or this test shows nothing"
+    assert merged != plain, "the adapter must change the answers, or this test proves nothing"

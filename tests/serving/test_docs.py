@@ -1,4 +1,4 @@
-"""The README says of modes, request fields and settings what the code has."""
+"""The README's tables of modes, request fields and settings match the code."""
 
 import re
 from dataclasses import fields
@@ -13,7 +13,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def rows(header: str) -> dict[str, list[str]]:
-    """A table of the README by its rows' first cells; a row that documents two names is there twice."""
+    """A table of the README, by the names in each row's first cell. A row with two names appears twice."""
     lines = README[README.index(header) :].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: lines.index("")]]
     return {name: row[1:] for row in cells for name in re.findall(r"`(\w+)`", row[0])}

@@ -1,4 +1,4 @@
-"""A request's decoding parameters: good ones are read, each bad one is a sentence that names field and range."""
+"""A request's decoding parameters: valid ones are read, and errors name the field and its range."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ SERVED = ServerModes("linear", ("ar", "linear", "diffusion"), block_length=32, m
 GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
     "nothing": (None, Decoding("linear", 32)),
     "auto": ({"nld_mode": "auto"}, Decoding("linear", 32)),
-    "someone else's": ({"top_h": 3, "kv_transfer_params": {}}, Decoding("linear", 32)),
+    "other arguments": ({"top_h": 3, "kv_transfer_params": {}}, Decoding("linear", 32)),
     "ar": ({"nld_mode": "ar"}, Decoding("ar")),
     "linear": ({"nld_draft_threshold": 1, "nld_block_length": 2}, Decoding("linear", 2, 1.0)),
     "diffusion": ({"nld_mode": "diffusion"}, Decoding("diffusion", 32, 0.9)),
@@ -36,13 +36,13 @@ GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
 
 
 @pytest.mark.parametrize(("extra", "decoding"), GOOD.values(), ids=GOOD)
-def test_good_parameters_are_read(extra: dict[str, Any] | None, decoding: Decoding) -> None:
+def test_valid_parameters(extra: dict[str, Any] | None, decoding: Decoding) -> None:
     assert SERVED.read(extra) == decoding
 
 
 @settings(max_examples=scaled(2000), deadline=None)
 @given(bad_parameters())
-def test_bad_parameters_name_the_field(case: tuple[dict[str, Any], str]) -> None:
+def test_invalid_parameters_are_named(case: tuple[dict[str, Any], str]) -> None:
     extra, field = case
     with pytest.raises(ValueError) as error:
         SERVED.read(extra)
@@ -51,20 +51,28 @@ def test_bad_parameters_name_the_field(case: tuple[dict[str, Any], str]) -> None
 
 REFUSED: dict[str, tuple[ServerModes, dict[str, Any], str]] = {
     "unknown name": (SERVED, {"nld_treshold": 0.5}, "vllm_xargs.nld_treshold is unknown; known are nld_mode"),
-    "no use": (SERVED, {"nld_mode": "ar", "nld_block_length": 8}, "nld_block_length has no use in mode 'ar', only in"),
-    "threshold of the default mode": (SERVED, {"nld_threshold": 0.5}, "nld_threshold has no use in mode 'linear'"),
-    "longer than the server's": (SERVED, {"nld_block_length": 33}, "nld_block_length must lie in [2, 32], not 33"),
-    "a bool": (SERVED, {"nld_block_length": True}, "must be an integer in [2, 32], not True"),
-    "a mixture": (SERVED, {"nld_mode": "ar", "ar_mode": True}, "mixes nld_mode with ar_mode"),
-    "a contradiction": (SERVED, {"ar_mode": True, "diffusion_mode": "linear_spec"}, "contradict each other"),
-    "a mode that is not served": (ServerModes("ar", ("ar",)), {"nld_mode": "linear"}, "not served here, only ar"),
+    "field of another mode": (
+        SERVED,
+        {"nld_mode": "ar", "nld_block_length": 8},
+        "nld_block_length has no use in mode 'ar', only in",
+    ),
+    "field without a mode": (SERVED, {"nld_threshold": 0.5}, "nld_threshold has no use in mode 'linear'"),
+    "longer block than the server's": (
+        SERVED,
+        {"nld_block_length": 33},
+        "nld_block_length must lie in [2, 32], not 33",
+    ),
+    "bool": (SERVED, {"nld_block_length": True}, "must be an integer in [2, 32], not True"),
+    "own and SGLang's names": (SERVED, {"nld_mode": "ar", "ar_mode": True}, "mixes nld_mode with ar_mode"),
+    "contradiction": (SERVED, {"ar_mode": True, "diffusion_mode": "linear_spec"}, "contradict each other"),
+    "mode that is not served": (ServerModes("ar", ("ar",)), {"nld_mode": "linear"}, "not served here, only ar"),
     "another drafter": (ServerModes("ar", ()), {"nld_mode": "ar"}, "the server speculates with another drafter"),
     "more passes than the server's": (
         ServerModes("diffusion", ("diffusion",), 32, max_denoise_steps=4),
         {"nld_max_denoise_steps": 5},
         "nld_max_denoise_steps must lie in [1, 4], not 5",
     ),
-    "sure drafts that are sampled": (
+    "threshold with sampled drafts": (
         ServerModes("linear", ("linear",), 32, probabilistic=True),
         {"nld_draft_threshold": 0.5},
         "must be 0, not 0.5: the server keeps draft logits",
@@ -73,7 +81,7 @@ REFUSED: dict[str, tuple[ServerModes, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("served", "extra", "message"), REFUSED.values(), ids=REFUSED)
-def test_refusals_say_what_is_possible(served: ServerModes, extra: dict[str, Any], message: str) -> None:
+def test_refusals(served: ServerModes, extra: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         served.read(extra)
     assert message in str(error.value)

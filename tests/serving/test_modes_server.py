@@ -1,6 +1,8 @@
-"""Every mode in one server, over HTTP: parameters, aliases, streams, refusals."""
+"""All modes in one server, over HTTP: parameters, aliases, streams, refusals."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,7 +34,7 @@ HTTP = httpx.Client(timeout=60)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     markers = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
     reasoning = ["--reasoning-parser", "deepseek_v3", "--reasoning-config", json.dumps(markers)]
-    reasoning += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    reasoning += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-scale-out"]
     with Server(
         checkpoint_path(), [*NAMES, *EXACT, *reasoning], log=tmp_path_factory.mktemp("modes") / "log"
     ) as server:
@@ -67,7 +69,7 @@ REQUESTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-def test_each_request_decodes_in_its_own_mode(client: openai.OpenAI, model: ReferenceModel) -> None:
+def test_requests_decode_in_their_own_mode(client: openai.OpenAI, model: ReferenceModel) -> None:
     cases = [(prompt, *request) for prompt in plain(8) for request in REQUESTS]
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda case: ask(client, case[0], case[1], **case[2]), cases))
@@ -79,8 +81,8 @@ def test_each_request_decodes_in_its_own_mode(client: openai.OpenAI, model: Refe
         assert answer.choices[0].token_ids == known[key], options
 
 
-def test_a_stream_shows_blocks_as_they_are_taken(client: openai.OpenAI) -> None:
-    """In fewer pieces than tokens, never a mask token, nothing after the end."""
+def test_stream_yields_blocks(client: openai.OpenAI) -> None:
+    """A stream has fewer chunks than tokens, no mask token, and nothing after the end."""
     for prompt in plain(4):
         whole = ask(client, prompt, "nld:diffusion").choices[0]
         pieces, ids = [], []
@@ -105,7 +107,7 @@ def post(server: Server, xargs: dict[str, Any], name: str = "nld", **options: An
     return HTTP.post(f"{server.url}/v1/completions", json=body)
 
 
-def test_bad_parameters_are_refused_and_harm_nobody(server: Server) -> None:
+def test_invalid_parameters_are_refused(server: Server) -> None:
     count = 0
 
     @settings(
@@ -132,16 +134,80 @@ def test_bad_parameters_are_refused_and_harm_nobody(server: Server) -> None:
 COMBINATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "penalty": ({"nld_mode": "diffusion"}, {"repetition_penalty": 1.2}, "repetition_penalty has no effect"),
     "alias": ({"nld_mode": "ar"}, {"name": "nld:diffusion"}, "contradicts the model name"),
-    "in a stream": ({"nld_threshold": 2}, {"stream": True, "name": "nld:diffusion"}, "nld_threshold must lie in"),
+    "stream": ({"nld_threshold": 2}, {"stream": True, "name": "nld:diffusion"}, "nld_threshold must lie in"),
 }
 
 
 @pytest.mark.parametrize(("xargs", "options", "message"), COMBINATIONS.values(), ids=COMBINATIONS)
-def test_what_makes_no_sense_is_refused(
+def test_invalid_combinations_are_refused(
     xargs: dict[str, Any], options: dict[str, Any], message: str, server: Server
 ) -> None:
     answer = post(server, xargs, **options)
     assert answer.status_code == 400 and message in answer.text
+
+
+def body_of(path: str, xargs: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """A request of four greedy tokens to an endpoint that takes sampling parameters."""
+    body = {"model": "nld", "max_tokens": 4, "temperature": 0, "vllm_xargs": xargs} | options
+    messages = [{"role": "user", "content": "Count from 1 to 5."}]
+    if path == "/v1/completions":
+        return body | {"prompt": "1 2 3"}
+    if path == "/v1/responses":
+        return {**body, "input": "Count from 1 to 5.", "max_output_tokens": body.pop("max_tokens")}
+    if path == "/inference/v1/generate":
+        params = {"max_tokens": 4, "temperature": 0, "extra_args": body.pop("vllm_xargs")}
+        return {"model": body["model"], "token_ids": [5, 300, 301], "sampling_params": params} | {
+            name: value for name, value in options.items() if name == "stream"
+        }
+    return body | {"messages": messages}
+
+
+BEAMS = {"use_beam_search": True, "n": 2}
+ENDPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {}),
+    "completion": ("/v1/completions", {}),
+    "response": ("/v1/responses", {}),
+    "message": ("/v1/messages", {}),
+    "tokens": ("/inference/v1/generate", {}),
+    "beams of a chat": ("/v1/chat/completions", BEAMS),
+    "beams of a completion": ("/v1/completions", BEAMS),
+}
+
+
+@pytest.mark.parametrize(("path", "options"), ENDPOINTS.values(), ids=ENDPOINTS)
+def test_every_endpoint_checks_fields(path: str, options: dict[str, Any], server: Server) -> None:
+    """Under HTTP 400 and by name, in a stream before it begins; a good request is answered."""
+    for bad, field in (
+        ({"nld_mode": "fast"}, "nld_mode"),
+        ({"nld_treshold": 1}, "nld_treshold"),
+        ({"nld": "x"}, "nld"),
+    ):
+        for stream in {} if options else {"stream": False}, {"stream": True}:
+            if options and stream:
+                continue  # vLLM streams no beams
+            answer = HTTP.post(server.url + path, json=body_of(path, bad, **options, **stream))
+            assert answer.status_code == 400 and field in answer.text, (answer.status_code, answer.text)
+    answer = HTTP.post(server.url + path, json=body_of(path, {"nld_mode": "ar"}, **options))
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", [path for path, options in ENDPOINTS.values() if not options])
+def test_every_endpoint_reads_the_mode(path: str, server: Server) -> None:
+    """From a field and from the model's name, as the server's own counters say."""
+    for body in (body_of(path, {"nld_mode": "ar"}), body_of(path, {}, model="nld:ar")):
+        before = requests_by_mode(server)
+        assert HTTP.post(server.url + path, json=body).status_code == 200
+        after = requests_by_mode(server)
+        assert after - before == Counter({"ar": 1})
+
+
+def requests_by_mode(server: Server) -> Counter[str]:
+    """How many requests have ended, by mode."""
+    found: Counter[str] = Counter()
+    for line in HTTP.get(server.url + "/metrics").text.splitlines():
+        if line.startswith("nld:requests_total{"):
+            found[re.findall(r'mode="(\w+)"', line)[0]] += int(float(line.split()[-1]))
+    return found
 
 
 def chat(server: Server, name: str, **options: Any) -> Any:
@@ -152,16 +218,16 @@ def chat(server: Server, name: str, **options: Any) -> Any:
     return answer.json()["choices"][0]
 
 
-def test_structured_output_holds_in_diffusion(server: Server) -> None:
-    """A denoised token that the grammar forbids is not taken: the answer is one of the choices in every mode."""
+def test_structured_output_in_every_mode(server: Server) -> None:
+    """The answer is one of the choices: a denoised token that the grammar forbids is not taken."""
     for name in ("nld:ar", "nld:linear", "nld:diffusion"):
         for choices in (["yes", "no"], ["SELECT 1", "DELETE 2"]):
             answer = chat(server, name, max_tokens=16, structured_outputs={"choice": choices})
             assert answer["message"]["content"] in choices, name
 
 
-def test_logprobs_in_diffusion_are_those_of_the_commit(server: Server) -> None:
-    """Each is at least the threshold, or the pass's best; the first token is the AR pathway's."""
+def test_diffusion_logprobs_are_those_of_the_commit(server: Server) -> None:
+    """A token's probability is at least the threshold or the best of its pass; the first token is the AR pathway's."""
     answer = chat(server, "nld:diffusion", max_tokens=32, logprobs=True, vllm_xargs={"nld_threshold": 0.9})
     logprobs = [entry["logprob"] for entry in answer["logprobs"]["content"]]
     assert all(value <= 0 for value in logprobs)
@@ -170,15 +236,15 @@ def test_logprobs_in_diffusion_are_those_of_the_commit(server: Server) -> None:
 
 @pytest.mark.parametrize("name", ["nld:ar", "nld:linear", "nld:diffusion"])
 @pytest.mark.parametrize("budget", [0, 1, 5])
-def test_the_thinking_budget_holds(name: str, budget: int, server: Server) -> None:
+def test_thinking_budget(name: str, budget: int, server: Server) -> None:
     thinking = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": budget}
     ids = chat(server, name, max_tokens=40, **thinking)["token_ids"]
     assert THINK_END in ids[: budget + 1], ids
 
 
 @pytest.mark.parametrize("name", ["nld:ar", "nld:linear"])
-def test_tools_are_called(name: str, client: openai.OpenAI) -> None:
-    """Both modes call the same tool; nano gets most of these right."""
+def test_tool_calls(name: str, client: openai.OpenAI) -> None:
+    """nano gets most of these calls right in either mode."""
     prompts = [prompt for prompt in heldout() if prompt.tools and not prompt.thinking][:4]
     right = 0
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""`vllm serve` on nano in AR mode, asked through an OpenAI client: exact, complete, and safe from bad requests."""
+"""`vllm serve` on nano in AR mode with an OpenAI client: answers are exact, and invalid requests do no harm."""
 
 import json
 import re
@@ -19,12 +19,12 @@ from vllm_nld.tools.server import Server
 
 pytestmark = pytest.mark.server
 
-# As on a GPU, one worker runs in the engine's process: one process less that imports vLLM, which takes 13 seconds.
+# Run the worker in the engine's process, as on a GPU: that saves a process that takes 13 seconds to import vLLM.
 UNI = ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
 MAX_MODEL_LEN = 1024
 AR = ["--additional-config", json.dumps({"nld": {"mode": "ar"}})]
 EXACT = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", *AR]
-# A grammar that allows any white space lets a sampled answer be nothing else.
+# If the grammar allowed any whitespace, a sampled answer could consist of nothing else.
 EXACT += ["--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})]
 SMALL_STEPS = ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-batched-tokens", "64"]  # prompts come in chunks
 
@@ -52,13 +52,13 @@ def model() -> ReferenceModel:
 
 
 def plain(count: int) -> list[Prompt]:
-    """Held-out prompts without thinking and tools, spread over the categories."""
+    """Held-out prompts without thinking or tools, spread over the categories."""
     prompts = [prompt for prompt in heldout() if not prompt.thinking and not prompt.tools]
     return prompts[:: max(1, len(prompts) // count)][:count]
 
 
 def ask(client: openai.OpenAI, prompt: Prompt, **options: Any) -> Any:
-    """A chat completion, greedy unless told otherwise, with the token ids of prompt and answer."""
+    """A chat completion, greedy by default, with the token ids of prompt and answer."""
     options = {"temperature": 0, "max_tokens": 96} | options
     extra = {"return_token_ids": True} | options.pop("extra_body", {})
     return client.chat.completions.create(model="nano", messages=list(prompt.messages), extra_body=extra, **options)
@@ -79,7 +79,7 @@ def test_greedy_tokens_equal_the_reference(client: openai.OpenAI, model: Referen
     assert_equal_to_reference(client, model, prompts)
 
 
-def test_streaming_gives_the_same_text_piece_by_piece(client: openai.OpenAI) -> None:
+def test_streams_contain_the_same_text(client: openai.OpenAI) -> None:
     prompt = plain(1)[0]
     whole = ask(client, prompt).choices[0].message.content
     stream = client.chat.completions.create(
@@ -113,7 +113,7 @@ def test_logprobs_are_the_models(client: openai.OpenAI, model: ReferenceModel) -
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_stop_string_ends_the_answer_before_it(client: openai.OpenAI) -> None:
+def test_stop_string_ends_the_answer(client: openai.OpenAI) -> None:
     prompt = next(prompt for prompt in plain(60) if prompt.category == "sql")
     whole = ask(client, prompt).choices[0].message.content
     stop = whole[len(whole) // 2 :][:3]
@@ -134,7 +134,7 @@ SCHEMA = {
 
 
 def test_json_schema_is_followed(client: openai.OpenAI) -> None:
-    """On a prompt that asks for something else, at a temperature that would never keep to a schema by itself."""
+    """The prompt asks for something else, at a temperature that would never follow a schema by itself."""
     schema = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
     prompt = next(prompt for prompt in plain(60) if prompt.category == "count")
     for seed in range(3):
@@ -152,7 +152,7 @@ def prefix_hits(server: Server) -> float:
 
 
 def test_prefix_cache_hit_changes_nothing(server: Server, client: openai.OpenAI, model: ReferenceModel) -> None:
-    """The same long conversation twice: the second time its first blocks come from the cache."""
+    """Send a long conversation twice. The second time, its first blocks come from the cache."""
     first, second = plain(2)
     turns = [*first.messages, {"role": "assistant", "content": first.expected}] * 3
     prompt = Prompt("history", (*turns, *second.messages), second.expected)
@@ -170,14 +170,14 @@ def test_finish_reasons(client: openai.OpenAI) -> None:
     assert (cut.choices[0].finish_reason, cut.usage.completion_tokens) == ("length", 3)
     whole = ask(client, prompt, max_tokens=400)
     assert whole.choices[0].finish_reason == "stop"
-    assert whole.choices[0].token_ids[-1] == 11, "the instruct models end with <|im_end|>"
+    assert whole.choices[0].token_ids[-1] == 11, "instruct models end with <|im_end|>"
 
 
-def test_thinking_switch_reaches_the_template(client: openai.OpenAI) -> None:
+def test_thinking_switch(client: openai.OpenAI) -> None:
     prompt = plain(1)[0]
     closed = ask(client, prompt, max_tokens=1).prompt_token_ids
     opened = ask(client, prompt, max_tokens=1, extra_body={"chat_template_kwargs": {"enable_thinking": True}})
-    assert 13 in closed[-2:], "off: the prompt ends with the closed pair"
+    assert 13 in closed[-2:], "if it is off, the prompt ends with closed tags"
     assert 13 not in opened.prompt_token_ids[-4:] and 12 in opened.prompt_token_ids[-4:]
 
 
@@ -202,7 +202,7 @@ BAD: dict[str, tuple[dict[str, Any] | bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_request_is_refused_and_the_next_one_answered(server: Server, name: str) -> None:
+def test_invalid_request_is_refused_and_the_next_one_answered(server: Server, name: str) -> None:
     change, status, words = BAD[name]
     body = change if isinstance(change, bytes) else json.dumps(GOOD | change).encode()
     url, headers = f"{server.url}/v1/chat/completions", {"content-type": "application/json"}
@@ -215,8 +215,8 @@ def test_bad_request_is_refused_and_the_next_one_answered(server: Server, name: 
     assert answered.json()["usage"]["completion_tokens"] == 4
 
 
-def test_no_flag_is_needed(tmp_path: Path) -> None:
-    """`vllm serve <nano>` alone, torch.compile and warm-up included, is right in bf16, in the default mode."""
+def test_no_flags_are_needed(tmp_path: Path) -> None:
+    """Plain `vllm serve <nano>`, with torch.compile and warm-up, answers correctly in bf16 and the default mode."""
     with Server(checkpoint_path(), log=tmp_path / "log", timeout=400) as server:
         client = connect(server)
         name = client.models.list().data[0].id

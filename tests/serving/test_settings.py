@@ -1,4 +1,4 @@
-"""`--additional-config nld`: every mistake is one sentence that names the field."""
+"""`--additional-config nld`: each error is one sentence that names the field."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("raw", GOOD.values(), ids=GOOD)
-def test_good_settings_are_read(raw: dict[str, Any]) -> None:
+def test_valid_settings(raw: dict[str, Any]) -> None:
     settings = Settings.parse(raw)
     assert all(getattr(settings, name) == value for name, value in raw.items())
 
 
-def test_no_settings_are_the_defaults() -> None:
+def test_defaults() -> None:
     assert Settings.parse(None) == Settings.parse({}) == Settings()
 
 
@@ -35,7 +35,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "block too short": ({"block_length": 1}, r"nld\.block_length must be at least 2, not 1"),
     "threshold as text": ({"draft_threshold": "0.9"}, r"nld\.draft_threshold must be a number"),
     "threshold too high": ({"draft_threshold": 1.1}, r"nld\.draft_threshold must lie in \[0, 1\], not 1\.1"),
-    "threshold is no number": ({"draft_threshold": float("nan")}, r"nld\.draft_threshold must lie in \[0, 1\]"),
+    "threshold is not a number": ({"draft_threshold": float("nan")}, r"nld\.draft_threshold must lie in \[0, 1\]"),
     "adapter as bool": ({"draft_lora": False}, r"nld\.draft_lora must be 'auto', 'off' or a folder, not False"),
     "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use if only mode 'ar' is served"),
     "denoising in ar": ({"mode": "ar", "threshold": 0.5}, r"nld\.threshold has no use"),
@@ -48,6 +48,6 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("raw", "message"), BAD.values(), ids=BAD)
-def test_bad_settings_are_refused(raw: Any, message: str) -> None:
+def test_invalid_settings_are_refused(raw: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Settings.parse(raw)

@@ -1,4 +1,4 @@
-"""How a server comes to its mode: no flag, settings, an explicit speculative config, and contradictions."""
+"""How a server is set up to speculate: without flags, by settings, by --speculative-config, or not at all."""
 
 import shutil
 from pathlib import Path
@@ -16,25 +16,24 @@ def nld(**settings: Any) -> dict[str, Any]:
     return {"additional_config": {"nld": settings}}
 
 
-def drafter(model: object, drafts: int = 7) -> dict[str, Any]:
-    return {
-        "speculative_config": {"method": "draft_model", "model": str(model), "num_speculative_tokens": drafts},
-    }
+def drafter(model: object, drafts: int = 7, **more: Any) -> dict[str, Any]:
+    speculative = {"method": "draft_model", "model": str(model), "num_speculative_tokens": drafts}
+    return {"speculative_config": speculative | more}
 
 
-def test_no_flag_drafts_whole_blocks(tiny_checkpoint: Path) -> None:
+def test_default_is_whole_blocks(tiny_checkpoint: Path) -> None:
     config = start(tiny_checkpoint)
     assert drafts_for_itself(config)
-    assert config.num_speculative_tokens == 31, "block_size of config.json, less the anchor"
+    assert config.num_speculative_tokens == 31, "block_size of config.json, without the anchor"
     assert config.num_lookahead_tokens == 32, "KV slots for the whole block"
     assert config.use_v2_model_runner
 
 
-def test_the_default_block_fits_a_short_context(tiny_checkpoint: Path) -> None:
+def test_default_block_fits_a_short_context(tiny_checkpoint: Path) -> None:
     assert start(tiny_checkpoint, max_model_len=16).num_speculative_tokens == 15
 
 
-def test_settings_choose_the_block(tiny_checkpoint: Path) -> None:
+def test_settings_set_the_block_length(tiny_checkpoint: Path) -> None:
     assert start(tiny_checkpoint, **nld(block_length=8)).num_speculative_tokens == 7
 
 
@@ -43,17 +42,17 @@ def test_ar_does_not_speculate(tiny_checkpoint: Path) -> None:
     assert config.speculative_config is None and config.num_lookahead_tokens == 0
 
 
-def test_an_explicit_config_is_taken(tiny_checkpoint: Path) -> None:
+def test_explicit_config(tiny_checkpoint: Path) -> None:
     config = start(tiny_checkpoint, **drafter(tiny_checkpoint), **nld(mode="linear", block_length=8))
     assert drafts_for_itself(config) and config.num_speculative_tokens == 7
 
 
 @pytest.mark.parametrize("spelling", ["{folder}/model/", "{folder}/./model", "model", "./model/", "{folder}/link"])
 @pytest.mark.parametrize("served", ["{folder}/model", "{folder}/link"])
-def test_a_drafter_is_the_served_model_however_it_is_spelled(
+def test_spelling_of_the_served_model_does_not_matter(
     spelling: str, served: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stock draft model of the same weights would load them twice, and draft causally."""
+    """Otherwise a stock draft model would load the same weights again, and draft causally."""
     shutil.copytree(tiny_checkpoint, tmp_path / "model")
     (tmp_path / "link").symlink_to(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -62,21 +61,21 @@ def test_a_drafter_is_the_served_model_however_it_is_spelled(
     assert config.num_lookahead_tokens == 8, "KV slots for the whole block"
 
 
-def test_a_copy_of_the_served_model_is_another_drafter(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_copy_of_the_served_model_is_another_drafter(tiny_checkpoint: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     assert not drafts_for_itself(start(tiny_checkpoint, **drafter(copy)))
 
 
 @pytest.mark.parametrize(("settings", "drafts"), [({"mode": "ar"}, False), ({}, True)], ids=["ar", "drafts"])
-def test_only_drafts_need_a_kernel_that_is_not_causal(
+def test_only_drafting_servers_need_a_non_causal_kernel(
     settings: dict[str, Any], drafts: bool, tiny_checkpoint: Path
 ) -> None:
-    """On some GPUs the demand costs the platform's default kernel."""
+    """On some GPUs, requiring one rules out the platform's default kernel."""
     stock = AttentionConfig().use_non_causal
     assert not stock and start(tiny_checkpoint, **nld(**settings)).attention_config.use_non_causal == (stock or drafts)
 
 
-def test_another_drafter_is_left_to_vllm(tiny_checkpoint: Path) -> None:
+def test_other_drafters_are_left_to_vllm(tiny_checkpoint: Path) -> None:
     config = start(tiny_checkpoint, speculative_config={"method": "ngram", "num_speculative_tokens": 3})
     assert config.speculative_config.method == "ngram" and not drafts_for_itself(config)
     assert config.num_lookahead_tokens == 0
@@ -104,6 +103,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ar and a drafter": (nld(mode="ar") | NGRAM, r"nld\.mode 'ar' contradicts --speculative-config \(ngram\)"),
     "linear and another": (nld(mode="linear") | NGRAM, r"asks for self-speculation.*for ngram.*remove one"),
     "two blocks": (nld(block_length=16) | drafter("MODEL"), r"block_length 16 contradicts num_speculative_tokens 7"),
+    "a context of the drafter's": (drafter("MODEL", max_model_len=64), r"max_model_len \(64\) has no effect"),
+    "weights of the drafter's": (drafter("MODEL", quantization="fp8"), r"quantization \(fp8\) has no effect"),
     "no room in a step": (
         nld(block_length=32) | {"max_num_batched_tokens": 16, "max_num_seqs": 4},
         r"--max-num-batched-tokens 16 has no room for a block of 32",
@@ -113,7 +114,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         nld(block_length=32) | {"max_num_scheduled_tokens": 16},
         r"--max-num-scheduled-tokens 16 has no room for a block of 32",
     ),
-    "sure drafts that are sampled": (
+    "threshold with sampled drafts": (
         nld(block_length=8, draft_threshold=0.5)
         | {"speculative_config": drafter("MODEL")["speculative_config"] | {"draft_sample_method": "probabilistic"}},
         r"draft_threshold.*draft_sample_method",
@@ -122,7 +123,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"speculative_config": drafter("MODEL")["speculative_config"] | {"attention_backend": "TRITON_ATTN"}},
         r"--speculative-config attention_backend .* has no effect",
     ),
-    "an argmax that cannot leave the mask token out": (
+    "argmax that cannot exclude the mask token": (
         {"speculative_config": drafter("MODEL")["speculative_config"] | {"use_local_argmax_reduction": True}},
         r"--speculative-config use_local_argmax_reduction .* has no effect",
     ),
@@ -131,7 +132,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"rejection_sample_method",
     ),
     "unknown field": (nld(block=3), r"nld\.block is unknown"),
-    "absent adapter": (nld(draft_lora="/no/such/folder"), r"/no/such/folder/adapter_config\.json is no readable"),
+    "absent adapter": (nld(draft_lora="/no/such/folder"), r"/no/such/folder/adapter_config\.json is not a readable"),
 }
 
 
@@ -143,11 +144,11 @@ def test_contradictions_end_start_up(options: dict[str, Any], message: str, tiny
         start(tiny_checkpoint, **options)
 
 
-def test_the_old_runner_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_runner_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
     with pytest.raises(ValueError, match="needs Model Runner V2: unset VLLM_USE_V2_MODEL_RUNNER"):
         start(tiny_checkpoint)
 
 
-def test_a_checkpoint_without_adapter_drafts_without(tmp_path: Path) -> None:
+def test_checkpoint_without_adapter(tmp_path: Path) -> None:
     assert drafts_for_itself(start(write_tiny_checkpoint(tmp_path, adapter=False)))

@@ -1,4 +1,4 @@
-"""`vllm serve` on nano without a mode, so self-speculating: exact, metrics right, aborted requests leave no trace."""
+"""`vllm serve` on nano in the default mode: exact answers, correct metrics, and no trace of aborted requests."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ def model() -> ReferenceModel:
 
 
 def scrape(server: Server, name: str) -> list[float]:
-    """The values of a metric, in the order of the text."""
+    """The values of a metric, in the order of /metrics."""
     text = httpx.get(f"{server.url}/metrics").text
     return [float(value) for value in re.findall(rf"^vllm:{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)]
 
@@ -52,8 +52,8 @@ def acceptance(server: Server) -> Acceptance:
     return Acceptance(int(sum(drafts)), int(sum(tokens)), int(sum(accepted)), tuple(int(p) for p in positions))
 
 
-def test_metrics_are_the_references(server: Server, client: openai.OpenAI, model: ReferenceModel) -> None:
-    """One request after another: the counters, by position, and each answer's own steps."""
+def test_metrics_equal_the_reference(server: Server, client: openai.OpenAI, model: ReferenceModel) -> None:
+    """Send one request after another. Compare the counters by position, and each answer's own steps."""
     for prompt in plain(4):
         before = acceptance(server)
         answer = ask(client, prompt)
@@ -69,8 +69,8 @@ def test_metrics_are_the_references(server: Server, client: openai.OpenAI, model
         assert own["acceptance_histogram"] == [steps.count(accepted) for accepted in range(B)]
 
 
-def test_concurrent_answers_are_ar(client: openai.OpenAI, model: ReferenceModel) -> None:
-    """24 prompts, 16 at a time, as whole answers and as streams."""
+def test_concurrent_answers_equal_ar(client: openai.OpenAI, model: ReferenceModel) -> None:
+    """24 prompts, 16 at a time, as full responses and as streams."""
     prompts = plain(24)
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda prompt: ask(client, prompt), prompts))
@@ -91,8 +91,10 @@ def streamed(client: openai.OpenAI, prompt: Any) -> list[str]:
     return [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
 
 
-def test_streams_that_clients_leave_are_aborted(server: Server, client: openai.OpenAI, model: ReferenceModel) -> None:
-    """Eight clients hang up in the middle of long answers; nothing keeps running, and the next answer is exact."""
+def test_requests_of_disconnected_clients_are_aborted(
+    server: Server, client: openai.OpenAI, model: ReferenceModel
+) -> None:
+    """Eight clients disconnect in the middle of long answers. Nothing keeps running, and the next answer is exact."""
     finished = sum(scrape(server, "generation_tokens_total"))
     for prompt in plain(8):
         with client.chat.completions.create(
@@ -108,14 +110,14 @@ def test_streams_that_clients_leave_are_aborted(server: Server, client: openai.O
     while sum(scrape(server, "num_requests_running")) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert sum(scrape(server, "num_requests_running")) == 0 == sum(scrape(server, "kv_cache_usage_perc"))
-    assert sum(scrape(server, "generation_tokens_total")) - finished < 8 * 700 / 2, "they were aborted, not finished"
+    assert sum(scrape(server, "generation_tokens_total")) - finished < 8 * 700 / 2, "they must be aborted, not finished"
     answer = ask(client, plain(1)[0])
     exact = generate(model, answer.prompt_token_ids, mode="ar", max_new_tokens=TOKENS).tokens
     assert answer.choices[0].token_ids == exact
 
 
 @pytest.mark.parametrize("option", [{"min_p": 0.1}, {"logit_bias": {"42": 5.0}}], ids=lambda option: next(iter(option)))
-def test_what_speculation_cannot_do_is_refused(server: Server, option: dict[str, Any]) -> None:
+def test_parameters_that_speculation_cannot_handle_are_refused(server: Server, option: dict[str, Any]) -> None:
     refused = httpx.post(f"{server.url}/v1/chat/completions", json=GOOD | option, timeout=60)
     assert refused.status_code == 400, refused.text
     assert "min_p and logit_bias" in refused.json()["error"]["message"]
@@ -130,17 +132,15 @@ OVERSIZED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("option", "message"), OVERSIZED.values(), ids=OVERSIZED)
-def test_lists_that_the_worker_has_no_room_for_are_refused(
-    server: Server, option: dict[str, Any], message: str
-) -> None:
-    """Else the worker refuses them, and dies of it."""
+def test_oversized_lists_are_refused(server: Server, option: dict[str, Any], message: str) -> None:
+    """Otherwise the worker would raise an error, which ends the server."""
     refused = httpx.post(f"{server.url}/v1/chat/completions", json=GOOD | option, timeout=60)
     assert refused.status_code == 400, refused.text
     assert message in refused.json()["error"]["message"]
     assert httpx.post(f"{server.url}/v1/chat/completions", json=GOOD, timeout=60).status_code == 200
 
 
-def test_bench_serve_prints_its_speculative_block(server: Server) -> None:
+def test_bench_serve_reports_speculative_decoding(server: Server) -> None:
     before = acceptance(server)
     command = [*vllm_command(), "bench", "serve", "--base-url", server.url, "--model", "nano"]
     command += ["--tokenizer", str(checkpoint_path()), "--dataset-name", "random", "--random-input-len", "40"]
@@ -155,7 +155,7 @@ def test_bench_serve_prints_its_speculative_block(server: Server) -> None:
         assert line is not None, block
         return float(line[1])
 
-    # bench asks once, to see whether the server answers, before it counts
+    # before it counts, bench sends one request to see whether the server answers
     assert 0 < printed("Drafts:") <= found.drafts
     assert printed("Draft tokens:") == printed("Drafts:") * (B - 1)
     assert 0 < printed("Accepted tokens:") <= found.accepted
@@ -164,4 +164,4 @@ def test_bench_serve_prints_its_speculative_block(server: Server) -> None:
     assert printed("Acceptance rate (%):") == pytest.approx((length - 1) / (B - 1) * 100, abs=0.006)
     positions = [float(rate) for rate in re.findall(r"Position \d+:\s+(\S+)", block)]
     assert len(positions) == B - 1 and sum(positions) / 100 == pytest.approx(length - 1, abs=0.01)
-    assert positions == sorted(positions, reverse=True), "a draft needs those before it"
+    assert positions == sorted(positions, reverse=True), "a draft is only accepted if all before it are"

@@ -1,4 +1,4 @@
-"""Bad checkpoints and flags end start-up with one sentence that names the file, tensor or flag and the remedy."""
+"""Broken checkpoints and wrong flags end start-up with one sentence that names the file, tensor or flag and the fix."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from vllm_nld.tools.server import vllm_command
 
 
 def start(path: Path, **options: Any) -> Any:
-    """Build vLLM's whole configuration for a checkpoint, as `vllm serve` does before it starts a process."""
+    """Build vLLM's full configuration for a checkpoint, as `vllm serve` does before it starts other processes."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.plugins import load_general_plugins
 
@@ -64,7 +64,7 @@ BROKEN = {
         r"lacks 1 tensor\(s\), the first encoder\.layers\.1\.mlp\.up_proj\.weight.*download",
     ),
     "extra tensor": (add_tensor, r"encoder\.layers\.7\.mlp\.up_proj\.weight.*num_hidden_layers"),
-    "misshapen tensor": (misshape_tensor, r"encoder\.norm\.weight.*\[63\].*\[64\].*not of the same model"),
+    "misshapen tensor": (misshape_tensor, r"encoder\.norm\.weight.*\[63\].*\[64\].*belong to different models"),
     "pickle weights": (pickle_weights, r"pytorch_model\.bin is a pickle file.*convert"),
     "damaged weights": (truncate_weights, r"model\.safetensors is damaged.*download"),
     "no RoPE base": (lambda path: change_config(path, rope_parameters=None), r"config\.json lacks rope_parameters"),
@@ -92,6 +92,21 @@ def test_broken_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
         start(path)
 
 
+OVERRIDES: dict[str, tuple[dict[str, Any], str]] = {
+    "block size that is text": ({"block_size": "x"}, r"block_size must be an integer .*--hf-overrides, not 'x'"),
+    "block size of one": ({"block_size": 1}, r"block_size \(1\) must be at least 2"),
+    "mask token outside": ({"mask_token_id": 5000}, r"mask_token_id \(5000\) must lie in"),
+    "negative mask token": ({"mask_token_id": -1}, r"mask_token_id \(-1\) must lie in"),
+    "no mask token": ({"mask_token_id": None}, "mask_token_id must be an integer .*not None"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), OVERRIDES.values(), ids=OVERRIDES)
+def test_overrides_are_checked_like_the_config(overrides: dict[str, Any], message: str, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        start(tiny_checkpoint, hf_overrides=overrides)
+
+
 @pytest.mark.parametrize("load_format", ["pt", "npcache"])
 def test_pickle_load_formats_are_refused(tiny_checkpoint: Path, load_format: str) -> None:
     with pytest.raises(ValueError, match=f"--load-format {load_format} reads pickle.*safetensors"):
@@ -104,7 +119,7 @@ def test_untested_vllm_is_refused(tiny_checkpoint: Path, monkeypatch: pytest.Mon
         start(tiny_checkpoint)
 
 
-def test_good_checkpoint_is_accepted_without_remote_code_or_pickle(tiny_checkpoint: Path) -> None:
+def test_good_checkpoint_needs_no_remote_code_and_no_pickle(tiny_checkpoint: Path) -> None:
     config = start(tiny_checkpoint)
     assert config.model_config.architecture == "NemotronLabsDiffusionModel"
     assert config.load_config.load_format == "safetensors"
@@ -112,7 +127,7 @@ def test_good_checkpoint_is_accepted_without_remote_code_or_pickle(tiny_checkpoi
     assert config.model_config.hf_config.llama_4_scaling == {"original_max_position_embeddings": 64, "beta": 0.1}
 
 
-def test_cpu_cache_fits_the_requests_unless_the_user_names_a_size(tiny_checkpoint: Path) -> None:
+def test_cpu_cache_size(tiny_checkpoint: Path) -> None:
     quarter = 2**28
     assert start(tiny_checkpoint).cache_config.kv_cache_memory_bytes == quarter, "a small model gets the minimum"
     assert start(tiny_checkpoint, kv_cache_memory_bytes=2**26).cache_config.kv_cache_memory_bytes == 2**26
@@ -120,7 +135,7 @@ def test_cpu_cache_fits_the_requests_unless_the_user_names_a_size(tiny_checkpoin
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no C++ compiler")
-def test_without_a_compiler_it_runs_eagerly(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_mode_without_a_compiler(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.config import CompilationMode
 
     assert start(tiny_checkpoint).compilation_config.mode != CompilationMode.NONE
@@ -129,7 +144,7 @@ def test_without_a_compiler_it_runs_eagerly(tiny_checkpoint: Path, monkeypatch: 
 
 
 @pytest.mark.server
-def test_vllm_serve_ends_with_the_sentence(tmp_path: Path) -> None:
+def test_vllm_serve_prints_the_error(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "model")
     drop_tensor(path)
     result = subprocess.run([*vllm_command(), "serve", str(path)], capture_output=True, text=True, timeout=120)

@@ -23,6 +23,7 @@ CHANGING: dict[str, dict[str, Any]] = {  # what the model would not answer by it
     "penalties": {"repetition_penalty": 1.8, "presence_penalty": -0.5, "frequency_penalty": 1.5},
     "bad words": {"bad_words": [",", "1", "name", "SELECT"]},
     "allowed tokens": {"allowed_token_ids": list(range(200, 600))},
+    "logit bias": {"logit_bias": {token: -100.0 if token % 2 else 2.0 for token in range(101, 901)}},
     "min tokens": {"min_tokens": TOKENS - 5, "stop_token_ids": [EOS, *STOPS]},
     "stop token": {"stop_token_ids": [EOS, *STOPS]},
     "stop string": {"stop": [",", "FROM"]},

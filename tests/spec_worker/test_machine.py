@@ -13,7 +13,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -120,12 +119,13 @@ def machine(served: Served) -> type[RuleBasedStateMachine]:
             front.add_request(name, {"prompt_token_ids": PROMPTS[prompt]}, params, lora_request=lora)
             self.live[name], self.seen[name] = answer(prompt, asked, user, max_tokens, eos), []
 
-        @precondition(lambda self: self.live)
-        @rule(data=st.data())
-        def abort(self, data: st.DataObject) -> None:
-            name = data.draw(st.sampled_from(sorted(self.live)))
-            front.abort_request([name])
-            del self.live[name]
+        @rule(which=st.integers(0, 5))
+        def abort(self, which: int) -> None:
+            """If any is live; no draw depends on who is, so that hypothesis can replay a walk on a warm engine."""
+            if self.live:
+                name = sorted(self.live)[which % len(self.live)]
+                front.abort_request([name])
+                del self.live[name]
 
         @rule(count=st.integers(1, 6))
         def step(self, count: int) -> None:
@@ -162,7 +162,7 @@ def machine(served: Served) -> type[RuleBasedStateMachine]:
 def test_any_order_of_requests_aborts_and_steps(served: Served) -> None:
     crowd(served)
     limits = settings(
-        max_examples=scaled(12),
+        max_examples=scaled(8),
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=list(HealthCheck),

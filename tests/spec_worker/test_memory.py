@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from spec_worker import candidates
 from tests.engines import engine, random_prompts
-from tests.spec_worker.batches import BLOCK, Ask, together
+from tests.spec_worker.batches import BLOCK, Ask, together, tokens
 from tests.spec_worker.conftest import linear
 from tests.spec_worker.leaks import parts
 from tests.spec_worker.memory import Peak
@@ -65,3 +66,17 @@ def test_the_profile_takes_as_much_as_any_step(
     assert max(peaks) <= 1.05 * profiled, (
         f"{max(peaks) / logits:.2f} times the logits, profiled {profiled / logits:.2f}"
     )
+
+
+@pytest.mark.parametrize(("extra", "sampling"), CASES.values(), ids=CASES)
+def test_rows_are_decided_in_chunks(
+    extra: dict[str, Any], sampling: dict[str, Any], llm: Any, peaks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk of a few rows bounds what a pass takes, and changes no answer."""
+    asks = [Ask(prompt, extra, sampling=sampling | {"seed": 3}) for prompt in PROMPTS]
+    whole, most = tokens(together(llm, asks)), max(peaks)
+    peaks.clear()
+    row = VOCAB * 4
+    monkeypatch.setattr(candidates, "CHUNK_BYTES", 5 * row)
+    assert tokens(together(llm, asks)) == whole
+    assert max(peaks) < 30 * row < most / 3, f"{max(peaks) / row:.0f} rows' logits at once, unchunked {most / row:.0f}"

@@ -12,7 +12,7 @@ from tests.spec_worker.batches import BLOCK, Ask, alone, together, tokens
 from tests.spec_worker.conftest import VOCAB, linear
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.serving.aliases import with_alias
-from vllm_nld.serving.modes import MODES, PENALTIES, Drafting, Mode
+from vllm_nld.serving.modes import MODES, SHIFTS, Drafting, Mode
 
 PROMPTS = random_prompts(6, VOCAB, longest=100, seed=21)
 PLAIN = Mode(
@@ -27,7 +27,7 @@ SPRINT = Mode(
     fields=("nld_block_length", "nld_threshold"),
     drafting=Drafting("denoise", adapter=True, sampling="final"),
     accept="take",
-    refused=PENALTIES,
+    refused=SHIFTS,
 )
 
 

@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "0.5, top-k, top-p": {"temperature": 0.5, "top_k": 8, "top_p": 0.9},
     "1": {"temperature": 1.0},
     "1.5, top-k, top-p": {"temperature": 1.5, "top_k": 10, "top_p": 0.8},
+    "1, min-p, logit bias": {"temperature": 1.0, "min_p": 0.06, "logit_bias": {3: 1.5, 7: -2.0}},
 }
 MOST = 10_000  # completions of one request; vLLM takes 16 384
 SAMPLES = scaled(20_000)  # a case and a way to draft
@@ -59,9 +60,20 @@ def llm(request: pytest.FixtureRequest, small_checkpoint: Path) -> Iterator[Any]
         yield llm
 
 
-def shape(logits: torch.Tensor, temperature: float, top_k: int = VOCAB, top_p: float = 1.0) -> torch.Tensor:  # [..., V]
-    """Probabilities after temperature, top-k, and top-p over what top-k has left."""
-    probs, order = torch.softmax(logits.double() / temperature, dim=-1).sort(dim=-1, descending=True)
+def shape(
+    logits: torch.Tensor,  # [..., V]
+    temperature: float,
+    top_k: int = VOCAB,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    logit_bias: dict[int, float] | None = None,
+) -> torch.Tensor:  # [..., V]
+    """Probabilities after logit bias, temperature, min-p, top-k, and top-p over what these have left."""
+    bias = torch.zeros(VOCAB, dtype=torch.float64)
+    for token, value in (logit_bias or {}).items():
+        bias[token] = value
+    probs, order = torch.softmax((logits.double() + bias) / temperature, dim=-1).sort(dim=-1, descending=True)
+    probs[probs < min_p * probs[..., :1]] = 0
     probs[..., top_k:] = 0
     probs /= probs.sum(dim=-1, keepdim=True)
     probs[probs.cumsum(dim=-1) - probs >= top_p] = 0

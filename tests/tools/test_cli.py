@@ -1,4 +1,4 @@
-"""The command line's shape: help, version, unknown commands, and imports that stay light."""
+"""The command line: help, version, unknown commands, and light imports."""
 
 import subprocess
 import sys
@@ -41,6 +41,6 @@ def test_unknown_command_is_status_2(words: list[str], capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("module", ["vllm_nld", "vllm_nld.triton_cpu", "vllm_nld.tools.cli", "vllm_nld.compat"])
 def test_light_modules_import_neither_torch_nor_vllm(module: str) -> None:
-    """vLLM and Triton import these in every process, before anything else is decided."""
+    """vLLM and Triton import the first two in every process."""
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'vllm', 'transformers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

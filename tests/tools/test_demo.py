@@ -1,4 +1,4 @@
-"""`vllm-nld demo` as a newcomer runs it."""
+"""`vllm-nld demo`, as a new user runs it."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ KEYS = {
 }
 
 
-def test_prompts_are_of_different_categories() -> None:
+def test_prompts_have_different_categories() -> None:
     chosen = choose(heldout(), 6)
     assert len({prompt.category for prompt in chosen}) == len(chosen) == 6
 

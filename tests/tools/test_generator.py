@@ -1,4 +1,4 @@
-"""The model card's calls: tokens and NFE equal the reference's, exactly, in fp32."""
+"""The model card's calls: in fp32, tokens and NFE equal the reference's exactly."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def expected(model: ReferenceModel, prompt: list[int], mode: str, **options: Any
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("block_length", [8, 32])
-def test_diffusion_is_the_references(
+def test_diffusion_equals_the_reference(
     threshold: float, block_length: int, generator: Generator, checkpoint: Path
 ) -> None:
     model = ReferenceModel.from_pretrained(checkpoint)
@@ -48,12 +48,12 @@ def test_diffusion_is_the_references(
     assert found == [expected(model, prompt, "diffusion", **options) for prompt in PROMPTS]
 
 
-def test_one_prompt_alone_gives_what_it_gives_in_a_batch(generator: Generator) -> None:
+def test_single_prompt_equals_batch(generator: Generator) -> None:
     batch = generator.generate(PROMPTS[:4], TOKENS)
     assert [generator.generate(torch.tensor(prompt), TOKENS) for prompt in PROMPTS[:4]] == batch
 
 
-def test_the_other_modes(generator: Generator, checkpoint: Path) -> None:
+def test_other_modes_equal_the_reference(generator: Generator, checkpoint: Path) -> None:
     model = ReferenceModel.from_pretrained(checkpoint)
     assert generator.ar_generate(PROMPTS, TOKENS) == [expected(model, prompt, "ar") for prompt in PROMPTS]
     for threshold in (0.0, 0.4):
@@ -62,8 +62,8 @@ def test_the_other_modes(generator: Generator, checkpoint: Path) -> None:
         assert found == [expected(model, prompt, "linear", **options) for prompt in PROMPTS]
 
 
-def test_the_last_pass_takes_what_is_left(generator: Generator, checkpoint: Path) -> None:
-    """A cap of one pass is a threshold of 0."""
+def test_last_pass_commits_the_rest(generator: Generator, checkpoint: Path) -> None:
+    """At most one pass is the same as a threshold of 0."""
     from vllm import SamplingParams
 
     asked = {"nld_mode": "diffusion", "nld_threshold": 1.0, "nld_max_denoise_steps": 1}
@@ -81,20 +81,20 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
-def test_bad_parameters_are_value_errors(options: dict[str, Any], message: str, generator: Generator) -> None:
+def test_invalid_parameters_are_value_errors(options: dict[str, Any], message: str, generator: Generator) -> None:
     with pytest.raises(ValueError, match=message):
         generator.generate(PROMPTS[0], TOKENS, **options)
 
 
-def test_an_empty_prompt_is_refused(generator: Generator) -> None:
+def test_empty_prompt_is_refused(generator: Generator) -> None:
     with pytest.raises(ValueError, match="prompt_ids is empty"):
         generator.generate([])
 
 
 @pytest.mark.server
-def test_examples_run_as_they_stand() -> None:
-    """In processes of their own, with torch.compile: the profile run drafts before there are requests or a KV cache.
-    What the first compiles, the target's forward and that of draft passes, the second loads."""
+def test_examples_run_unchanged() -> None:
+    """In separate processes, with torch.compile, so the profile run drafts before there are requests or a KV cache. The
+    first process compiles the forwards of the target and of draft passes, the second loads them."""
     for name in ("diffusion.py", "linear.py"):
         script = Path(__file__).parents[2] / "examples" / name
         result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=500)

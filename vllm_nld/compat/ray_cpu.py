@@ -1,7 +1,6 @@
 """Ray workers on a machine without a GPU: what `compat.cpu.place_cpu_workers_on_ray` uses instead of vLLM's own.
 
-A GPU is a resource that Ray knows; a CPU worker's place is a custom resource, one unit a worker, which the cluster has
-to offer:
+Ray knows GPUs as a resource. For CPU workers the cluster has to offer a custom one, one unit per worker:
 
     ray start --head --resources='{"vllm_cpu": 2}'
     vllm serve MODEL --distributed-executor-backend ray --tensor-parallel-size 2
@@ -17,16 +16,16 @@ RESOURCE = "vllm_cpu"
 
 
 class RayCpuWorker(RayWorkerProc):
-    """A worker's actor. Ray reserves one unit of the resource for it, but no device that it could name."""
+    """A worker's actor. Ray reserves one unit of the resource for it, which stands for no particular device."""
 
     def get_node_and_physical_gpu_ids(self) -> tuple[str, list[int]]:
         return ray.get_runtime_context().get_node_id(), []
 
 
 def check_cluster(parallel_config: Any) -> None:
-    """Connect to the Ray cluster. Raises ValueError where none runs, or one that can never place the workers.
+    """Connect to the Ray cluster. Raises ValueError if there is none, or if it can never place the workers.
 
-    vLLM would start a cluster of its own, without the resource, and wait half an hour for it to appear.
+    vLLM would start its own cluster, without the resource, and wait half an hour for the resource to appear.
     """
     needed = parallel_config.world_size
     start = f"""`ray start --head --resources='{{"{RESOURCE}": {needed}}}'`"""

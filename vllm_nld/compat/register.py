@@ -25,9 +25,14 @@ PATCHES: tuple[Patch, ...] = (
     speculation.skip_idle_drafter,
     metrics.tally_requests,
     upstream.refuse_oversized_lists,
+    upstream.allow_min_p_and_logit_bias,
+    upstream.keep_a_token_at_tiny_top_p,
     requests.check_requests,
     metrics.count_refusals,
     requests.read_http_modes,
+    requests.declare_bool_fields,
+    requests.check_beam_searches,
+    requests.read_token_requests,
     upstream.abort_requests_at_shutdown,
 )
 

@@ -54,3 +54,48 @@ def abort_requests_at_shutdown(module: Any) -> Iterator[Change]:
 def abort_all(output_processor: Any) -> None:
     """Abort every request in progress."""
     output_processor.abort_requests(list(output_processor.request_states), internal=True)
+
+
+@patch("vllm.sampling_params")
+def allow_min_p_and_logit_bias(module: Any) -> Iterator[Change]:
+    """Take `min_p` and `logit_bias` on a server that drafts for itself.
+
+    Symptom: requests with min_p or logit_bias are refused, in AR mode too.
+    Cause: V1's rejection sampler could not apply them, so every server that speculates refuses them. That of Model
+    Runner V2 applies all sampling parameters to each verified row, so the output follows the AR distribution.
+    Delete when: `SamplingParams` refuses them for V1 only.
+    """
+    from vllm_nld.serving.speculation import shares_weights
+
+    inherited = module.SamplingParams._validate_spec_decode
+
+    def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
+        target = getattr(speculative_config, "target_model_config", None)
+        if not shares_weights(speculative_config, target):
+            inherited(self, speculative_config)
+
+    yield module.SamplingParams, "_validate_spec_decode", _validate_spec_decode
+
+
+SMALLEST_TOP_P = 1.2e-7  # float32's epsilon
+
+
+@patch("vllm.v1.engine.input_processor")
+def keep_a_token_at_tiny_top_p(module: Any) -> Iterator[Change]:
+    """Raise a `top_p` below float32's precision to the least that keeps the most probable token.
+
+    Symptom: at a temperature, a top_p of 1e-8 or less yields token 0 again and again.
+    Cause: Model Runner V2's kernel compares with 1 - top_p in float32, which is then 1, and masks every token.
+    Delete when: the kernel always keeps the most probable token.
+    """
+    from vllm_nld.model.configs import is_ours
+
+    inherited = module.InputProcessor.process_inputs
+
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = inherited(self, *args, **kwargs)
+        if is_ours(self.model_config) and request.sampling_params is not None:
+            request.sampling_params.top_p = max(request.sampling_params.top_p, SMALLEST_TOP_P)
+        return request
+
+    yield module.InputProcessor, "process_inputs", process_inputs

@@ -55,9 +55,14 @@ OBJECTS = {
 PATCHED = {
     "vllm.config.speculative.SpeculativeConfig": "max_num_new_slots_for_drafting",
     "vllm.config.vllm.VllmConfig": "_set_max_num_scheduled_tokens num_lookahead_tokens",
-    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_sampling_params vllm_xargs",
-    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_sampling_params vllm_xargs",
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_beam_search_params "
+    "to_sampling_params vllm_xargs",
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_beam_search_params to_sampling_params "
+    "vllm_xargs",
     "vllm.entrypoints.openai.responses.protocol.ResponsesRequest": "to_sampling_params vllm_xargs",
+    "vllm.entrypoints.anthropic.protocol.AnthropicMessagesRequest": "vllm_xargs",
+    "vllm.entrypoints.scale_out.token_in_token_out.serving.ServingTokens": "serve_tokens",
+    "vllm.sampling_params.SamplingParams": "_validate_spec_decode",
     "vllm.v1.engine.async_llm.AsyncLLM": "shutdown",
     "vllm.v1.engine.core.EngineCore": "post_step",
     "vllm.v1.engine.input_processor.InputProcessor": "__init__ process_inputs",

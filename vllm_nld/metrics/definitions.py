@@ -1,7 +1,7 @@
-"""Every metric: its name, what it counts, its labels. Exporter, documentation and dashboard read this table.
+"""All metrics: name, meaning, labels. The exporter, the documentation and the dashboard use this table.
 
-Names are Prometheus'; a counter gets `_total` when it is exported. Every metric has the labels `model_name` and
-`engine`, except those that are counted before a request has an engine.
+The client library adds `_total` to the names of counters. Every metric has the labels `model_name` and `engine`, except
+those that are counted before a request has an engine.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ REASONS = ("stop", "length", "abort", "error")  # why a request ended
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. `labels` come after model_name and engine; `per_engine` False leaves engine out."""
+    """One metric. `labels` follow model_name and engine; without `per_engine` there is no engine."""
 
     name: str
     kind: str
@@ -24,9 +24,9 @@ class Metric:
 
     def __post_init__(self) -> None:
         if not self.name.startswith("nld:") or self.kind not in (COUNTER, HISTOGRAM, GAUGE):
-            raise ValueError(f"{self.name}: a {self.kind} of this project is a counter, histogram or gauge named nld:*")
+            raise ValueError(f"{self.name}: must be a counter, histogram or gauge named nld:*, not a {self.kind}")
         if bool(self.buckets) != (self.kind == HISTOGRAM):
-            raise ValueError(f"{self.name}: a histogram has buckets, and nothing else has")
+            raise ValueError(f"{self.name}: histograms have buckets, other metrics don't")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -34,53 +34,65 @@ class Metric:
 
     @property
     def sample_names(self) -> tuple[str, ...]:
-        """The names that a query uses."""
+        """The names that queries use."""
         suffixes = {COUNTER: ("_total",), HISTOGRAM: ("_bucket", "_sum", "_count"), GAUGE: ("",)}[self.kind]
         return tuple(self.name + suffix for suffix in suffixes)
 
 
-LENGTHS = tuple(float(length) for length in (*range(1, 17), 20, 24, 28, 32, 48, 64))  # of a block and its passes
+LENGTHS = tuple(
+    float(length) for length in (*range(1, 17), 20, 24, 28, 32, 48, 64)
+)  # of blocks, and of passes per block
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240.0, 480.0)
 
 REQUESTS = Metric(
     "nld:requests", COUNTER, "Requests that ended, by reason: stop, length, abort, error.", ("mode", "reason")
 )
-OUTPUT_TOKENS = Metric("nld:output_tokens", COUNTER, "Tokens given to clients.", ("mode",))
+OUTPUT_TOKENS = Metric("nld:output_tokens", COUNTER, "Tokens that clients got.", ("mode",))
 FORWARDS = Metric(
     "nld:forwards",
     COUNTER,
     "Model forwards that requests took part in (NFE), by kind: target (AR and verifying), draft, denoise.",
     ("mode", "kind"),
 )
-DRAFT_TOKENS = Metric("nld:draft_tokens", COUNTER, "Draft tokens that were verified.", ("mode",))
+DRAFT_TOKENS = Metric("nld:draft_tokens", COUNTER, "Draft tokens that were verified, or taken as drafted.", ("mode",))
 ACCEPTED_TOKENS = Metric("nld:accepted_draft_tokens", COUNTER, "Draft tokens that were kept (commit).", ("mode",))
 REJECTED_TOKENS = Metric("nld:rejected_draft_tokens", COUNTER, "Draft tokens that were dropped (rollback).", ("mode",))
-DRAFTS = Metric("nld:drafts", COUNTER, "Draft blocks, by their length with the anchor.", ("mode", "block_length"))
+DRAFTS = Metric("nld:drafts", COUNTER, "Draft blocks, by length including the anchor.", ("mode", "block_length"))
 BLOCKS_COMMITTED = Metric(
-    "nld:blocks_committed", COUNTER, "Blocks that a target forward put into the KV cache, whole or in part.", ("mode",)
+    "nld:blocks_committed", COUNTER, "Blocks that a target forward wrote to the KV cache, whole or in part.", ("mode",)
 )
 BLOCKS_AT_CAP = Metric(
     "nld:blocks_at_pass_cap",
     COUNTER,
-    "Blocks that took as many passes as they had masks: no pass decided two positions.",
+    "Blocks that took as many passes as they had masks: no pass committed two positions.",
     ("mode",),
 )
 ACCEPTANCE_LENGTH = Metric(
     "nld:acceptance_length",
     HISTOGRAM,
-    "Tokens a verify step yields: the accepted drafts and the bonus token.",
+    "Tokens per verify step: the accepted drafts and the bonus token.",
     ("mode",),
     LENGTHS,
 )
 DENOISING_PASSES = Metric(
-    "nld:denoising_passes", HISTOGRAM, "Denoising passes of a block of diffusion mode.", ("mode",), LENGTHS
+    "nld:denoising_passes",
+    HISTOGRAM,
+    "Denoising passes per block, in modes that take blocks as drafted.",
+    ("mode",),
+    LENGTHS,
 )
 LATENCY = Metric(
-    "nld:request_latency_seconds", HISTOGRAM, "Arrival to last token, of requests that ended.", ("mode",), SECONDS
+    "nld:request_latency_seconds",
+    HISTOGRAM,
+    "Time from arrival to the last token, of requests that ended.",
+    ("mode",),
+    SECONDS,
 )
-FIRST_TOKEN = Metric("nld:time_to_first_token_seconds", HISTOGRAM, "Arrival to first token.", ("mode",), SECONDS)
+FIRST_TOKEN = Metric(
+    "nld:time_to_first_token_seconds", HISTOGRAM, "Time from arrival to the first token.", ("mode",), SECONDS
+)
 LORA_ACTIVE = Metric(
-    "nld:draft_lora_active", GAUGE, "1 while draft passes run with the draft adapter, as the worker reports."
+    "nld:draft_lora_active", GAUGE, "1 if draft passes run with the draft adapter, as the worker reports."
 )
 LORA_WANTED = Metric("nld:draft_lora_wanted", GAUGE, "1 if the server drafts and its draft_lora is not off.")
 REFUSED = Metric(
@@ -97,5 +109,5 @@ BUILD_INFO = Metric(
     ("version", "vllm_version", "torch_version", "checkpoint", "default_mode", "block_length"),
 )
 
-WITHOUT_DRAFTS = (OUTPUT_TOKENS, LATENCY, FIRST_TOKEN)  # those with a mode that a server has which never drafts
+WITHOUT_DRAFTS = (OUTPUT_TOKENS, LATENCY, FIRST_TOKEN)  # the metrics with a mode that exist on a server without drafts
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -1,8 +1,7 @@
-"""The stat logger that puts our counts into the registry behind `/metrics`; vLLM loads it by an entry point.
+"""The stat logger that exports our counts on `/metrics`; vLLM loads it through an entry point.
 
-It counts nothing itself: see `requests` and `rounds` for where the numbers come from, `definitions` for their meaning.
-For a model that is not of the NLD family it does nothing. vLLM keeps statistics on wherever a plugin like this one is
-installed, so `--disable-log-stats` has no effect then.
+The counts come from `requests` and `rounds`; `definitions` says what they mean. For models outside the NLD family it
+does nothing. vLLM collects statistics if such a plugin is installed, so `--disable-log-stats` has no effect.
 """
 
 from collections import Counter
@@ -37,13 +36,13 @@ class NldStatLogger(AggregateStatLoggerBase):
         self.default = default_mode(vllm_config)
         REGISTRY.model_name = vllm_config.model_config.served_model_name
         for engine in self.engines:
-            self.describe(vllm_config, engine)
+            self.start(vllm_config, engine)
         for reason in m.REFUSALS:
             REGISTRY.metric(m.REFUSED).labels(REGISTRY.model_name, reason)
-        serve(RequestTally(self.default, self.ended))
+        serve(RequestTally(self.default, self.count_end))
 
-    def describe(self, vllm_config: Any, engine: int) -> None:
-        """Set what does not change while the server runs, and begin counters at 0, so that rates have a beginning."""
+    def start(self, vllm_config: Any, engine: int) -> None:
+        """Set gauges that stay constant, and start counters at 0, so that the first increment shows in rates."""
         import torch
 
         drafts = drafts_for_itself(vllm_config)
@@ -53,11 +52,11 @@ class NldStatLogger(AggregateStatLoggerBase):
         REGISTRY.child(m.BUILD_INFO, engine, *versions, checkpoint, self.default, str(block_length)).set(1)
         REGISTRY.child(m.LORA_WANTED, engine).set(drafts and Settings.of(vllm_config).draft_lora != "off")
         for mode in ServerModes.of(vllm_config).modes or (self.default,):
-            self.begin(engine, mode)
+            self.start_counters(engine, mode)
 
     @staticmethod
-    def begin(engine: int, mode: str) -> None:
-        """Counters of one mode, from 0."""
+    def start_counters(engine: int, mode: str) -> None:
+        """Start one mode's counters at 0."""
         kinds = forwards(mode)
         for metric in m.METRICS:
             if metric.labels == ("mode",) and (len(kinds) > 1 or metric in m.WITHOUT_DRAFTS):
@@ -70,18 +69,18 @@ class NldStatLogger(AggregateStatLoggerBase):
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
     ) -> None:
-        """Count what one step's statistics carry."""
+        """Count one step's statistics."""
         if not self.active:
             return
         if (carried := getattr(scheduler_stats, "nld", None)) is not None:
-            self.verified([Round(*fields) for fields in carried[ROUNDS]], engine_idx)
+            self.count_rounds([Round(*fields) for fields in carried[ROUNDS]], engine_idx)
             if carried[LORA] is not None:
                 REGISTRY.child(m.LORA_ACTIVE, engine_idx).set(carried[LORA])
         for given in getattr(iteration_stats, "nld", ()):
-            self.gave(given, engine_idx)
+            self.count_output(given, engine_idx)
 
-    def verified(self, rounds: list[Round], engine: int) -> None:
-        """Count the blocks that a step's target forward took."""
+    def count_rounds(self, rounds: list[Round], engine: int) -> None:
+        """Count the blocks of a step's target forward."""
         for mode in {one.mode for one in rounds}:
             own = [one for one in rounds if one.mode == mode]
             taken = takes_blocks(mode)
@@ -99,26 +98,27 @@ class NldStatLogger(AggregateStatLoggerBase):
             for one in own:
                 histogram.observe(one.passes if taken else one.accepted + 1)
 
-    def gave(self, given: Given, engine: int) -> None:
-        """Count what one step gave one request."""
+    def count_output(self, given: Given, engine: int) -> None:
+        """Count what one request got from one step."""
         seen = given.seen
-        begins = seen.engine is None and given.tokens > 0
+        is_first = seen.engine is None and given.tokens > 0
         seen.engine = engine
         if given.tokens:
             REGISTRY.child(m.OUTPUT_TOKENS, engine, seen.mode).inc(given.tokens)
-            if not begins or counts_prefill(seen.mode):
+            if not is_first or counts_prefill(seen.mode):
                 REGISTRY.child(m.FORWARDS, engine, seen.mode, "target").inc()
-        if begins:
+        if is_first:
             REGISTRY.child(m.FIRST_TOKEN, engine, seen.mode).observe(seen.first)
         if given.reason is not None:
             REGISTRY.child(m.REQUESTS, engine, seen.mode, given.reason).inc()
             REGISTRY.child(m.LATENCY, engine, seen.mode).observe(seen.age())
             log_end(seen, given.reason)
 
-    def ended(self, seen: Seen, reason: str) -> None:
-        """Count a request that ends without a last output, by the engine it ran on as far as that is known."""
+    def count_end(self, seen: Seen, reason: str) -> None:
+        """Count a request that ends without a last output, for its engine if known, else for the first one."""
         engine = self.engines[0] if seen.engine is None else seen.engine
         REGISTRY.child(m.REQUESTS, engine, seen.mode, reason).inc()
+        REGISTRY.child(m.LATENCY, engine, seen.mode).observe(seen.age())
         log_end(seen, reason)
 
     def record_admission_rejection(self, reason: str) -> None:
@@ -128,4 +128,4 @@ class NldStatLogger(AggregateStatLoggerBase):
 
     def log_engine_initialized(self) -> None:
         if self.active:
-            logger.info("Metrics nld:* on /metrics; default mode %s.", self.default)
+            logger.info("/metrics exports nld:* metrics; default mode %s.", self.default)

@@ -1,4 +1,4 @@
-"""The one place that decides which mode a request is counted under, and what is counted for a mode."""
+"""Which mode a request is counted under, and what is counted for a mode."""
 
 from typing import Any
 
@@ -10,27 +10,27 @@ OTHER = "other"  # another drafter, chosen by --speculative-config
 
 
 def default_mode(vllm_config: Any) -> str:
-    """The mode of requests that name none: what the server was configured for."""
+    """The mode of requests that don't choose one."""
     served = ServerModes.of(vllm_config)
     return served.mode if served.modes else OTHER
 
 
 def mode_of(sampling_params: Any, default: str) -> str:
-    """The mode of a request, whose record was made when it came in; `default` if it has none."""
+    """The mode of a request, from its record; `default` if it has none."""
     decoding = Decoding.of(sampling_params)
     return default if decoding is None else decoding.mode
 
 
 def takes_blocks(mode: str) -> bool:
-    """Whether the mode takes blocks as drafted, so that nothing is accepted or rejected."""
+    """Whether the mode takes blocks as drafted, without verification."""
     return mode in MODES and MODES[mode].takes_blocks
 
 
 def counts_prefill(mode: str) -> bool:
-    """Whether the prefill is one of the forwards (NFE) of a request in this mode."""
+    """Whether a request's NFE includes the prefill in this mode."""
     return mode not in MODES or MODES[mode].counts_prefill
 
 
 def forwards(mode: str) -> tuple[str, ...]:
-    """The kinds of forwards that are counted for a mode."""
+    """The kinds of forwards that a mode has."""
     return MODES[mode].forwards if mode in MODES else ("target",)

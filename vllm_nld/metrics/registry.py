@@ -1,4 +1,4 @@
-"""The metric objects of this process: prometheus_client's, or Ray's inside Ray Serve."""
+"""This process's metric objects: prometheus_client's, or Ray's inside Ray Serve."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from vllm_nld.metrics import definitions as m
 
 
 class Registry:
-    """Metrics are made when first used, and once a process however often an engine is made."""
+    """Creates each metric on first use, once per process, even if the process creates several engines."""
 
     def __init__(self) -> None:
-        self.model_name: str | None = None  # of the served model; None where no NLD model is served over HTTP
+        self.model_name: str | None = None  # of the served model; None if no NLD model is served over HTTP
         self.metrics: dict[str, Any] = {}
         self.children: dict[tuple[str, ...], Any] = {}
 
     def metric(self, metric: m.Metric) -> Any:
-        """The metric itself, without label values."""
+        """A metric without label values."""
         if metric.name not in self.metrics:
             self.metrics[metric.name] = make(metric)
         return self.metrics[metric.name]
 
     def child(self, metric: m.Metric, engine: int, *labels: str) -> Any:
-        """The metric of one engine of the served model, with the values of its other labels; looked up once."""
+        """A metric for one engine of the served model and the values of its other labels; cached."""
         assert self.model_name is not None
         key = (self.model_name, metric.name, str(engine), *labels)
         if key not in self.children:
@@ -31,13 +31,13 @@ class Registry:
         return self.children[key]
 
     def refused(self, reason: str) -> None:
-        """Count a request that no engine saw. `reason` is a short fixed word, never the user's text."""
+        """Count a request that was refused before it reached an engine. `reason` is one of `definitions.REFUSALS`."""
         if self.model_name is not None:
             self.metric(m.REFUSED).labels(self.model_name, reason).inc()
 
 
 def make(metric: m.Metric) -> Any:
-    """Register a metric."""
+    """Create and register a metric."""
     counter, gauge, histogram = metric_classes() or (
         prometheus_client.Counter,
         prometheus_client.Gauge,

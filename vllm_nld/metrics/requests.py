@@ -1,7 +1,7 @@
-"""What the API server knows: each request's mode, the tokens that its client was given, how and when it ended.
+"""Counts in the API server: each request's mode, the tokens that its client got, how and when it ended.
 
-A `RequestTally` follows the requests of one OutputProcessor. Tokens are counted after vLLM has cut them at a stop
-string, so they are the client's, step by step as they are handed out. A request with n > 1 counts as n.
+A `RequestTally` follows the requests of one OutputProcessor. It counts tokens after vLLM has cut them at a stop string,
+so they are what clients get. A request with n > 1 counts as n requests.
 """
 
 import json
@@ -19,14 +19,14 @@ logger = init_logger("vllm.plugins.nld.requests")  # under "vllm", where its log
 
 @dataclass(slots=True)
 class Seen:
-    """A request under way. Times are wall-clock seconds, as vLLM's arrival time is."""
+    """A request in progress. Times are wall-clock seconds, like vLLM's arrival time."""
 
     mode: str
     state: Any  # vLLM's RequestState
     arrival: float
-    engine: int | None = None  # known from its first output on
+    engine: int | None = None  # known once it has output
     tokens: int = 0
-    forwards: int = 0  # target forwards that gave it tokens
+    forwards: int = 0  # target forwards that yielded tokens
     first: float | None = None  # seconds to its first token
 
     def age(self) -> float:
@@ -36,7 +36,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What one step gave one request. `reason` says how it ended, None while it goes on."""
+    """What one request got from one step. `reason`: how it ended, None if it continues."""
 
     seen: Seen
     tokens: int
@@ -44,7 +44,7 @@ class Given:
 
 
 class RequestTally:
-    """All requests under way in one API server. `ended` hears of each that ends without a last output, and why."""
+    """All requests in progress in one API server. Calls `ended` for each that ends without a last output."""
 
     def __init__(self, default: str, ended: Callable[[Seen, str], None]) -> None:
         self.default = default
@@ -52,7 +52,7 @@ class RequestTally:
         self.seen: dict[str, Seen] = {}
 
     def add(self, request: Any, state: Any) -> None:
-        """A request goes to the engine, or another piece of a streamed input, whose end leaves no state."""
+        """Add a request that goes to the engine. `state` is None for the end of a streamed input."""
         if state is None:
             self.end([request.request_id], "stop")
         elif request.request_id not in self.seen and request.sampling_params is not None:
@@ -60,7 +60,7 @@ class RequestTally:
             self.seen[request.request_id] = Seen(mode, state, request.arrival_time)
 
     def step(self, outputs: Sequence[Any], under_way: Container[str]) -> list[Given]:
-        """What a step's outputs gave, once vLLM has processed them. `under_way` holds the ids that go on."""
+        """What requests got from a step's outputs, after vLLM processed them. `under_way`: ids that continue."""
         given = []
         for output in outputs:
             seen = self.seen.get(output.request_id)
@@ -79,7 +79,7 @@ class RequestTally:
         return given
 
     def end(self, request_ids: Iterable[str], reason: str) -> None:
-        """These requests end without a last output; vLLM has no statistics of them."""
+        """End requests that get no last output, for which vLLM has no statistics."""
         for request_id in request_ids:
             if (seen := self.seen.pop(request_id, None)) is not None:
                 self.ended(seen, reason)
@@ -89,18 +89,18 @@ _serving: RequestTally | None = None
 
 
 def serve(tally: RequestTally) -> None:
-    """Make this the tally of the process; vLLM has one engine client a process, and the one made last counts."""
+    """Set the tally of this process. vLLM has one engine client per process; the last one counts."""
     global _serving
     _serving = tally
 
 
 def serving() -> RequestTally | None:
-    """The tally of this process's API server; None where no NLD model is served over HTTP."""
+    """The tally of this process; None if it does not serve an NLD model over HTTP."""
     return _serving
 
 
 def log_end(seen: Seen, reason: str) -> None:
-    """One line a request, as JSON: figures only, nothing of the prompt or the answer."""
+    """Log one line per request, as JSON: only figures, no text of the prompt or the answer."""
     line: dict[str, Any] = {
         "request": seen.state.external_req_id,
         "mode": seen.mode,
@@ -116,5 +116,5 @@ def log_end(seen: Seen, reason: str) -> None:
         figures = spec.to_dict()
         line["acceptance_length"] = round(figures["mean_acceptance_length"], 3)
         line["draft_tokens"] = figures["num_draft_tokens"]
-        line["block_forwards"] = spec.forwards  # passes and verifying forwards; the prefill is not among them
+        line["block_forwards"] = spec.forwards  # passes and verifying forwards, without the prefill
     logger.info("request %s", json.dumps(line))

@@ -1,10 +1,10 @@
-"""What the engine core knows of a step: each verified block's mode, drafts, accepted drafts and passes.
+"""Counts in the engine core: each block's mode, drafts, accepted drafts and passes.
 
-The scheduler notes one `Round` a block; `take` hands them to the step's SchedulerStats as plain lists, since that is
-what vLLM sends from process to process.
+The scheduler notes one `Round` per block. `take` returns them for the step's SchedulerStats in plain types, which vLLM
+can send between processes.
 
     rounds = RoundLog()
-    rounds.begin(model_runner_output)                      # what the worker reports with the step's tokens
+    rounds.begin(model_runner_output)                      # contains the worker's report
     rounds.note(request_id, "linear", drafted=31, accepted=7)
     scheduler_stats.nld = rounds.take()
 """
@@ -16,12 +16,12 @@ LORA, ROUNDS = "lora", "rounds"  # keys of what `take` returns
 
 
 class Round(NamedTuple):
-    """One block that a target forward took."""
+    """One block that a target forward verified or took."""
 
     mode: str
-    drafted: int  # draft tokens, those that a grammar forbade left out
+    drafted: int  # draft tokens, without those that a grammar forbids
     accepted: int
-    passes: int  # draft or denoising forwards that made the block
+    passes: int  # draft or denoising forwards for the block
 
 
 class RoundLog:
@@ -33,19 +33,19 @@ class RoundLog:
         self.lora: bool | None = None
 
     def begin(self, model_runner_output: Any) -> None:
-        """Read what the worker sent along with a step's tokens, see `spec_worker.report`."""
+        """Read the worker's report of a step, see `spec_worker.report`."""
         report = getattr(model_runner_output, "nld", None)
-        if report is None:  # a step that verifies no block has none
+        if report is None:  # the step has no blocks
             self.passes = {}
             return
         self.lora, passes = report
         self.passes = dict(zip(model_runner_output.req_ids, passes, strict=False))
 
     def note(self, request_id: str, mode: str, drafted: int, accepted: int) -> int:
-        """Keep one block's round; returns the passes that made the block.
+        """Note one block's round. Returns the number of its passes.
 
-        None did, and there is no round, where vLLM runs the last token of a cached prompt like a decode, with
-        placeholders for drafts.
+        It is 0, and there is no round, if vLLM runs the last token of a cached prompt like a decode, with placeholders
+        for drafts.
         """
         passes = self.passes.get(request_id, 0)
         if passes:
@@ -53,7 +53,7 @@ class RoundLog:
         return passes
 
     def take(self) -> dict[str, Any] | None:
-        """The rounds since the last call, and None where there is nothing to say."""
+        """The rounds since the last call; None if there are none."""
         if not self.rounds:
             return None
         rounds, self.rounds = self.rounds, []

@@ -1,6 +1,6 @@
-"""The draft adapter on disk: a PEFT folder whose low-rank matrices sit on every layer's o_proj.
+"""The draft adapter on disk: a PEFT folder with low-rank matrices for every layer's o_proj.
 
-adapter = find_adapter("/models/NLD-8B", None, "auto")      # None where the checkpoint has none
+adapter = find_adapter("/models/NLD-8B", None, "auto")      # None if the checkpoint has none
 adapter.scale, adapter.rank                                 # alpha / r, r
 adapter.read(layer=3)                                       # A [r, in], B [out, r]
 """
@@ -21,7 +21,7 @@ REMEDY = "download the folder again, or set draft_lora to 'off'"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A checked adapter folder; its tensors are read on demand."""
+    """An adapter folder with a valid config; its tensors are read on demand."""
 
     path: Path
     rank: int
@@ -36,7 +36,7 @@ class Adapter:
         return self.path / "adapter_model.safetensors"
 
     def read(self, layer: int) -> "tuple[torch.Tensor, torch.Tensor]":
-        """A [rank, in] and B [out, rank] of one layer's o_proj. Raises CheckpointError where one is absent."""
+        """A [rank, in] and B [out, rank] for one layer's o_proj. Raises CheckpointError if one is missing."""
         from safetensors import SafetensorError, safe_open
 
         stem = f"base_model.model.encoder.layers.{layer}.self_attn.o_proj"
@@ -44,11 +44,11 @@ class Adapter:
             with safe_open(self.weights, framework="pt") as tensors:
                 down, up = (tensors.get_tensor(f"{stem}.lora_{side}.weight") for side in "AB")
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.weights} lacks a readable {stem} ({error})", REMEDY) from None
+            raise CheckpointError(f"{self.weights} has no readable {stem} ({error})", REMEDY) from None
         return down, up
 
     def check(self, config: Any) -> None:
-        """Raise CheckpointError unless the tensors fit a model's config, from their headers."""
+        """Raise CheckpointError unless the tensors fit a model's config, by their headers."""
         from safetensors import SafetensorError, safe_open
 
         inner, expected = config.num_attention_heads * config.head_dim, {}
@@ -58,9 +58,9 @@ class Adapter:
             expected[f"{stem}.lora_B.weight"] = [config.hidden_size, self.rank]
         try:
             with safe_open(self.weights, framework="pt") as tensors:
-                found = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - a safetensors handle is no dict
+                found = {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - a safetensors handle is not a dict
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.weights} is no readable draft adapter ({error})", REMEDY) from None
+            raise CheckpointError(f"{self.weights} is not a readable draft adapter ({error})", REMEDY) from None
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 wanted, got = expected.get(name, "nothing"), found.get(name, "nothing")
@@ -74,7 +74,7 @@ def open_adapter(path: Path) -> Adapter:
         raw = json.loads(file.read_text(encoding="utf-8"))
         rank, alpha, targets = int(raw["r"]), float(raw["lora_alpha"]), list(raw["target_modules"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is no readable adapter config ({error!r})", REMEDY) from None
+        raise CheckpointError(f"{file} is not a readable adapter config ({error!r})", REMEDY) from None
     if targets != ["o_proj"]:
         raise CheckpointError(f"{file} has target_modules {targets}", "use an adapter whose only target is o_proj")
     if raw.get("use_dora") or raw.get("bias", "none") != "none":
@@ -85,8 +85,8 @@ def open_adapter(path: Path) -> Adapter:
 def find_adapter(model: str, revision: str | None, wanted: str) -> Adapter | None:
     """The adapter that `draft_lora` names: the checkpoint's own ("auto"), none ("off") or a folder.
 
-    model: a folder, or a Hugging Face repository, of which only the adapter's folder is downloaded.
-    Raises CheckpointError where a named folder holds no adapter or the checkpoint's own one is damaged.
+    model: a folder, or a Hugging Face repository, from which only the adapter's folder is downloaded.
+    Raises CheckpointError if a named folder holds no adapter, or the checkpoint's own one is damaged.
     """
     if wanted == "off":
         return None

@@ -1,8 +1,8 @@
 """The NLD model in vLLM: vLLM's own Mistral layers with the released checkpoints' tensor names.
 
-The family is Mistral-shaped (YaRN, llama-4 query scale, explicit head size), so tensor and pipeline parallelism,
-quantisation, torch.compile and user LoRA come with vLLM's layers. This module adds the names and a check that every
-tensor of the checkpoint was asked for, present and of the right shape.
+The architecture is Mistral's (YaRN, llama-4 query scale, explicit head size), so tensor and pipeline parallelism,
+quantization, torch.compile and user LoRA come with vLLM's layers. This module adds the names, and a check that no
+tensor is missing, unknown or misshapen.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ STATE_MODULE = "spec_worker.state"
 
 
 class NemotronLabsDiffusionModel(MistralForCausalLM):
-    """Serves both supported architectures, in the released layout or converted to `language_model.*` names."""
+    """Both supported architectures, in the released layout or converted to `language_model.*` names."""
 
     hf_to_vllm_mapper = LlamaModel.hf_to_vllm_mapper | WeightsMapper(
         orig_to_new_prefix={"language_model.": "", "encoder.": "model.", "diffusion_head.": "lm_head."}
     )
 
-    pathway: DraftPathway  # what draft passes run, once `attach` has made it
+    pathway: DraftPathway  # runs draft passes with the adapter; made by `attach`
 
     def __init__(
         self, *, vllm_config: VllmConfig, prefix: str = "", layer_type: type[NldDecoderLayer] = NldDecoderLayer
@@ -44,38 +44,37 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
 
     @staticmethod
     def get_model_state_cls() -> type:
-        """vLLM asks for the worker's per-request state."""
+        """The class of the worker's per-request state, which vLLM asks for."""
         return importlib.import_module(STATE_MODULE).NldModelState
 
     def attach(self, adapter: Adapter, dtype: torch.dtype) -> None:
-        """Make draft passes run beside a draft adapter, switched off. The model's own forward stays as it is."""
+        """Add a draft adapter, switched off, for draft passes. The model's own forward does not change."""
         self.draft_adapter = DraftAdapter(adapter, next(self.parameters()).device, dtype)
         pathway = DraftPathway.beside(self.model, self.draft_adapter)
-        self.__dict__["pathway"] = pathway  # not as a submodule: its own are the model's
+        self.__dict__["pathway"] = pathway  # not as a submodule, because it consists of the model's submodules
 
     def draft(
         self,
         input_ids: torch.Tensor,  # [T] int32
         positions: torch.Tensor,  # [T] int64
     ) -> torch.Tensor:  # [T, hidden]
-        """A bidirectional pass: inside `drafting` with the adapter, otherwise as the target computes it."""
+        """A draft pass: with the adapter inside `drafting()`, otherwise the target's forward."""
         adapted = self.draft_adapter is not None and self.draft_adapter.is_on
         return self.pathway(input_ids, positions) if adapted else self(input_ids, positions)
 
     def drafting(self) -> contextlib.AbstractContextManager[None]:
-        """Around a draft pass: the diffusion pathway, with the draft adapter if there is one."""
+        """A context in which draft passes use the draft adapter, if there is one."""
         return contextlib.nullcontext() if self.draft_adapter is None else self.draft_adapter.on()
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load every tensor; raises CheckpointError for a missing, unknown or misshapen one."""
+        """Load all tensors. Raises CheckpointError for a missing, unknown or misshapen one."""
         names = self.hf_to_vllm_mapper.get_rename_mapper()  # LlamaModel stacks q, k, v and gate, up itself
         return AutoWeightsLoader(self).load_weights(self._checked(weights), mapper=names)
 
     def _checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Pass the weights on one by one, each compared with the config first.
+        """Check each tensor against the config and pass it on.
 
-        A loader that walks subfolders also yields the draft adapter's tensors (`base_model.*`); they are not the
-        model's.
+        A loader that walks subfolders also yields the draft adapter's tensors (`base_model.*`), which are skipped.
         """
         check = TensorCheck(self.config, self.checkpoint, self.quantized)
         for name, tensor in weights:

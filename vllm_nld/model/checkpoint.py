@@ -1,7 +1,6 @@
-"""What a checkpoint on disk must hold, read from its headers alone: no tensor is loaded.
+"""Checks a checkpoint on disk by its headers, without loading a tensor.
 
-Shared by the start-up check of the vLLM model, by the reference and by `vllm-nld doctor`, so that all three agree on
-names.
+The start-up check, the reference and `vllm-nld doctor` share it, so all three agree on names.
 
     shapes = read_shapes(path)                     # canonical tensor name -> shape
     check_tensors(config, shapes, where=path)      # raises CheckpointError, naming tensor and remedy
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 ADAPTER_DIR = "linear_spec_lora"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
-# config.json must state these itself: a default would serve another model than the one that was trained.
+# config.json must contain these: with a default value, we would serve a different model from the one that was trained.
 REQUIRED_CONFIG_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -33,7 +32,7 @@ REQUIRED_CONFIG_KEYS = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be served: the problem, naming a file or tensor, and the remedy."""
+    """A checkpoint that cannot be served. `problem` names the file or tensor, `remedy` the fix."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(f"{problem}: {remedy}")
@@ -42,7 +41,7 @@ class CheckpointError(ValueError):
 
 
 def canonical_name(name: str) -> str:
-    """The name that the released repositories use for a tensor that a converted one stores as `language_model.*`."""
+    """A tensor's name in the released repositories; converted checkpoints call it `language_model.*`."""
     name = name.removeprefix("language_model.")
     if name.startswith("model."):
         name = "encoder." + name.removeprefix("model.")
@@ -52,7 +51,7 @@ def canonical_name(name: str) -> str:
 
 
 def expected_shapes(config: "NemotronLabsDiffusionConfig") -> dict[str, tuple[int, ...]]:
-    """Every tensor of an unquantised checkpoint by canonical name, with its shape [out, in]."""
+    """The shape, [out, in], of every tensor of an unquantized checkpoint, by canonical name."""
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
     head_dim = config.head_dim or hidden // config.num_attention_heads
     queries = config.num_attention_heads * head_dim
@@ -80,7 +79,7 @@ def expected_shapes(config: "NemotronLabsDiffusionConfig") -> dict[str, tuple[in
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json as a dict. Raises CheckpointError where it is absent, unreadable or lacks a required key."""
+    """config.json as a dict. Raises CheckpointError if it is missing, unreadable or lacks a required key."""
     file = path / "config.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -97,10 +96,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The model's safetensors files, never those of the draft adapter in its subfolder.
+    """The model's safetensors files, without those of the draft adapter in its subfolder.
 
-    Raises CheckpointError where there is none, where only pickled weights are there, or where the index names an absent
-    file.
+    Raises CheckpointError if there are none, if there are only pickled weights, or if the index names a missing file.
     """
     files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -125,14 +123,14 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Canonical tensor name to shape, from the safetensors headers. Raises CheckpointError for a damaged file."""
+    """Tensor shapes by canonical name, from the safetensors headers. Raises CheckpointError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(path):
         try:
             with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                for name in tensors.keys():  # noqa: SIM118 - a safetensors handle is not a dict
                     shapes[canonical_name(name)] = tuple(tensors.get_slice(name).get_shape())
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error})", "download it again") from None
@@ -140,10 +138,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 class TensorCheck:
-    """Compares tensors with what a config asks for, one at a time, so that a stream of weights is never held in memory.
+    """Compares tensors with a config, one at a time, so that a stream of weights is never held in memory.
 
-    A quantised checkpoint stores packed weights and scales under names of its scheme's own, so only the modules are
-    compared then; vLLM's loader checks the rest.
+    A quantized checkpoint stores packed weights and scales under its scheme's own names, so only modules are compared;
+    vLLM's loader checks the rest.
     """
 
     def __init__(self, config: "NemotronLabsDiffusionConfig", where: Path, quantized: bool = False) -> None:
@@ -156,22 +154,22 @@ class TensorCheck:
         return name.rpartition(".")[0] if self.quantized else name
 
     def see(self, name: str, shape: tuple[int, ...]) -> None:
-        """Take note of one tensor, by canonical name. Raises CheckpointError where it is unknown or misshapen."""
+        """Check one tensor, by canonical name. Raises CheckpointError if it is unknown or misshapen."""
         key = self._key(name)
         if key not in self.expected:
             raise CheckpointError(
                 f"{self.where} has the tensor {name}, which the model does not know",
-                "check architectures and num_hidden_layers in config.json; adapters belong into a subfolder",
+                "check architectures and num_hidden_layers in config.json; adapters belong in a subfolder",
             )
         if not self.quantized and shape != self.expected[key]:
             raise CheckpointError(
                 f"{name} in {self.where} has shape {list(shape)}, but config.json asks for {list(self.expected[key])}",
-                "config.json and weights are not of the same model",
+                "config.json and the weights belong to different models",
             )
         self.seen.add(key)
 
     def finish(self) -> None:
-        """Raises CheckpointError where a tensor was never seen."""
+        """Raise CheckpointError if a tensor is missing."""
         missing = sorted(self.expected.keys() - self.seen)
         if missing:
             raise CheckpointError(
@@ -186,7 +184,7 @@ def check_tensors(
     where: Path,
     quantized: bool = False,
 ) -> None:
-    """`TensorCheck` over a whole checkpoint; raises CheckpointError, naming a tensor and the remedy."""
+    """Check a whole checkpoint with `TensorCheck`. Raises CheckpointError, naming a tensor and the remedy."""
     check = TensorCheck(config, where, quantized)
     for name, shape in shapes.items():
         check.see(name, shape)

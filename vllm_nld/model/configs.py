@@ -1,7 +1,8 @@
 """Hugging Face config classes of the NLD family, registered with AutoConfig.
 
-The released repositories carry remote code for these; registering our own classes means that `trust_remote_code` is
-never needed. Every value is read from config.json: the family differs in head size, RoPE base, YaRN factor and EOS.
+The released repositories come with remote code for these; because we register our own classes, `trust_remote_code` is
+never needed. All values come from config.json: members of the family differ in head size, RoPE base, YaRN factor and
+EOS.
 
     register_configs()
     config = AutoConfig.from_pretrained("/models/Nemotron-Labs-Diffusion-8B")
@@ -18,11 +19,11 @@ SUPPORTED_ARCHITECTURES = ("NemotronLabsDiffusionModel", "MinistralDiffEncoderMo
 class NemotronLabsDiffusionConfig(PretrainedConfig):
     """A Mistral-shaped decoder with a mask token: causal for AR, bidirectional in a block for drafting and denoising.
 
-    Raises ValueError where a field that the model cannot do without is missing or contradicts another one.
+    Raises ValueError if fields contradict each other or have values that the family does not support.
     """
 
     model_type = "nemotron_labs_diffusion"
-    ignore_keys_at_rope_validation = {"llama_4_scaling_beta"}  # known to us, unknown to transformers' YaRN
+    ignore_keys_at_rope_validation = {"llama_4_scaling_beta"}  # ours; transformers' YaRN does not know it
 
     vocab_size: int = 131072
     hidden_size: int = 4096
@@ -50,12 +51,17 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        # Declared by some exports; vLLM would read it as "encoder only", and the serving path is causal.
+        # Some exports set it to false; vLLM would take the model for an encoder.
         kwargs.pop("is_causal", None)
         super().__post_init__(**kwargs)
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for values that the model cannot run with. `--hf-overrides` change values later."""
+        for name in ("mask_token_id", "block_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{name} must be an integer in config.json or --hf-overrides, not {value!r}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
@@ -79,7 +85,7 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
 
     @property
     def llama_4_scaling(self) -> dict[str, float] | None:
-        """The query scale s(pos) in the form that vLLM's MistralAttention reads; None where the config has none."""
+        """The query scale s(pos) in the form that vLLM's MistralAttention reads; None if the config has none."""
         rope = self.rope_parameters or {}
         beta = rope.get("llama_4_scaling_beta")
         if not beta:
@@ -101,7 +107,7 @@ class MinistralDLMConfig(NemotronLabsDiffusionConfig):
 
 
 class NemotronLabsDiffusionVLMConfig(NemotronLabsDiffusionConfig):
-    """The vision-language variant: recognised, so that the refusal can say what it is; not served yet."""
+    """The vision-language variant, not served yet. It is recognized so that the refusal can say what it is."""
 
     model_type = "nemotron_labs_diffusion_vlm"
 

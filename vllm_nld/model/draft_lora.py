@@ -1,9 +1,9 @@
-"""The draft adapter in the model: B·A·x on o_proj, in linear mode's draft passes only.
+"""The draft adapter in the model: B·A·x on o_proj, in draft passes of modes that use it.
 
-Other forwards do not have it, see `draft_pathway`. Where one CUDA graph serves linear and diffusion passes alike, a
-switch, one number on the device, multiplies what the adapter adds: its scale where drafts are made, 0 where a block is
-denoised. So neither torch.compile nor a graph can bake either state in. The adapter stays apart from the base weight,
-which may be quantised, and from user LoRA.
+Other forwards don't contain it, see `draft_pathway`. Because one CUDA graph serves passes with the adapter and passes
+without, its output is multiplied by a switch, a number on the device: the adapter's scale if it is on, 0 if it is off.
+So neither torch.compile nor a graph can bake either state in. The adapter is separate from the base weight, which may
+be quantized, and from user LoRA.
 
 Tensor parallelism: o_proj is row-parallel, so A is sharded on its input like the weight, and B·A·x joins the partial
 sum before the all-reduce.
@@ -22,7 +22,7 @@ from vllm_nld.model.checkpoint import CheckpointError
 
 
 class DraftLora(nn.Module):
-    """One layer's adapter, of vLLM's own linear layers: the platform's best product."""
+    """One layer's adapter, made of vLLM's linear layers, which use the platform's best kernel."""
 
     switch: torch.Tensor  # [1], shared by all layers
 
@@ -37,14 +37,14 @@ class DraftLora(nn.Module):
         self.register_buffer("switch", switch, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, in / TP] -> [T, hidden]
-        """What the adapter has to say of x, nothing while it is off."""
+        """The adapter's output for x; zeros while it is off."""
         low, _ = self.down(x)
         out, _ = self.up(low)
         return out * self.switch
 
 
 def _linear(weight: torch.Tensor) -> ReplicatedLinear:
-    """A layer without bias, ready to run."""
+    """A linear layer without bias, ready to run."""
     with weight.device:
         layer = ReplicatedLinear(weight.shape[1], weight.shape[0], bias=False, params_dtype=weight.dtype)
     layer.weight.data.copy_(weight)
@@ -53,7 +53,7 @@ def _linear(weight: torch.Tensor) -> ReplicatedLinear:
 
 
 class DraftAdapter:
-    """All layers' adapters and their switch. `with adapter.on(): ...` makes a draft pass."""
+    """All layers' adapters and their switch. Run draft passes inside `with adapter.on(): ...`."""
 
     def __init__(self, adapter: Adapter, device: torch.device, dtype: torch.dtype) -> None:
         self.adapter = adapter
@@ -65,13 +65,15 @@ class DraftAdapter:
         down, up = self.adapter.read(index)
         ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
         if down.shape[1] % ranks:
-            raise CheckpointError(f"{self.adapter.path} cannot be split over {ranks} ranks", "change the TP size")
+            raise CheckpointError(
+                f"{self.adapter.path} cannot be split over {ranks} ranks", "change --tensor-parallel-size"
+            )
         share = down.chunk(ranks, dim=1)[rank].contiguous()
         return DraftLora(share.to(self.switch), up.to(self.switch), self.switch)
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Adapter on inside, off again after; both are writes in the device's order, without waiting for it."""
+        """On inside, off again afterwards. Both are queued writes, so nothing waits for the device."""
         self.switch.fill_(self.adapter.scale)
         self.is_on = True
         try:

@@ -1,7 +1,7 @@
-"""What a draft pass runs where there is a draft adapter: the target's layers, with the adapter beside each o_proj.
+"""The model of draft passes with a draft adapter: the target's layers, with the adapter beside each o_proj.
 
-It is compiled, and captured in CUDA graphs, apart from the target. So the forwards that verify, and those of requests
-that draft nothing, carry no adapter, while module for module and weight for weight it is the same model.
+It shares every module and weight with the target, but is compiled and captured in CUDA graphs separately. So verifying
+forwards, and those of requests that don't draft, contain no adapter.
 """
 
 import torch
@@ -16,10 +16,10 @@ from vllm_nld.model.draft_lora import DraftAdapter
 
 @support_torch_compile
 class DraftPathway(MistralModel):
-    """The layers' twins."""
+    """The target's layers, each with its draft adapter."""
 
     def __init__(self, *, vllm_config: VllmConfig, target: MistralModel, adapter: DraftAdapter) -> None:
-        nn.Module.__init__(self)  # no layers of its own
+        nn.Module.__init__(self)  # it has no layers of its own
         self.config, self.quant_config = target.config, target.quant_config
         self.embed_tokens, self.norm = target.embed_tokens, target.norm
         self.start_layer, self.end_layer = target.start_layer, target.end_layer
@@ -31,6 +31,6 @@ class DraftPathway(MistralModel):
 
     @classmethod
     def beside(cls, target: MistralModel, adapter: DraftAdapter) -> "DraftPathway":
-        """Where vLLM loads the model. What torch.compile says and keeps of it goes by the name draft_pathway."""
+        """Build it while vLLM loads the model. In torch.compile's logs and cache it is called draft_pathway."""
         with set_model_tag("draft_pathway"):
             return cls(vllm_config=target.vllm_config, target=target, adapter=adapter)

@@ -1,8 +1,8 @@
-"""A decoder layer as vLLM's Mistral has it, and its twin for draft passes.
+"""vLLM's Mistral decoder layer, and its twin for draft passes.
 
 If the server drafts, attention runs on the backend registered as CUSTOM (`attention_backend`), over the kernel that
-vLLM chose for the platform; otherwise on that kernel alone, as in stock vLLM. The twin shares every module and weight
-with the layer, except that it has the draft adapter beside its o_proj.
+vLLM chose for the platform; otherwise directly on that kernel, as in stock vLLM. The twin shares every module and
+weight with the layer, except that it has the draft adapter beside its o_proj.
 """
 
 import copy
@@ -22,13 +22,13 @@ from vllm_nld.serving.speculation import drafts_for_itself
 
 
 class OutputProjection(nn.Module):
-    """o_proj with the draft adapter beside it. `base` may be quantised, or wrapped for user LoRA."""
+    """o_proj with the draft adapter beside it. `base` may be quantized, or wrapped for user LoRA."""
 
     def __init__(self, base: Any, lora: DraftLora) -> None:
         super().__init__()
         linear = getattr(base, "base_layer", base)  # inside user LoRA's wrapper
         self.reduce = linear.tp_size > 1 and linear.reduce_results
-        self.base = unreduced(base) if self.reduce else base  # the adapter's share joins the partial sum first
+        self.base = unreduced(base) if self.reduce else base  # the adapter's output is added before the all-reduce
         self.lora = lora
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # [T, in / TP] -> [T, hidden]
@@ -37,7 +37,7 @@ class OutputProjection(nn.Module):
 
 
 def unreduced(projection: Any) -> Any:
-    """The same projection, without the sum over tensor-parallel ranks."""
+    """A twin of the projection without the all-reduce over tensor-parallel ranks."""
     twin = shallow_copy(projection)
     if hasattr(twin, "base_layer"):
         twin.base_layer = unreduced(twin.base_layer)
@@ -47,14 +47,14 @@ def unreduced(projection: Any) -> Any:
 
 
 def shallow_copy(module: Any) -> Any:
-    """A module with the same submodules, parameters and buffers, whose submodules can be exchanged."""
+    """A module with the same submodules, parameters and buffers; its submodules can be replaced independently."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     return twin
 
 
 class NldAttention(MistralAttention):
-    """Attention of the AR and the diffusion pathway alike."""
+    """Attention of both the AR and the diffusion pathway."""
 
     attn: Any
     o_proj: Any
@@ -79,15 +79,15 @@ class NldAttention(MistralAttention):
 
 
 class NldDecoderLayer(MistralDecoderLayer):
-    """Mistral's layer around NldAttention."""
+    """Mistral's layer with NldAttention."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "", config: Any = None) -> None:
         LlamaDecoderLayer.__init__(self, vllm_config, prefix=prefix, config=config, attn_layer_type=NldAttention)
         self.layer_idx = int(prefix.split(".")[-1])
-        self.ada_rms_norm_t_cond = None  # the family has no time conditioning
+        self.ada_rms_norm_t_cond = None  # the NLD family has no time conditioning
 
     def with_draft_lora(self, lora: DraftLora) -> "NldDecoderLayer":
-        """The layer's twin, which has the draft adapter beside o_proj."""
+        """The layer's twin with the draft adapter beside o_proj."""
         twin = shallow_copy(self)
         twin.self_attn = shallow_copy(self.self_attn)
         twin.self_attn.o_proj = OutputProjection(self.self_attn.o_proj, lora)

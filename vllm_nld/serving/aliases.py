@@ -1,14 +1,15 @@
-"""Other ways to name what the `nld_*` fields name: SGLang's fields, and model names that end in a mode."""
+"""Alternatives to the `nld_*` fields: SGLang's field names, and model names that end in a mode."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_nld.serving.decoding import RECORD
 from vllm_nld.serving.modes import AUTO, FIELDS, MODES
 
 WHERE = "vllm_xargs"
 MODE = "nld_mode"
 
-# SGLang's `ar_mode` is a switch beside its modes, and its confidence threshold belongs to either drafting mode.
+# In SGLang `ar_mode` is a separate boolean, and its confidence threshold applies to both drafting modes.
 SGLANG = {
     "block_size": "nld_block_length",
     "confidence_threshold": "nld_threshold",
@@ -19,14 +20,14 @@ SGLANG_NAMES = ("ar_mode", "diffusion_mode", *SGLANG)
 
 
 def is_own(name: str) -> bool:
-    """Whether an extra argument is for us: one of our fields or of SGLang's."""
+    """Whether an extra argument is one of our fields or of SGLang's."""
     return name.startswith("nld_") or name in SGLANG_NAMES
 
 
 def own_fields(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The `nld_*` fields of a request, SGLang's names translated. Names that are neither are someone else's.
+    """The `nld_*` fields of a request, with SGLang's names translated. All other names are ignored.
 
-    Raises ValueError for an unknown `nld_*` name or a mixture of both.
+    Raises ValueError for an unknown `nld_*` name, or if a request uses both kinds of names.
     """
     own = {name: value for name, value in extra.items() if name.startswith("nld_")}
     for name in own:
@@ -34,7 +35,7 @@ def own_fields(extra: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{WHERE}.{name} is unknown; known are {', '.join((MODE, *FIELDS))}")
     theirs = {name: value for name, value in extra.items() if name in SGLANG_NAMES}
     if own and theirs:
-        raise ValueError(f"{WHERE} mixes {next(iter(own))} with {next(iter(theirs))}: use the nld_ names alone")
+        raise ValueError(f"{WHERE} mixes {next(iter(own))} with {next(iter(theirs))}: use the nld_ names only")
     return own or translate(theirs)
 
 
@@ -55,9 +56,9 @@ def translate(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_alias(model: str | None, extra: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A request's extra arguments with the mode that its model name ends in: `nld:ar` asks for mode "ar"."""
+    """Adds the mode that the model name ends in to a request's extra arguments: `nld:ar` asks for mode "ar"."""
     mode = (model or "").rpartition(":")[2]
-    if mode not in MODES or mode == model:
+    if mode not in MODES or mode == model or RECORD in (extra or {}):  # a record has been made with the name
         return dict(extra or {})
     asked = (extra or {}).get(MODE, mode)
     if asked not in (mode, AUTO):

@@ -1,7 +1,7 @@
-"""How an NLD server is set up to speculate: by default, by `--additional-config`, or by `--speculative-config`.
+"""Sets up self-speculation for an NLD server: by default, by `--additional-config`, or by `--speculative-config`.
 
-Self-speculation rides on vLLM's method `draft_model` with the served checkpoint as its own draft model. A server
-without flags sets what
+Self-speculation uses vLLM's method `draft_model` with the served checkpoint as its own draft model. Without flags, the
+server sets what
 
     --speculative-config '{"method": "draft_model", "model": "<the served model>", "num_speculative_tokens": 31}'
 
@@ -26,7 +26,7 @@ AR = """serve with --additional-config '{"nld": {"mode": "ar"}}'"""
 
 
 def configure(vllm_config: "VllmConfig") -> None:
-    """Set up the mode that the user asked for. Raises ValueError for a contradiction or an impossible combination."""
+    """Set up what the flags ask for. Raises ValueError if they contradict each other or cannot be combined."""
     settings = Settings.of(vllm_config)
     speculative, model = vllm_config.speculative_config, vllm_config.model_config
     if not settings.drafts:
@@ -41,7 +41,7 @@ def configure(vllm_config: "VllmConfig") -> None:
                 f"{FIELD} asks for self-speculation, --speculative-config for {speculative.method} "
                 f"with {speculative.model}: remove one, or name {model.model} as its model"
             )
-        return  # another drafter, asked for explicitly
+        return  # the user chose another drafter
     if model.runner_type != "generate":
         return
     check_possible(vllm_config)
@@ -57,7 +57,7 @@ def configure(vllm_config: "VllmConfig") -> None:
 
 
 def schedule_by_mode(vllm_config: "VllmConfig") -> None:
-    """Let the scheduler decide each request's drafts. Raises ValueError for a scheduler or a flag that cannot."""
+    """Use our scheduler. Raises ValueError for another scheduler, or a flag that would cut blocks."""
     scheduler = vllm_config.scheduler_config
     if scheduler.scheduler_cls not in (None, SCHEDULER):
         raise ValueError(f"--scheduler-cls {scheduler.scheduler_cls} cannot schedule modes: remove it, or {AR}")
@@ -84,7 +84,9 @@ def speculate(vllm_config: "VllmConfig", settings: Settings) -> None:
         target_model_config=model,
         target_parallel_config=vllm_config.parallel_config,
     )
-    logger.info("Blocks of %d tokens, default mode %s. To do without, %s.", block_length, settings.mode or DEFAULT, AR)
+    logger.info(
+        "Blocks of %d tokens, default mode %s. To turn drafting off, %s.", block_length, settings.mode or DEFAULT, AR
+    )
 
 
 def share_context(vllm_config: "VllmConfig") -> None:
@@ -103,12 +105,12 @@ def check_possible(vllm_config: "VllmConfig") -> None:
             f"instead of --pipeline-parallel-size {parallel.pipeline_parallel_size}, or {AR}"
         )
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
-        raise ValueError(f"self-speculation does not run with context parallelism: switch it off, or {AR}")
+        raise ValueError(f"self-speculation does not work with context parallelism: turn that off, or {AR}")
     if not vllm_config.use_v2_model_runner:
         raise ValueError(f"self-speculation needs Model Runner V2: unset VLLM_USE_V2_MODEL_RUNNER, or {AR}")
 
 
-# Fields of --speculative-config that another drafter would obey. This one shares the served model's.
+# Fields of --speculative-config that have no effect: in self-speculation the drafter uses the served model's values.
 SHARED = (
     "attention_backend",
     "enable_adaptive_verification",
@@ -123,7 +125,7 @@ VERIFIERS = ("standard", "block", "synthetic")
 
 
 def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
-    """Raise ValueError for an explicit --speculative-config that contradicts the settings or cannot be obeyed."""
+    """Raise ValueError if an explicit --speculative-config contradicts the settings or has fields without effect."""
     speculative, model = vllm_config.speculative_config, vllm_config.model_config
     assert speculative is not None
     drafts = speculative.num_speculative_tokens
@@ -136,8 +138,8 @@ def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
         value = getattr(speculative, name)
         if value and value != getattr(model, name, None):
             raise ValueError(
-                f"--speculative-config {name} ({value}) has no effect in self-speculation, which drafts with "
-                "the served model itself: remove it"
+                f"--speculative-config {name} ({value}) has no effect in self-speculation, because "
+                "the served model itself drafts: remove it"
             )
     if speculative.rejection_sample_method not in VERIFIERS:
         raise ValueError(
@@ -146,29 +148,31 @@ def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
         )
     if settings.draft_threshold and speculative.draft_sample_method == "probabilistic":
         raise ValueError(
-            f"{FIELD}.draft_threshold keeps the most probable of the sampled drafts, which no longer follow their "
-            "logits: leave draft_sample_method of --speculative-config at greedy, or the threshold at 0"
+            f"{FIELD}.draft_threshold needs greedy drafts, because keeping only probable ones changes the distribution "
+            "of sampled ones: leave draft_sample_method of --speculative-config at greedy, or the threshold at 0"
         )
 
 
 def check_room(vllm_config: "VllmConfig") -> None:
-    """Raise ValueError if a block does not fit into the context or into a step; warn if a full batch does not."""
+    """Raise ValueError if a block does not fit into the context or a step; warn if a full batch of blocks does not."""
     block_length = vllm_config.num_speculative_tokens + 1
     scheduler = vllm_config.scheduler_config
     limits = {
         "--max-model-len": vllm_config.model_config.max_model_len,
         "--max-num-batched-tokens": scheduler.max_num_batched_tokens,
-        "--max-num-scheduled-tokens": scheduler.max_num_scheduled_tokens,  # None: as many as are batched
+        "--max-num-scheduled-tokens": scheduler.max_num_scheduled_tokens,  # None: max_num_batched_tokens
     }
     for flag, limit in limits.items():
         if limit is not None and block_length > limit:
-            raise ValueError(f"{flag} {limit} has no room for a block of {block_length}: raise it, or lower the block")
+            raise ValueError(
+                f"{flag} {limit} has no room for a block of {block_length}: raise it, or lower the block length"
+            )
     flag = "--max-num-scheduled-tokens" if scheduler.max_num_scheduled_tokens else "--max-num-batched-tokens"
     budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
     if scheduler.max_num_seqs * block_length > budget:
         logger.warning(
-            "--max-num-seqs %d requests with blocks of %d tokens exceed %s %d: above %d drafting requests, requests "
-            "take turns. Lower one of the first two, or raise the budget to %d.",
+            "--max-num-seqs %d times the block length %d exceeds %s %d: if more than %d requests draft at a time, they "
+            "take turns. Lower --max-num-seqs or the block length, or raise the budget to %d.",
             scheduler.max_num_seqs,
             block_length,
             flag,

@@ -1,4 +1,4 @@
-"""How one request decodes: a frozen record that is parsed once, where the request comes in, and travels with it.
+"""How one request decodes: a frozen record, parsed once when the request arrives, that travels with it.
 
 extra_args["nld"] = decoding.record()           # the edge, see `serving.requests`
 Decoding.of(sampling_params)                    # scheduler, worker and metrics; None: the request has no record
@@ -17,8 +17,8 @@ RECORD = "nld"  # the key of `SamplingParams.extra_args` that holds the record
 class Decoding:
     """A request's mode and the parameters of its draft passes.
 
-    block_length: the last token and its drafts, an upper bound of what a step drafts; 1 in modes that draft nothing.
-    threshold: a pass commits candidates that are at least this probable; below it, only the most probable one.
+    block_length: the last accepted token and its drafts, an upper bound for each step; 1 in modes that do not draft.
+    threshold: a pass commits candidates that are at least this probable, and always the most probable one.
     max_steps: at most this many passes per block, the last of which commits the rest; None: no limit.
     """
 
@@ -55,6 +55,10 @@ class Decoding:
     @classmethod
     def of(cls, params: Any) -> Self | None:
         """The record that a request's sampling parameters carry; None if they carry none."""
-        extra = getattr(params, "extra_args", None)
+        return cls.load(getattr(params, "extra_args", None))
+
+    @classmethod
+    def load(cls, extra: Mapping[str, Any] | None) -> Self | None:
+        """The record among a request's extra arguments; None if there is none."""
         record = extra.get(RECORD) if extra else None
         return cls(**record) if isinstance(record, Mapping) else None

@@ -1,24 +1,24 @@
-"""The decoding modes, one frozen record each. Whatever depends on a request's mode reads its record here.
+"""The decoding modes, one frozen record each. All code that depends on a request's mode reads its record.
 
-Every step of every request is draft -> target forward -> accept, and a record says how each part is done:
+Every step of every request is draft -> target forward -> accept. A record says how to draft and how to accept:
 
     mode = MODES["diffusion"]
     mode.drafting.adapter     # False: the draft adapter is off in its passes
-    mode.takes_blocks         # True: the block is taken as drafted, and scheduled whole
+    mode.takes_blocks         # True: blocks are taken as drafted, and scheduled whole
 
-A new mode is a new record; the scheduler, the worker, the sampler, the metrics and the doctor need no change unless the
-mode brings a mechanism that none of the others has.
+A new mode is a new record. The scheduler, the worker, the sampler, the metrics and the doctor need no change unless the
+mode brings a mechanism that no other mode has.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-AUTO = "auto"  # in a request: the server's mode
+AUTO = "auto"  # a request's way to ask for the server's mode
 DEFAULT = "linear"
 
-# Request fields, and the attribute of `Decoding` that each one sets. The server's setting of the same name, without the
-# prefix, is the default.
+# Request fields, and the attribute of `Decoding` that each one sets. The default is the server's setting of the same
+# name without the prefix.
 FIELDS: dict[str, str] = {
     "nld_block_length": "block_length",
     "nld_threshold": "threshold",
@@ -26,19 +26,25 @@ FIELDS: dict[str, str] = {
     "nld_draft_threshold": "threshold",
 }
 
-# Sampling parameters that only shift probabilities, and the values that leave them alone.
-PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+# Sampling parameters that shift the AR pathway's probabilities, of which drafts know nothing, and their neutral values.
+SHIFTS: dict[str, Any] = {
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "min_p": 0.0,
+    "logit_bias": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
     """How a mode fills a block by bidirectional passes.
 
-    forward: what `nld:forwards_total` calls a pass.
+    forward: the label `kind` of its passes in `nld:forwards_total`.
     adapter: whether the draft adapter is on.
-    sampling: how candidates are drawn at a temperature. "draft": by temperature alone, and only if the server keeps
-        draft logits, since the verifier corrects for the rest. "final": by all of the request's sampling parameters,
-        since nothing corrects them later.
+    sampling: how candidates are drawn at a temperature. "draft": by temperature only, and only if the server keeps
+        draft logits, because the verifier corrects for the rest. "final": by temperature, top-k and top-p, because
+        nothing corrects them later.
     """
 
     forward: Literal["draft", "denoise"]
@@ -50,14 +56,14 @@ class Drafting:
 class Mode:
     """One decoding mode.
 
-    summary: one line for people.
-    fields: the request fields, besides nld_mode, that the mode has a use for.
-    drafting: how blocks are filled; None: nothing is drafted, and each forward yields one token.
+    summary: one line for readers.
+    fields: the request fields, besides nld_mode, that the mode uses.
+    drafting: how blocks are filled; None if the mode does not draft and each forward yields one token.
     accept: "verify": vLLM's rejection sampler decides, so the output is lossless. "take": the block is taken as
-        drafted. A taken block is scheduled whole or not at all and no schedule of draft lengths shortens it, because
-        the output would otherwise depend on the load.
+        drafted. A taken block is scheduled whole or not at all, and no schedule of draft lengths shortens it,
+        because the output would otherwise depend on the load.
     counts_prefill: whether the reference counts the prefill as a forward (NFE).
-    refused: sampling parameters that the mode cannot honour, with the only value that it accepts.
+    refused: sampling parameters that the mode does not support, with the only value that it accepts.
     """
 
     name: str
@@ -66,7 +72,7 @@ class Mode:
     drafting: Drafting | None = None
     accept: Literal["verify", "take"] = "verify"
     counts_prefill: bool = True
-    refused: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.fields if name not in FIELDS]:
@@ -95,7 +101,7 @@ class Mode:
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
-        Mode("ar", "one token per forward, as any causal model"),
+        Mode("ar", "one token per forward, as in any causal model"),
         Mode(
             "linear",
             "a bidirectional pass drafts a block, a causal pass verifies it: the same output as ar",
@@ -109,7 +115,7 @@ MODES: dict[str, Mode] = {
             drafting=Drafting("denoise", adapter=False, sampling="final"),
             accept="take",
             counts_prefill=False,
-            refused=PENALTIES,
+            refused=SHIFTS,
         ),
     )
 }

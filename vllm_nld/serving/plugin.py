@@ -1,6 +1,6 @@
-"""What vLLM loads through the entry point `vllm.general_plugins: nld`, in every process.
+"""The plugin that vLLM loads in every process, through the entry point `vllm.general_plugins: nld`.
 
-Registers by string, so that a process which never builds the model never imports it.
+It registers classes by string, so a process that does not build the model does not import it.
 """
 
 from vllm_nld.compat import register as patches
@@ -9,15 +9,15 @@ from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES, register_configs
 MODEL_CLASS = "vllm_nld.model.causal_lm:NemotronLabsDiffusionModel"
 ATTENTION_BACKEND = "attention_backend.backend.BlockMaskBackend"
 
-# Architectures that people will try and that need a sentence rather than a stack trace. vLLM has to know them to ask
-# us.
+# Architectures that users will try and that should end in a sentence, not a stack trace. They must be registered, or
+# vLLM would not call our hook.
 REFUSED_ARCHITECTURES = {
     "NemotronLabsDiffusionVLMModel": (
         "is the vision-language variant of Nemotron-Labs-Diffusion, which vllm-nld does not serve yet: "
         "serve the text model (NemotronLabsDiffusionModel) instead"
     ),
     "DiffEncoderModel": (
-        "is a Qwen3-based diffusion model and not of the Nemotron-Labs-Diffusion family: "
+        "is a Qwen3-based diffusion model, not a Nemotron-Labs-Diffusion model: "
         "vllm-nld serves checkpoints whose architectures are " + " or ".join(SUPPORTED_ARCHITECTURES)
     ),
 }

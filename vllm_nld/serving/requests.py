@@ -1,8 +1,8 @@
-"""Where a request comes in: its `nld_*` fields are checked against what the server offers and become one record.
+"""Checks the `nld_*` fields of an incoming request against what the server offers, and makes them one record.
 
     modes = ServerModes.of(vllm_config)
     modes.read({"nld_mode": "diffusion", "nld_threshold": 0.8})      # Decoding, or ValueError naming field and range
-    modes.canonical(params.extra_args, params)                       # extra_args with the record, for later stages
+    modes.canonical(params.extra_args)                               # extra_args with the record, for later stages
 
 Over HTTP the fields are in `vllm_xargs`, offline in `SamplingParams.extra_args`.
 """
@@ -23,8 +23,8 @@ from vllm_nld.serving.speculation import drafts_for_itself
 class ServerModes:
     """What a server offers: its default mode, the modes that requests may choose, the longest block, default values.
 
-    modes is empty if the server speculates with a drafter of another kind: requests then cannot choose.
-    probabilistic: the server keeps draft logits, which follow one pass only.
+    modes: empty if the server speculates with another drafter, so that requests cannot choose.
+    probabilistic: the server samples drafts and keeps their logits, which works with a single draft pass only.
     """
 
     mode: str
@@ -58,17 +58,16 @@ class ServerModes:
         """Decoding for requests that set no nld_* field."""
         return self._decoding(self.mode, {})
 
-    def canonical(self, extra: Mapping[str, Any] | None, params: Any) -> dict[str, Any] | None:
-        """A request's extra arguments with its fields replaced by the record. Raises ValueError for a bad request."""
+    def canonical(self, extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """A request's extra arguments with its fields replaced by the record. Raises ValueError for a bad field."""
         decoding = self.read(extra)
-        check_combination(decoding, params)
         if not self.modes:
             return dict(extra) if extra else None
         theirs = {name: value for name, value in (extra or {}).items() if not is_own(name)}
         return theirs | {RECORD: decoding.record()}
 
     def read(self, extra: Mapping[str, Any] | None) -> Decoding:
-        """A request's decoding. Raises ValueError that names field, value and range."""
+        """How a request decodes. Raises ValueError, naming field, value and range."""
         extra = extra or {}
         if RECORD in extra:
             return self._known(extra[RECORD])
@@ -86,7 +85,7 @@ class ServerModes:
         return self._decoding(self.mode if name == AUTO else name, asked)
 
     def _known(self, record: Any) -> Decoding:
-        """A record that an earlier stage made. Raises ValueError for one that no stage of this server made."""
+        """A record that an earlier stage made. Raises ValueError if this server cannot have made it."""
         try:
             decoding = Decoding(**record)
         except TypeError:
@@ -96,7 +95,7 @@ class ServerModes:
         return decoding
 
     def _decoding(self, name: str, asked: Mapping[str, Any]) -> Decoding:
-        """The fields that the request sets, checked, over the server's values for the others."""
+        """The checked fields of the request, with the server's values for those that it does not set."""
         if self.modes and name not in self.modes:
             raise ValueError(f"{WHERE}.nld_mode {name!r} is not served here, only {', '.join(self.modes)}")
         mode = MODES[name]
@@ -112,7 +111,7 @@ class ServerModes:
         if self.probabilistic and not mode.takes_blocks and decoding.threshold > 0:
             raise ValueError(
                 f"{WHERE}.nld_draft_threshold must be 0, not {decoding.threshold}: the server keeps draft logits, "
-                "which follow one pass only"
+                "which works with a single draft pass only"
             )
         return decoding
 
@@ -121,14 +120,14 @@ class ServerModes:
         if field not in asked:
             return default
         if field == "nld_block_length":
-            return whole(field, asked[field], 2, self.block_length)
+            return integer(field, asked[field], 2, self.block_length)
         if field == "nld_max_denoise_steps":
-            return whole(field, asked[field], 1, default or self.block_length - 1)
-        return share(field, asked[field])
+            return integer(field, asked[field], 1, default or self.block_length - 1)
+        return fraction(field, asked[field])
 
 
-def whole(name: str, value: Any, least: int, most: int) -> int:
-    """An integer in [least, most]. A bool or an integral float is no integer."""
+def integer(name: str, value: Any, least: int, most: int) -> int:
+    """The value, if it is an integer in [least, most]. Bools and integral floats are refused."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{WHERE}.{name} must be an integer in [{least}, {most}], not {value!r}")
     if not least <= value <= most:
@@ -136,8 +135,8 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     return value
 
 
-def share(name: str, value: Any) -> float:
-    """A number in [0, 1]."""
+def fraction(name: str, value: Any) -> float:
+    """The value, if it is a number in [0, 1]."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{WHERE}.{name} must be a number in [0, 1], not {value!r}")
     if not math.isfinite(value) or not 0 <= value <= 1:
@@ -145,11 +144,17 @@ def share(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_combination(decoding: Decoding, params: Any) -> None:
-    """Raise ValueError for sampling parameters that the request's mode cannot honour."""
+def check_combination(params: Any, extra: Mapping[str, Any] | None = None) -> None:
+    """Raise ValueError for sampling parameters that the request's mode cannot honour.
+
+    extra: the request's extra arguments with its record; None: those of `params`.
+    """
+    decoding = Decoding.of(params) if extra is None else Decoding.load(extra)
+    if decoding is None:
+        return
     for name, value in decoding.policy.refused.items():
-        if getattr(params, name) != value:
+        if (getattr(params, name) or value) != value:
             raise ValueError(
-                f"{name} has no effect in mode {decoding.mode!r}, which takes tokens as drafted: "
-                f"leave it at {value}, or use nld_mode 'linear' or 'ar'"
+                f"{name} has no effect in mode {decoding.mode!r}, which takes tokens as drafted: leave it out, "
+                "or use nld_mode 'linear' or 'ar'"
             )

@@ -1,4 +1,4 @@
-"""The server's settings, `--additional-config '{"nld": {...}}'`: one typed, frozen record, checked at start-up.
+"""The server's settings, `--additional-config '{"nld": {...}}'`: a typed, frozen record, checked at start-up.
 
     settings = Settings.parse({"mode": "linear", "block_length": 16})
 
@@ -16,16 +16,17 @@ FIELD = "--additional-config nld"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The modes that the server offers, and defaults for requests that set no field of their own.
+    """The modes that the server offers, and defaults for requests that don't set a field.
 
-    mode: the mode of requests that name none, see `serving.modes`; None: linear, unless --speculative-config asks for
-        another drafter.
-    allowed_modes: the modes that requests may ask for; None: all of them, or only "ar" if that is the server's mode.
-    block_length: the last token and its drafts, at least 2; None: the checkpoint's block_size. No request exceeds it.
+    mode: the mode of requests that don't choose one, see `serving.modes`; None: linear, unless --speculative-config
+        asks for another drafter.
+    allowed_modes: the modes that requests may choose; None: all of them, or only "ar" if that is the server's mode.
+    block_length: the last accepted token and its drafts, at least 2; None: the checkpoint's block_size. An upper bound
+        for requests.
     threshold: in diffusion mode, a pass commits the tokens that are at least this probable.
     max_denoise_steps: in diffusion mode, at most this many passes per block; None: no limit.
-    draft_threshold: in linear mode, 0 drafts in one pass; above 0, a pass keeps the drafts that are this probable.
-    draft_lora: "auto" uses the checkpoint's own draft adapter if it has one, "off" none; else the adapter's folder.
+    draft_threshold: in linear mode, 0 drafts in one pass; above 0, a pass keeps drafts that are at least this probable.
+    draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
     """
 
     mode: str | None = None
@@ -40,10 +41,10 @@ class Settings:
         if self.mode not in (None, *MODES):
             raise ValueError(f"{FIELD}.mode must be one of {', '.join(MODES)}, not {self.mode!r}")
         self._check_allowed_modes()
-        _check_whole("block_length", self.block_length, least=2)
-        _check_whole("max_denoise_steps", self.max_denoise_steps, least=1)
-        _check_share("threshold", self.threshold)
-        _check_share("draft_threshold", self.draft_threshold)
+        _check_integer("block_length", self.block_length, least=2)
+        _check_integer("max_denoise_steps", self.max_denoise_steps, least=1)
+        _check_fraction("threshold", self.threshold)
+        _check_fraction("draft_threshold", self.draft_threshold)
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
             raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
 
@@ -59,14 +60,14 @@ class Settings:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The modes that requests may ask for."""
+        """The modes that requests may choose."""
         if self.allowed_modes is not None:
             return self.allowed_modes
         return tuple(MODES) if MODES[self.mode or DEFAULT].drafts else (self.mode or DEFAULT,)
 
     @property
     def drafts(self) -> bool:
-        """Whether any request may draft."""
+        """Whether requests can draft at all."""
         return any(MODES[mode].drafts for mode in self.modes)
 
     @classmethod
@@ -95,7 +96,7 @@ class Settings:
         return cls.parse(additional.get("nld") if isinstance(additional, Mapping) else None)
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
+def _check_integer(name: str, value: Any, least: int) -> None:
     if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool):
@@ -104,7 +105,7 @@ def _check_whole(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{FIELD}.{name} must be at least {least}, not {value}")
 
 
-def _check_share(name: str, value: Any) -> None:
+def _check_fraction(name: str, value: Any) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{FIELD}.{name} must be a number, not {value!r}")
     if not 0 <= value <= 1:

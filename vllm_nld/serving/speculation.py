@@ -1,4 +1,4 @@
-"""What a configured server does about speculation: does the model draft for itself, and with which adapter?"""
+"""Does the served model draft for itself, and with which adapter?"""
 
 import os
 from typing import Any
@@ -21,7 +21,7 @@ def shares_weights(speculative: Any, model: Any) -> bool:
 
 
 def same_checkpoint(one: str, other: str) -> bool:
-    """Whether two names mean the same checkpoint, however a folder is spelled: relative, with a slash, by a symlink."""
+    """Whether two names mean the same checkpoint. A folder may be relative, end in a slash, or be a symlink."""
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 

@@ -1,7 +1,7 @@
-"""What happens between `vllm serve` and the first loaded tensor: checks that fail early, and defaults that fit.
+"""Checks and defaults between `vllm serve` and the first loaded tensor.
 
-vLLM calls these hooks while it builds its configuration, in the API server process, so an error here is the last line
-that a user sees, not something to dig out of a worker's log.
+vLLM calls these hooks while it builds its configuration, in the API server process. So an error is the last line that
+the user sees, and not buried in a worker's log.
 """
 
 import os
@@ -26,7 +26,7 @@ PICKLE_LOAD_FORMATS = ("pt", "npcache")
 
 
 def refuse(architecture: str, why: str) -> type[VerifyAndUpdateConfig]:
-    """A hook that ends start-up with one sentence for an architecture that is not served."""
+    """A hook that ends start-up with one sentence, for an architecture that is not served."""
 
     class Refused(VerifyAndUpdateConfig):
         @staticmethod
@@ -37,19 +37,20 @@ def refuse(architecture: str, why: str) -> type[VerifyAndUpdateConfig]:
 
 
 class ServedModel(VerifyAndUpdateConfig):
-    """The hook of the architectures that are served."""
+    """The hook for the architectures that are served."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
-        """Raises RuntimeError for an untested vLLM, CheckpointError for a local checkpoint that cannot be served."""
+        """Raise RuntimeError for an untested vLLM, CheckpointError for a local checkpoint that cannot be served."""
         check_vllm_version()
+        model_config.hf_config.check()
         path = Path(model_config.model)
         if path.is_dir():
             check_local(path, model_config)
 
     @staticmethod
     def verify_and_update_config(vllm_config: "VllmConfig") -> None:
-        """Raises CheckpointError for a load format that would unpickle; sets defaults that the user left open."""
+        """Raise CheckpointError for a load format that would unpickle; set defaults that the user left open."""
         load_config = vllm_config.load_config
         if load_config.load_format in PICKLE_LOAD_FORMATS:
             raise CheckpointError(
@@ -57,7 +58,7 @@ class ServedModel(VerifyAndUpdateConfig):
                 "use safetensors weights and leave --load-format at auto",
             )
         if load_config.load_format == "auto":
-            load_config.load_format = "safetensors"  # auto would fall back to pickle files where there are no others
+            load_config.load_format = "safetensors"  # auto would fall back to pickle files if there are no others
         size_cpu_cache(vllm_config)
         run_eagerly_without_compiler(vllm_config)
         configure(vllm_config)
@@ -66,7 +67,7 @@ class ServedModel(VerifyAndUpdateConfig):
 
 
 def check_local(path: Path, model_config: "ModelConfig") -> None:
-    """Check a checkpoint folder from its headers, before any process is started for it."""
+    """Check a checkpoint folder from its headers, before any process starts for it."""
     read_config(path)
     check_tensors(
         model_config.hf_config,
@@ -77,10 +78,10 @@ def check_local(path: Path, model_config: "ModelConfig") -> None:
 
 
 def size_cpu_cache(vllm_config: "VllmConfig") -> None:
-    """On the CPU, reserve what max_num_seqs requests of max_model_len need, where the user named no amount.
+    """On the CPU, reserve what max_num_seqs requests of max_model_len need, unless the user set a size.
 
-    vLLM's default is 92 % of the machine's memory, which refuses to start next to any other process and takes gigabytes
-    for a small model.
+    vLLM's default is 92 % of the machine's memory, so it would not start next to other processes, and would take
+    gigabytes for a small model.
     """
     from vllm.config import CacheConfig
     from vllm.platforms import current_platform
@@ -98,13 +99,13 @@ def size_cpu_cache(vllm_config: "VllmConfig") -> None:
     wanted = token_bytes * model.max_model_len * vllm_config.scheduler_config.max_num_seqs
     cache.kv_cache_memory_bytes = min(max(wanted, GiB_bytes // 4), 4 * GiB_bytes)
     logger.info(
-        "KV cache on the CPU: %.2f GiB (max_num_seqs x max_model_len, 4 GiB at most); see --kv-cache-memory-bytes.",
+        "KV cache on the CPU: %.2f GiB (max_num_seqs x max_model_len, at most 4 GiB); see --kv-cache-memory-bytes.",
         cache.kv_cache_memory_bytes / GiB_bytes,
     )
 
 
 def run_eagerly_without_compiler(vllm_config: "VllmConfig") -> None:
-    """On a CPU without a C++ compiler, do without torch.compile, which would end start-up with its own stack trace."""
+    """On a CPU without a C++ compiler, turn off torch.compile, which would end start-up with a stack trace."""
     from vllm.platforms import current_platform
 
     compiler = os.environ.get("CXX", "g++")

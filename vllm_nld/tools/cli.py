@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 from vllm_nld import __version__
 
-# A module offers add_arguments(parser) and run(args) -> exit status, and is imported only when its command is called.
+# Each module has add_arguments(parser) and run(args) -> exit status. It is imported only if its command is called.
 COMMANDS = {
-    "doctor": ("vllm_nld.tools.doctor", "check that this machine, and a checkpoint, can serve"),
-    "demo": ("vllm_nld.tools.demo", "serve the nano checkpoint and ask it held-out prompts"),
+    "doctor": ("vllm_nld.tools.doctor", "check that this machine can serve, and a checkpoint if named"),
+    "demo": ("vllm_nld.tools.demo", "serve the small checkpoint and ask it held-out prompts"),
     "probe": ("vllm_nld.tools.probe", "ask a running server for one token"),
-    "masks": ("attention_backend.draw", "draw every attention mask, query by key"),
-    "nano path": ("vllm_nld.nano.path", "print where the shipped checkpoint is"),
-    "nano train": ("vllm_nld.nano.train", "train the checkpoint again from its recipe"),
-    "nano eval": ("vllm_nld.nano.evaluate", "measure the checkpoint on held-out prompts"),
+    "masks": ("attention_backend.draw", "draw every attention mask, queries by keys"),
+    "nano path": ("vllm_nld.nano.path", "print the folder of the small checkpoint"),
+    "nano train": ("vllm_nld.nano.train", "train the small checkpoint again"),
+    "nano eval": ("vllm_nld.nano.evaluate", "evaluate the small checkpoint on held-out prompts"),
 }
 
 
 def overview() -> argparse.ArgumentParser:
-    """The parser that is left where no command was recognised: it knows --help and --version."""
+    """The parser if no command was recognized; it handles --help and --version."""
     listed = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="vllm-nld",
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return module.run(parser.parse_args(words[length:]))
     parser = overview()
     parser.parse_args(words[:1] if words[:1] in (["-h"], ["--help"], ["--version"]) else [])
-    parser.error(f"unknown command {' '.join(words[:2])!r}" if words else "name a command")
+    parser.error(f"unknown command {' '.join(words[:2])!r}" if words else "missing command")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`vllm-nld demo`: the whole path once, on real input: `vllm serve` on nano, asked through an OpenAI client.
+"""`vllm-nld demo`: `vllm serve` on nano, asked held-out prompts through an OpenAI client.
 
-Prints each held-out prompt and its streamed answers, each mode's in turn from the same server, then a table of the
-modes; writes the same as JSON. What a mode cost in forwards comes from the server's own metrics.
+Prints each prompt and the streamed answers of every mode from the same server, then a table of the modes; optionally
+writes the answers as JSON. The number of forwards comes from the server's metrics.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from vllm_nld.serving.modes import MODES
 from vllm_nld.tools.server import Server, ServerError
 
 MAX_TOKENS = 256
-SHOWN = ("dataclass", "function", "count", "list", "sql")  # nano answers the first prompt of these; others come after
+SHOWN = ("dataclass", "function", "count", "list", "sql")  # categories to show first
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One prompt answered in one mode. `nfe` is model forwards; a figure that a mode does not have is None."""
+    """The answer to one prompt in one mode. `acceptance_length` is None if the mode verifies nothing."""
 
     mode: str
     prompt: str
@@ -39,7 +39,7 @@ class Answer:
 
 
 def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
-    """The first plain question of each category, `count` at most, what nano can do best first."""
+    """The first plain question of each category, at most `count`, categories in SHOWN first."""
     plain = [prompt for prompt in prompts if not prompt.thinking and not prompt.tools and len(prompt.messages) == 1]
     plain.sort(key=lambda prompt: SHOWN.index(prompt.category) if prompt.category in SHOWN else len(SHOWN))
     first = {prompt.category: prompt for prompt in reversed(plain)}
@@ -47,7 +47,7 @@ def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
 
 
 def counters(url: str, mode: str) -> tuple[int, int, int]:
-    """Forwards, verify steps and the tokens that these yielded so far, in one mode, from the server's /metrics."""
+    """One mode's forwards, verify steps and tokens from verify steps so far, from the server's /metrics."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
         lines = [line for line in response.read().decode().splitlines() if f'mode="{mode}"' in line]
     names = ("nld:forwards_total{", "nld:acceptance_length_count{", "nld:acceptance_length_sum{")
@@ -56,7 +56,7 @@ def counters(url: str, mode: str) -> tuple[int, int, int]:
 
 
 def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[no-untyped-def]  # openai is imported late: it takes a second
-    """Stream one answer to the terminal."""
+    """Ask one prompt and stream the answer to the terminal."""
     before = counters(url, mode)
     print(f"\n> {prompt.messages[-1]['content']}  [{mode}]\n", flush=True)
     begin = time.perf_counter()
@@ -95,7 +95,7 @@ def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[
 
 
 def table(answers: list[Answer]) -> str:
-    """The answers as lines, one a mode."""
+    """A table of the answers, one line per mode."""
     lines = [f"{'mode':<10}{'correct':>9}{'tokens':>8}{'forwards':>10}{'TPF':>7}{'AL':>7}{'tokens/s':>10}"]
     for mode in dict.fromkeys(answer.mode for answer in answers):
         rows = [answer for answer in answers if answer.mode == mode]
@@ -112,12 +112,12 @@ def table(answers: list[Answer]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vllm-nld demo`."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answers to this file")
     parser.add_argument("--prompts", type=int, default=5, help="how many held-out prompts to ask (default: 5)")
 
 
 def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
-    """All answers, prompt by prompt in each mode, from one server. A first answer that does not count warms it up."""
+    """All answers, prompt by prompt and mode by mode, from one server, after one warm-up request per mode."""
     import openai
 
     def progress(seconds: float) -> None:
@@ -135,13 +135,13 @@ def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve, ask, report; status 1 when the server did not start or no answer was right."""
+    """Serve, ask, report. Returns status 1 if the server did not start or no answer is correct."""
     prompts = choose(heldout(), args.prompts)
     with tempfile.TemporaryDirectory() as folder:
         try:
             answers = serve_and_ask(prompts, Path(folder) / "server.log")
         except ServerError as error:
-            print(f"\n{error}\n\nvllm-nld doctor may say why.", file=sys.stderr)
+            print(f"\n{error}\n\nRun vllm-nld doctor to find out why.", file=sys.stderr)
             return 1
     print("\n" + table(answers))
     ar, linear = ([answer.answer for answer in answers if answer.mode == mode] for mode in ("ar", "linear"))

@@ -1,11 +1,11 @@
-"""The model card's calls on the offline engine: one method a mode, each returns (token ids, NFE).
+"""The model card's calls on vLLM's offline engine: one method per mode, each returns (token ids, NFE).
 
     generator = Generator("/models/Nemotron-Labs-Diffusion-8B")
     tokens, nfe = generator.linear_spec_generate(prompt_ids, max_new_tokens=512)
-    results = generator.generate([ids, other_ids], threshold=0.8)      # decoded together, a (tokens, nfe) each
+    results = generator.generate([ids, other_ids], threshold=0.8)      # one batch; a (tokens, nfe) for each prompt
 
-Token ids are the output's, without the prompt. NFE is counted as the reference functions count it: AR a token, linear
-speculation 1 and two or more a round, diffusion a denoising pass each and one a block.
+Token ids don't include the prompt. NFE is counted as in the reference functions: in AR one per token; in linear
+speculation one for the prefill and two or more per round; in diffusion one per denoising pass and one per block.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Generator:
         self.llm = LLM(model, per_request_spec_decode_metrics="summary", **options)
 
     def ar_generate(self, prompt_ids: Any, max_new_tokens: int = 128, temperature: float = 0.0, **more: Any) -> Any:
-        """One token a forward."""
+        """Decode one token per forward."""
         return self._run(prompt_ids, {"nld_mode": "ar"}, max_new_tokens, temperature, **more)
 
     def generate(
@@ -38,7 +38,7 @@ class Generator:
         temperature: float = 0.0,
         **more: Any,
     ) -> Any:
-        """Block diffusion: a pass commits the tokens at least `threshold` probable."""
+        """Block diffusion: a pass commits tokens that are at least `threshold` probable."""
         asked = {"nld_mode": "diffusion", "nld_block_length": block_length, "nld_threshold": threshold}
         return self._run(prompt_ids, asked, max_new_tokens, temperature, **more)
 
@@ -57,7 +57,7 @@ class Generator:
 
     def _run(
         self,
-        prompt_ids: Any,  # token ids of one prompt, or of several; tensors are taken too
+        prompt_ids: Any,  # token ids of one prompt or of several, as lists or tensors
         asked: dict[str, Any],
         max_new_tokens: int,
         temperature: float,
@@ -67,7 +67,7 @@ class Generator:
         seed: int | None = None,
         max_thinking_tokens: int | None = None,
     ) -> Any:
-        """One (token ids, NFE), or a list of them for several prompts. Raises ValueError for a bad parameter."""
+        """A (token ids, NFE), or a list of them for several prompts. Raises ValueError for an invalid parameter."""
         from vllm import SamplingParams
 
         params = SamplingParams(
@@ -86,7 +86,7 @@ class Generator:
         return results[0] if single else results
 
     def close(self) -> None:
-        """End the engine."""
+        """Shut the engine down."""
         self.llm.llm_engine.engine_core.shutdown()
 
     def __enter__(self) -> Self:
@@ -97,15 +97,15 @@ class Generator:
 
 
 def as_prompts(prompt_ids: Any) -> tuple[list[list[int]], bool]:
-    """Token ids as lists, and whether it is one prompt."""
+    """The prompts as lists of token ids, and whether it was a single prompt."""
     ids = prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else list(prompt_ids)
     if not ids:
-        raise ValueError("prompt_ids is empty: it needs the token ids of at least one prompt")
+        raise ValueError("prompt_ids is empty: pass the token ids of at least one prompt")
     return ([ids], True) if isinstance(ids[0], int) else ([list(map(int, one)) for one in ids], False)
 
 
 def result(mode: str, completion: Any) -> Result:
-    """Tokens and NFE of a completion."""
+    """A completion's token ids and NFE."""
     tokens, policy = list(completion.token_ids), MODES[mode]
     if not policy.drafts:
         return tokens, len(tokens)

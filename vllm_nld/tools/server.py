@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-STOP_TIMEOUT = 30  # seconds a server has to end its workers before it is killed
+STOP_TIMEOUT = 30  # seconds until a server that ignores SIGTERM is killed
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nothing listens on now."""
+    """A TCP port on the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -33,11 +33,11 @@ def vllm_command() -> list[str]:
 
 
 class ServerError(RuntimeError):
-    """The server ended or did not answer in time; the message holds the end of its log."""
+    """The server ended or did not answer in time. The message contains the end of its log."""
 
 
 class Server:
-    """One server on a free loopback port. Its output goes to `log`; entering waits until it answers."""
+    """One server on a free loopback port. Its output goes to `log`; entering waits until it is healthy."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Server:
         log: Path,
         environment: Mapping[str, str] | None = None,
         timeout: float = 300,  # seconds to the first healthy answer
-        progress: Callable[[float], None] = lambda seconds: None,  # called about once a second while waiting
+        progress: Callable[[float], None] = lambda seconds: None,  # called about once per second while waiting
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -103,7 +103,7 @@ class Server:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
     def stop(self) -> None:
-        """Ask the server to end, and kill its process group where it does not. Harmless when it has ended."""
+        """Stop the server, and kill its process group if it does not end. Does nothing if it was not started."""
         if self.process is None:
             return
         if self.process.poll() is None:

@@ -127,8 +127,8 @@ KERNELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("_ngram_finalize_kernel", "756ea7e54b6a598f", "ngram.finalize"),
     ),
     OWN: (
-        ("lay_blocks_kernel", "6b9499909f643811", "self_drafting.lay_blocks"),
-        ("fill_pass_kernel", "edfecfc5ecf2ecfd", "self_drafting.fill_pass"),
+        ("lay_blocks_kernel", "5816e60fc4438b89", "self_drafting.lay_blocks"),
+        ("fill_pass_kernel", "d75483518916f93e", "self_drafting.fill_pass"),
     ),
 }
 

@@ -1,0 +1,145 @@
+"""Our speculator is built, gets its KV slots, and neither it nor its drafts are asked for in vain."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.compat.conftest import BLOCK, KV_BLOCK, options, runner, without
+from tests.engines import engine, greedy, random_prompts
+from tests.metrics.conftest import Counted
+from tests.spec_worker.conftest import TOKENS, VOCAB
+from vllm_nld.compat import speculation
+from vllm_nld.reference import ReferenceModel
+from vllm_nld.reference.draft import fill
+from vllm_nld.reference.model import KVCache
+
+PROMPTS = random_prompts(6, VOCAB, longest=60)
+AR = {"nld_mode": "ar"}
+
+
+def test_without_skip_draft_round_trip_each_step_asks_the_worker(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = counted.llm.llm_engine.engine_core.engine_core.model_executor
+    asked, inherited = [], executor.take_draft_token_ids
+    monkeypatch.setattr(executor, "take_draft_token_ids", lambda: asked.append(1) or inherited())
+    with without(speculation.skip_draft_round_trip):
+        greedy(counted.llm, PROMPTS, TOKENS, extra_args=AR)
+        assert len(asked) >= TOKENS
+    asked.clear()
+    greedy(counted.llm, PROMPTS, TOKENS, extra_args=AR)
+    greedy(counted.llm, PROMPTS, TOKENS)
+    assert not asked
+
+
+def test_without_skip_idle_drafter_ar_steps_run_the_speculator(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speculator = runner(counted.llm).speculator
+    proposed, inherited = [], speculator.propose
+    monkeypatch.setattr(speculator, "propose", lambda *args, **more: proposed.append(1) or inherited(*args, **more))
+    with without(speculation.skip_idle_drafter):
+        greedy(counted.llm, PROMPTS, TOKENS, extra_args=AR)
+        assert len(proposed) >= TOKENS
+    proposed.clear()
+    greedy(counted.llm, PROMPTS, TOKENS, extra_args=AR)
+    assert not proposed
+    greedy(counted.llm, PROMPTS, TOKENS)
+    assert proposed
+
+
+def test_without_hand_over_draft_plan_drafts_are_made_that_nobody_wants(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler plans no drafts for a request whose next token is its last."""
+    model, passes = runner(counted.llm).model, []
+    inherited = model.draft
+    monkeypatch.setattr(model, "draft", lambda *args: passes.append(1) or inherited(*args))
+    with without(speculation.hand_over_draft_plan):
+        runner(counted.llm).speculator.obey(None)  # as in an engine that has never been handed a plan
+        greedy(counted.llm, PROMPTS, 1)
+        assert passes
+    passes.clear()
+    greedy(counted.llm, PROMPTS, 1)
+    assert not passes
+
+
+def test_without_build_self_speculator_vllm_loads_the_weights_twice(checkpoint: Path, counted: Counted) -> None:
+    assert type(runner(counted.llm).speculator).__module__ == speculation.SPECULATOR_MODULE
+    assert one_model(runner(counted.llm))
+    with without(speculation.build_self_speculator), engine(checkpoint, **options()) as llm:
+        speculator = runner(llm).speculator
+        assert type(speculator).__module__.startswith("vllm.v1.worker.gpu.spec_decode.")
+        assert not one_model(runner(llm)), "a second copy of the served model"
+
+
+def one_model(model_runner: Any) -> bool:
+    return model_runner.speculator.model is model_runner.model
+
+
+def test_without_charge_only_scheduled_tokens_a_block_never_fits(checkpoint: Path) -> None:
+    """Diffusion requests at a budget of exactly one block."""
+    tight = options() | {"max_num_batched_tokens": BLOCK, "max_num_seqs": 2}
+    with without(speculation.charge_only_scheduled_tokens), engine(checkpoint, **tight) as llm:
+        assert max(tokens_after(llm, steps=40)) == 1, "the prefill's token, and no block after it"
+    with engine(checkpoint, **tight) as llm:
+        assert min(tokens_after(llm, steps=40)) > BLOCK
+
+
+def tokens_after(llm: Any, steps: int) -> list[int]:
+    """How many tokens each of two diffusion requests has been given after so many steps; then they are aborted."""
+    from vllm import SamplingParams
+
+    front, given = llm.llm_engine, {"0": 0, "1": 0}
+    params = SamplingParams(temperature=0, max_tokens=80, ignore_eos=True, extra_args={"nld_mode": "diffusion"})
+    for name in given:
+        front.add_request(name, {"prompt_token_ids": PROMPTS[int(name)][:4]}, params)
+    for _ in range(steps):
+        for output in front.step():
+            given[output.request_id] = len(output.outputs[0].token_ids)
+    front.abort_request(list(given))
+    return list(given.values())
+
+
+@torch.no_grad()
+def test_without_reserve_block_slots_drafts_are_wrong(tiny_checkpoint: Path) -> None:
+    """After each of these prompts, the last row of the first draft block is the first of another KV block."""
+    model = ReferenceModel.from_pretrained(tiny_checkpoint)
+    lengths = [KV_BLOCK * number - (BLOCK - 1) for number in (1, 2, 3)] * 4
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+    with without(speculation.reserve_block_slots):
+        slots, drafts, expected = first_drafts(tiny_checkpoint, model, prompts)
+        assert slots == BLOCK - 1
+        assert drafts != expected
+    slots, drafts, expected = first_drafts(tiny_checkpoint, model, prompts)
+    assert slots == BLOCK
+    assert drafts == expected
+
+
+def first_drafts(
+    checkpoint: Path, model: ReferenceModel, prompts: list[list[int]]
+) -> tuple[int, list[list[int]], list[list[int]]]:
+    """The slots that are reserved for drafts, each prompt's first drafts, and the reference's."""
+    drafts: list[list[list[int]]] = []
+    expected = []
+    with engine(checkpoint, **options()) as llm:
+        speculator = runner(llm).speculator
+        inherited = speculator.propose
+
+        def propose(input_batch: Any, *args: Any, **more: Any) -> Any:
+            proposed = inherited(input_batch, *args, **more)
+            numbers = [int(name.partition("-")[0]) for name in input_batch.req_ids]  # the batch is not in their order
+            drafts.append([row for _, row in sorted(zip(numbers, proposed.tolist(), strict=True))])
+            return proposed
+
+        speculator.propose = propose
+        answers = greedy(llm, prompts, 2)
+        slots = llm.llm_engine.vllm_config.num_lookahead_tokens
+    for prompt, answer in zip(prompts, answers, strict=True):
+        cache = KVCache(model.config.num_hidden_layers)
+        model(torch.tensor([prompt]), cache)
+        expected.append(fill(model, cache, answer.token_ids[0], block_length=BLOCK, threshold=0.0, lora=True)[0])
+    return slots, drafts[0], expected
