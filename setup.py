@@ -18,7 +18,10 @@ setup(
     python_requires=">=3.11,<3.15",  # what vLLM 0.32 takes
     packages=[*find_packages(include=["vllm_nld*", "spec_worker*", "attention_backend*"]), "nld_serve"],
     package_dir={"nld_serve": "deploy/ray/nld_serve"},  # installed, so that every node of a Ray cluster has it
-    package_data={"vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl", "*.jinja"]},
+    package_data={
+        "vllm_nld.contract": ["bodies.json"],
+        "vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl", "*.jinja"],
+    },
     install_requires=[
         "safetensors>=0.6.2",  # reads headers without loading tensors; vLLM's own floor
         "tqdm",  # progress of long work; any version

@@ -1,4 +1,4 @@
-"""Checks whether another vLLM release still has the names we rely on, from its source and without importing it.
+"""Checks what we rely on in another vLLM release: names that are gone, functions that changed. Imports nothing of it.
 
 findings = examine(Sources.installed(), Sources(Path("vllm-0.33.0-….whl")))
 vllm-nld doctor --contract vllm-0.33.0-….whl

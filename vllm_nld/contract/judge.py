@@ -1,8 +1,9 @@
-"""Compares seams between the tested release and another one, and describes what changed."""
+"""Compares seams and bodies between the tested release and another one, and describes what changed."""
 
 import ast
 from dataclasses import dataclass
 
+from vllm_nld.contract import bodies
 from vllm_nld.contract.seams import Seam, seams
 from vllm_nld.contract.sources import Home, Sources
 
@@ -11,10 +12,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A seam and a description of how it broke; "" if it still holds."""
+    """A seam and a description of how it broke; "" if it still holds. `diff`: of a body that changed."""
 
     seam: Seam
     problem: str
+    diff: str = ""
 
     @property
     def holds(self) -> bool:
@@ -22,8 +24,23 @@ class Finding:
 
 
 def examine(tested: Sources, candidate: Sources) -> list[Finding]:
-    """Compare every seam in the tested release with the candidate."""
-    return [Finding(seam, _problem(seam, tested, candidate)) for seam in seams(tested)]
+    """Compare every seam and every body in the tested release with the candidate."""
+    found = [Finding(seam, _problem(seam, tested, candidate)) for seam in seams(tested)]
+    return found + [_read(name, set(digests.values()), tested, candidate) for name, digests in bodies.known().items()]
+
+
+def _read(name: str, digests: set[str], tested: Sources, candidate: Sources) -> Finding:
+    """Whether somebody has read a body as the candidate has it."""
+    module, _, rest = name.rpartition(".")
+    seam = Seam("body", module, rest)
+    before, now = bodies.find(tested, name), bodies.find(candidate, name)
+    if now is None:
+        return Finding(seam, f"{module} defines no {rest}: find out what took its place")
+    if now.digest in digests:
+        return Finding(seam, "")
+    diff = before.diff(now) if before is not None else "\n".join(now.lines)
+    count = [sum(line.startswith(sign) for line in diff.splitlines()) for sign in "+-"]
+    return Finding(seam, f"body changed (+{count[0]} -{count[1]} lines): read it", diff)
 
 
 def _problem(seam: Seam, tested: Sources, candidate: Sources) -> str:
@@ -45,8 +62,13 @@ def _problem(seam: Seam, tested: Sources, candidate: Sources) -> str:
 
 
 def _signature(seam: Seam, old: list[str], new: list[str]) -> str:
-    """A method that we override must keep its parameters; one that we call may append parameters."""
+    """A method that we override must keep its parameters; one that we call may append parameters.
+
+    An override with *args and **kwargs passes on what it does not name, so only the parameters that it names count.
+    """
     if old == new or (seam.kind == "attribute" and new[: len(old)] == old):
+        return ""
+    if seam.named is not None and new[: len(seam.named)] == list(seam.named):
         return ""
     added, gone = [n for n in new if n not in old], [n for n in old if n not in new]
     changes = [f"no longer takes {', '.join(gone)}"] * bool(gone) + [f"now takes {', '.join(added)}"] * bool(added)

@@ -16,7 +16,7 @@ from vllm_nld.contract.sources import PACKAGE, Sources, defined, on_self, statem
 
 OURS = ("vllm_nld", "spec_worker", "attention_backend")  # as strings, because vllm_nld may not import the other two
 COMPAT = "vllm_nld.compat"
-Kind = Literal["name", "override", "attribute", "call"]
+Kind = Literal["name", "override", "attribute", "call", "body"]
 
 # class -> attributes that we read from its instances
 OBJECTS = {
@@ -86,6 +86,7 @@ class Seam:
     member: str = ""  # method or attribute of the class
     positional: int = 0  # number of positional arguments of a call
     keywords: tuple[str, ...] = ()
+    named: tuple[str, ...] | None = None  # parameters that an override names, if it passes on all others
     used_in: str = ""
 
     def __str__(self) -> str:
@@ -103,10 +104,34 @@ def seams(tested: Sources) -> list[Seam]:
             module = ".".join((package, *file.relative_to(root).with_suffix("").parts))
             found |= dict.fromkeys(_of_module(ast.parse(file.read_text(encoding="utf-8")), module, tested))
     found |= dict.fromkeys(Seam("attribute", *place) for place in _members(OBJECTS))
-    found |= dict.fromkeys(Seam("override", *place, used_in=COMPAT) for place in _members(PATCHED))
+    found |= dict.fromkeys(_patched())
     for module, names in REPLACED.items():
         found |= dict.fromkeys(Seam("name", module, name, used_in=COMPAT) for name in names.split())
     return list(found)
+
+
+def _patched() -> Iterator[Seam]:
+    """What the patches replace. If several functions of one name replace methods, all of them count."""
+    spec = importlib.util.find_spec(COMPAT)
+    assert spec is not None and spec.origin is not None, "part of this distribution"
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in Path(spec.origin).parent.glob("*.py")]
+    ours = [
+        node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    for module, name, member in _members(PATCHED):
+        named = [passed_on(function) for function in ours if function.name == member]
+        longest = max(named, key=len) if named and None not in named else None  # type: ignore[arg-type]  # no None left
+        yield Seam("override", module, name, member, named=longest, used_in=COMPAT)
+
+
+def passed_on(function: ast.AST | None) -> tuple[str, ...] | None:
+    """The parameters that a function names, if it takes any others as well; None if it does not."""
+    if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        return None
+    arguments = function.args
+    if arguments.vararg is None or arguments.kwarg is None or arguments.kwonlyargs:
+        return None
+    return tuple(argument.arg for argument in (*arguments.posonlyargs, *arguments.args))
 
 
 def _members(listed: dict[str, str]) -> Iterator[tuple[str, str, str]]:
@@ -137,8 +162,9 @@ def _of_class(node: ast.ClassDef, base: tuple[str, str], where: str, tested: Sou
     home = tested.find(*base)
     theirs = tested.members(home) if home else {}
     methods = {name for statement in statements(node) for name in defined(statement)}
+    own = {part.name: part for part in statements(node) if isinstance(part, ast.FunctionDef)}
     yield from (
-        Seam("override", *base, name, used_in=where)
+        Seam("override", *base, name, named=passed_on(own.get(name)), used_in=where)
         for name in sorted(methods)
         if isinstance(theirs.get(name), ast.FunctionDef)
     )

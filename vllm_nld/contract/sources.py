@@ -32,6 +32,7 @@ class Sources:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._trees: dict[str, ast.Module | None] = {}
+        self._texts: dict[str, str] = {}
         self._members: dict[Home, dict[str, ast.AST]] = {}
         if self.tree(PACKAGE) is None:
             raise FileNotFoundError(f"{path} is neither a vLLM wheel nor a folder that contains {PACKAGE}/__init__.py")
@@ -55,7 +56,13 @@ class Sources:
             texts = (self._read(f"{stem}.py"), self._read(f"{stem}/__init__.py"))
             text = next((text for text in texts if text is not None), None)
             self._trees[module] = None if text is None else ast.parse(text)
+            self._texts[module] = text or ""
         return self._trees[module]
+
+    def text(self, module: str) -> str:
+        """The text of a module or package; "" if it doesn't exist."""
+        self.tree(module)
+        return self._texts[module]
 
     def _read(self, name: str) -> str | None:
         try:

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
             checks.append(check)
             if not args.json and (args.verbose or check.summary or not check.passed):
                 print(text(check), flush=True)
+                if args.verbose and check.more:
+                    print(textwrap.indent(check.more, INDENT), flush=True)
         if group.vital and not all(check.passed for check in checks[begin:]):
             break
     failed = sum(not check.passed for check in checks)

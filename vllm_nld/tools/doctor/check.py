@@ -9,6 +9,7 @@ class Check:
     """One finding. A failed check carries a remedy.
 
     summary: belongs in the short report as well.
+    more: lines for the long report, such as a diff.
     """
 
     name: str
@@ -16,6 +17,7 @@ class Check:
     detail: str
     remedy: str = ""
     summary: bool = True
+    more: str = ""
 
     def __post_init__(self) -> None:
         if not self.passed and not self.remedy:

@@ -5,9 +5,18 @@ from pathlib import Path
 
 from vllm_nld.tools.doctor.check import Check
 
+READ = "--verbose shows the diff: look for changes of order, of meaning, and of what we are given"
+NEXT = (
+    "keep the installed release. To take the new one: docs/new-vllm-release.md; once it is read, "
+    "`python -m vllm_nld.contract RELEASE WHEEL` records that"
+)
+
 
 def check_contract(path: Path) -> Iterator[Check]:
-    """Look up every name of vLLM that we rely on in another release's wheel or folder. Imports nothing of it."""
+    """Look up what we rely on in another release's wheel or folder: names, and bodies that somebody has read.
+
+    Imports nothing of that release.
+    """
     from vllm_nld.contract import Sources, examine
 
     try:
@@ -18,5 +27,9 @@ def check_contract(path: Path) -> Iterator[Check]:
     broken = [finding for finding in findings if not finding.holds]
     for finding in broken:
         remedy = f"adapt {finding.seam.used_in or 'vllm_nld/contract/seams.py'} before you use that release"
-        yield Check(finding.seam.kind, False, f"{finding.seam}: {finding.problem}", remedy)
+        if finding.seam.kind == "body":
+            remedy = READ
+        yield Check(finding.seam.kind, False, f"{finding.seam}: {finding.problem}", remedy, more=finding.diff)
     yield Check("contract", True, f"{len(findings) - len(broken)} of {len(findings)} seams hold in {path.name}")
+    if broken:
+        yield Check("what to do", False, "some code may not fit that release", NEXT)
