@@ -11,11 +11,14 @@ PORT ?= 8000
 TESTS ?= tests
 # Test processes, of one computing thread each. The tests of a file share an engine, so they stay together.
 WORKERS ?= 2
+# The newest vLLM release, if it has no CPU build yet, and the tests that run on its Python code.
+NEXT ?= 0.33.0
+NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_speculation.py tests/spec_worker tests/triton_cpu tests/test_contract.py
 
-.PHONY: help demo test serve lint bench clean
+.PHONY: help demo test test-next serve lint bench clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 16
 
 $(VENV)/.ready: setup.py deploy/cpu/install.py deploy/cpu/excludes.txt deploy/cpu/vllm/setup.py deploy/prometheus/install.py
 	@echo "Setting up $(VENV) for $(RUNTIME) (once, 2 to 3 minutes) ..."
@@ -37,6 +40,14 @@ test: $(VENV)/.ready ## Run the checks and the tests
 	@OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(TESTS)
 
+$(VENV)-$(NEXT)/.ready: $(VENV)/.ready tests/overlay.py tests/wheels.py
+	@$(BIN)/python -m tests.overlay $(NEXT) $(VENV)-$(NEXT)
+	@touch $@
+
+test-next: $(VENV)-$(NEXT)/.ready ## Run the tests that touch vLLM on the Python code of release NEXT (default: 0.33.0)
+	@OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+		$(VENV)-$(NEXT)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(NEXT_TESTS)
+
 serve: $(VENV)/.ready ## Serve MODEL (default: the shipped checkpoint) on PORT (default: 8000)
 	@$(BIN)/vllm serve "$(MODEL)" --port $(PORT)
 
@@ -52,4 +63,4 @@ bench: $(VENV)/.ready ## Measure the modes (20 minutes); writes bench/results/re
 	@$(BIN)/python -m bench report
 
 clean: ## Remove the environment and everything generated
-	rm -rf $(VENV) build dist *.egg-info demo.json runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info demo.json runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -55,6 +55,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         scheduled = [self.requests[name] for name in scheduler_output.num_scheduled_tokens]
         self._plan = {request.request_id: n for request in scheduled if (n := self._drafts(request, limit))}
         scheduler_output.num_spec_tokens_to_schedule = max(self._plan.values(), default=0)
+        scheduler_output.skip_drafts = not self._plan  # of vLLM 0.33, which takes an anchored block's drafts for unused
         scheduler_output.nld_plan = self._plan  # type: ignore[attr-defined]  # it is pickled, so an attribute travels
         self._has_grammar = scheduler_output.has_structured_output_requests
         self._note_overdue(scheduler_output)

@@ -3,8 +3,6 @@
 import importlib
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.wheels import fetch, version
 from vllm_nld.compat import register
 from vllm_nld.contract import Finding, Sources, examine, seams
 from vllm_nld.tools.doctor.contract import check_contract
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm-nld" / "contract"
 BROKEN = {  # release: seams that do not hold there, as reviewed
     "0.33.0": {"vllm.v1.core.sched.scheduler.Scheduler._get_local_prefix_cache_hit"},
 }
@@ -118,18 +116,10 @@ def newest() -> Path:
     """The newest wheel: the one in VLLM_NLD_CONTRACT, or the one that pip finds, kept in a cache."""
     if given := os.environ.get("VLLM_NLD_CONTRACT"):
         return Path(given)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "vllm", "--no-deps", "--dest", str(CACHE), "--quiet"]
-    pip += ["--only-binary=:all:", "--platform=manylinux_2_28_x86_64", "--python-version=3.12", "--retries=1"]
-    done = subprocess.run(pip, capture_output=True, text=True, timeout=300)
-    wheels = sorted(CACHE.glob("vllm-*.whl"), key=lambda wheel: [int(p) for p in version(wheel).split(".")[:2]])
-    if not wheels:
-        pytest.skip(f"no package index, and no wheel in {CACHE}: {done.stderr.strip()[-300:]}")
-    return wheels[-1]
-
-
-def version(wheel: Path) -> str:
-    return wheel.name.split("-")[1]
+    try:
+        return fetch()
+    except LookupError as error:
+        pytest.skip(str(error))
 
 
 def test_newest_release(installed: Sources, newest: Path, record_property) -> None:

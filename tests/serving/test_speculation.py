@@ -81,6 +81,23 @@ def test_other_drafters_are_left_to_vllm(tiny_checkpoint: Path) -> None:
     assert config.num_lookahead_tokens == 0
 
 
+@pytest.mark.parametrize("explicit", [False, True], ids=["no flag", "an explicit config"])
+def test_the_drafter_has_the_served_models_context(explicit: bool, tiny_checkpoint: Path) -> None:
+    """vLLM reads the drafter's length from the checkpoint, without --hf-overrides, and limits the server to it."""
+    longer = {"hf_overrides": {"max_position_embeddings": 512}, "max_model_len": 512}
+    config = start(tiny_checkpoint, **longer, **(drafter(tiny_checkpoint) if explicit else {}))
+    assert config.model_config.max_model_len == 512
+    assert config.speculative_config.draft_model_config.max_model_len == 512
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["no flag", "an explicit config"])
+def test_a_step_may_hold_one_block_only(explicit: bool, tiny_checkpoint: Path) -> None:
+    drafts = drafter(tiny_checkpoint, drafts=31) if explicit else {}
+    config = start(tiny_checkpoint, max_num_batched_tokens=32, max_num_seqs=1, **drafts)
+    assert config.scheduler_config.max_num_scheduled_tokens == 32
+    assert config.num_lookahead_tokens == 32, "KV slots for the whole block"
+
+
 NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ar and a drafter": (nld(mode="ar") | NGRAM, r"nld\.mode 'ar' contradicts --speculative-config \(ngram\)"),
@@ -109,6 +126,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "argmax that cannot exclude the mask token": (
         {"speculative_config": drafter("MODEL")["speculative_config"] | {"use_local_argmax_reduction": True}},
         r"--speculative-config use_local_argmax_reduction .* has no effect",
+    ),
+    "a verifier that is not lossless": (
+        {"speculative_config": drafter("MODEL")["speculative_config"] | {"rejection_sample_method": "fly"}},
+        r"rejection_sample_method",
     ),
     "unknown field": (nld(block=3), r"nld\.block is unknown"),
     "absent adapter": (nld(draft_lora="/no/such/folder"), r"/no/such/folder/adapter_config\.json is not a readable"),

@@ -10,8 +10,17 @@ MODULE = "vllm.v1.worker.gpu.block_table"
 
 
 @CASES
-@given(SEEDS, st.integers(1, 3), st.integers(0, 4), st.integers(0, 2), st.sampled_from([torch.int32, torch.int64]))
-def test_gather_block_tables(seed: int, groups: int, requests: int, padding: int, index: torch.dtype) -> None:
+@given(
+    SEEDS,
+    st.integers(1, 3),
+    st.integers(0, 4),
+    st.integers(0, 2),
+    st.sampled_from([torch.int32, torch.int64]),
+    st.booleans(),
+)
+def test_gather_block_tables(
+    seed: int, groups: int, requests: int, padding: int, index: torch.dtype, windows: bool
+) -> None:
     g = generator(seed)
     most = requests + padding + 1
     strides = ints(g, 1, 7, groups, dtype=torch.int64)
@@ -28,6 +37,10 @@ def test_gather_block_tables(seed: int, groups: int, requests: int, padding: int
         num_blocks_stride=most,
         num_reqs=requests,
         BLOCK_SIZE=4,
+        num_computed_tokens_ptr=ints(g, 0, 20, most),  # this and the rest: from vLLM 0.33 on
+        sliding_window_reach_ptr=ints(g, 0, 1, groups) * ints(g, 1, 9, groups),
+        block_sizes_ptr=ints(g, 1, 4, groups),
+        MASK_SLIDING_WINDOW=windows,
     )
 
 
@@ -110,7 +123,7 @@ def test_apply_write_to_one_tensor(seed: int, writes: int, dtype: torch.dtype) -
     assert_equal(
         "vllm.v1.worker.gpu.buffer_utils",
         "_apply_write_kernel",
-        (writes,),
+        (writes, 2),  # two programs a write of more than BLOCK_SIZE; up to vLLM 0.32 each does the whole
         output_ptr=ints(g, 0, 9, 4, 10).to(dtype),
         output_stride=10,
         write_indices_ptr=ints(g, 0, 3, writes),
@@ -132,7 +145,7 @@ def test_apply_write_to_a_tensor_per_group(seed: int, writes: int, groups: int) 
     assert_equal(
         "vllm.v1.worker.gpu.buffer_utils",
         "_apply_write_kernel",
-        (writes,),
+        (writes, 2),  # two programs a write of more than BLOCK_SIZE; up to vLLM 0.32 each does the whole
         output_ptr=Table(tuple(ints(g, 0, 9, 4, int(s)) for s in strides)),
         output_stride=strides,
         write_indices_ptr=ints(g, 0, 3, writes),

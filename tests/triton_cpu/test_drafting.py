@@ -142,6 +142,7 @@ def test_prepare_block(seed: int, requests: int, padding: int, drafts: int, from
         (requests, 2),
         out_input_ids_ptr=torch.full((full,), -7, dtype=torch.int32),
         out_query_positions_ptr=torch.full((full,), -7),
+        out_is_padding_ptr=torch.rand(full, generator=g) < 0.5,  # from vLLM 0.33 on
         out_query_start_loc_ptr=torch.full((most + 1,), -7, dtype=torch.int32),
         out_seq_lens_ptr=torch.full((most,), -7, dtype=torch.int32),
         out_query_slot_mapping_ptr=torch.full((full,), -7),

@@ -121,8 +121,8 @@ def test_count_sampled_and_rejected(seed: int, requests: int, index: torch.dtype
 
 
 @CASES
-@given(SEEDS, st.integers(1, 4), st.booleans(), st.booleans(), INDEX)
-def test_post_update(seed: int, requests: int, counts: bool, queries: bool, index: torch.dtype) -> None:
+@given(SEEDS, st.integers(1, 4), st.booleans(), st.booleans(), INDEX, st.booleans())
+def test_post_update(seed: int, requests: int, counts: bool, queries: bool, index: torch.dtype, drafts: bool) -> None:
     g = generator(seed)
     most, vocabulary = requests + 1, 11
     mapping = slots(g, requests, most, index)
@@ -144,6 +144,9 @@ def test_post_update(seed: int, requests: int, counts: bool, queries: bool, inde
         all_token_ids_ptr=ints(g, 0, 9, most, 20),
         all_token_ids_stride=20,
         total_len_ptr=ints(g, 0, 14, most),
+        draft_tokens_ptr=ints(g, 0, 9, requests, 3, dtype=torch.int64) if drafts else None,  # from vLLM 0.33 on
+        draft_tokens_out_ptr=ints(g, 10, 19, most, 3, dtype=torch.int64) if drafts else None,
+        num_draft_tokens=3 if drafts else 0,
     )
 
 

@@ -78,7 +78,8 @@ class Verification:
             expanded_local_pos_ptr=self.local,
             temp_ptr=self.temperature,
             vocab_size=self.vocabulary,
-            num_speculative_steps=self.steps,
+            num_speculative_steps=self.steps,  # up to vLLM 0.32
+            num_logits=len(self.drafts),  # from vLLM 0.33 on
             BLOCK_SIZE=BLOCK,
             HAS_DRAFT_LOGITS=self.draft_logits is not None,
             atol=ROUNDING,
@@ -123,7 +124,8 @@ class Verification:
             expanded_local_pos_ptr=self.local,
             temp_ptr=self.temperature,
             vocab_size=self.vocabulary,
-            num_speculative_steps=self.steps,
+            num_speculative_steps=self.steps,  # up to vLLM 0.32
+            num_logits=len(self.drafts),  # from vLLM 0.33 on
             vocab_num_blocks=self.blocks,
             BLOCK_SIZE=BLOCK,
             PADDED_VOCAB_NUM_BLOCKS=1 << (self.blocks - 1).bit_length(),
@@ -153,6 +155,9 @@ class Verification:
             cumulative_log_p_ptr=self.cumulative if block_verification else None,
             local_residual_mass_ptr=mass,
             local_residual_mass_stride=0 if mass is None else mass.stride(0),
+            fly_entropy_ptr=None,  # this and the two below: from vLLM 0.33 on
+            fly_entropy_threshold=0.3,
+            FLY_WINDOW_SIZE=0,
             vocab_num_blocks=self.blocks,
             PADDED_VOCAB_NUM_BLOCKS=1 << (self.blocks - 1).bit_length(),
             HAS_DRAFT_LOGITS=self.draft_logits is not None,

@@ -15,6 +15,7 @@ PATCHES: tuple[Patch, ...] = (
     cpu.place_cpu_workers_on_ray,
     speculation.build_self_speculator,
     speculation.reserve_block_slots,
+    speculation.admit_one_block_budget,
     speculation.charge_only_scheduled_tokens,
     speculation.hand_over_draft_plan,
     speculation.skip_draft_round_trip,

@@ -56,6 +56,36 @@ def reserve_block_slots(module: Any) -> Iterator[Change]:
     yield module.VllmConfig, "num_lookahead_tokens", property(num_lookahead_tokens)
 
 
+@patch("vllm.config.vllm")
+def admit_one_block_budget(module: Any) -> Iterator[Change]:
+    """Let a step's token budget be as small as one draft block.
+
+    Symptom: `--max-num-batched-tokens` equal to the block length ends start-up: "does not have enough slots".
+    Cause: from vLLM 0.33 on the budget must exceed `num_lookahead_tokens`. A block is not drafted on top of a step's
+    budget, and verifying one takes exactly its length.
+    Delete when: vLLM compares the budget with `max_num_new_slots_for_drafting` only, as vLLM 0.32 does.
+    """
+    from vllm_nld.serving.speculation import drafts_for_itself
+
+    check, lookahead = module.VllmConfig._set_max_num_scheduled_tokens, module.VllmConfig.num_lookahead_tokens.fget
+    checked: set[int] = set()  # ids of the configs whose budget is being checked
+
+    def num_lookahead_tokens(self: Any) -> int:
+        return lookahead(self) - (id(self) in checked)
+
+    def _set_max_num_scheduled_tokens(self: Any) -> None:
+        if not drafts_for_itself(self):
+            return check(self)
+        checked.add(id(self))
+        try:
+            return check(self)
+        finally:
+            checked.remove(id(self))
+
+    yield module.VllmConfig, "num_lookahead_tokens", property(num_lookahead_tokens)
+    yield module.VllmConfig, "_set_max_num_scheduled_tokens", _set_max_num_scheduled_tokens
+
+
 @patch("vllm.config.speculative")
 def charge_only_scheduled_tokens(module: Any) -> Iterator[Change]:
     """Charge a request's tokens to the step's budget, and nothing beyond them.

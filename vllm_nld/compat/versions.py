@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-TESTED_VLLM = ("0.32.0",)
+TESTED_VLLM = ("0.32.0", "0.33.0")
 
 
 def vllm_version() -> str:

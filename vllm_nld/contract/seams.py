@@ -25,8 +25,8 @@ OBJECTS = {
     "use_v2_model_runner",
     "vllm.config.ModelConfig": "architecture dtype enforce_eager hf_config max_model_len model revision",
     "vllm.config.SpeculativeConfig": "attention_backend draft_sample_method enable_adaptive_verification "
-    "kv_cache_dtype max_model_len method model num_speculative_tokens quantization target_model_config "
-    "use_local_argmax_reduction uses_draft_model",
+    "draft_model_config kv_cache_dtype max_model_len method model num_speculative_tokens quantization "
+    "rejection_sample_method target_model_config use_local_argmax_reduction uses_draft_model",
     "vllm.config.AttentionConfig": "use_non_causal",
     "vllm.config.CompilationConfig": "static_forward_context",
     "vllm.v1.core.sched.output.SchedulerOutput": "has_structured_output_requests num_scheduled_tokens "
@@ -54,7 +54,7 @@ OBJECTS = {
 # what the patches replace: members by class (including fields they add), and names by module
 PATCHED = {
     "vllm.config.speculative.SpeculativeConfig": "max_num_new_slots_for_drafting",
-    "vllm.config.vllm.VllmConfig": "num_lookahead_tokens",
+    "vllm.config.vllm.VllmConfig": "_set_max_num_scheduled_tokens num_lookahead_tokens",
     "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_beam_search_params "
     "to_sampling_params vllm_xargs",
     "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_beam_search_params to_sampling_params "

@@ -50,6 +50,7 @@ def configure(vllm_config: "VllmConfig") -> None:
     else:
         check_explicit(vllm_config, settings)
         speculative.model = model.model  # one spelling from here on
+    share_context(vllm_config)
     vllm_config.attention_config.use_non_causal = True  # draft passes need a kernel that can look ahead
     check_room(vllm_config)
     schedule_by_mode(vllm_config)
@@ -88,6 +89,13 @@ def speculate(vllm_config: "VllmConfig", settings: Settings) -> None:
     )
 
 
+def share_context(vllm_config: "VllmConfig") -> None:
+    """Give the drafter the served model's context: vLLM reads it without --hf-overrides, and serves the shorter one."""
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.draft_model_config is not None:
+        speculative.draft_model_config.max_model_len = vllm_config.model_config.max_model_len
+
+
 def check_possible(vllm_config: "VllmConfig") -> None:
     """Raise ValueError if the worker cannot run draft passes."""
     parallel = vllm_config.parallel_config
@@ -112,6 +120,9 @@ SHARED = (
     "use_local_argmax_reduction",
 )
 
+# Values of rejection_sample_method: two lossless ones, and fixed acceptance rates, for cost measurements.
+VERIFIERS = ("standard", "block", "synthetic")
+
 
 def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
     """Raise ValueError if an explicit --speculative-config contradicts the settings or has fields without effect."""
@@ -130,6 +141,11 @@ def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
                 f"--speculative-config {name} ({value}) has no effect in self-speculation, because "
                 "the served model itself drafts: remove it"
             )
+    if speculative.rejection_sample_method not in VERIFIERS:
+        raise ValueError(
+            f"--speculative-config rejection_sample_method {speculative.rejection_sample_method!r} changes what a mode "
+            f"answers: use one of {', '.join(VERIFIERS)}"
+        )
     if settings.draft_threshold and speculative.draft_sample_method == "probabilistic":
         raise ValueError(
             f"{FIELD}.draft_threshold needs greedy drafts, because keeping only probable ones changes the distribution "

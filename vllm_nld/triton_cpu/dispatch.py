@@ -63,13 +63,13 @@ def _find(kernel: InterpretedFunction) -> tuple[Any, str]:
     """The kernel's compiled twin and its name; logs why if there is no twin."""
     module, function = kernel.fn.__module__, kernel.fn.__qualname__
     name = f"{module}.{function}"
-    twin = registry.BY_NAME.get((module, function))
-    if twin is None:
+    if (module, function) not in registry.NAMES:
         logger.info("Triton kernel %s has no native twin: it runs in the slow interpreter.", name)
         return None, name
-    if not registry.is_current(twin):
+    twin = registry.find(module, function)
+    if twin is None:
         logger.warning(
-            "Triton kernel %s differs from the one that its native twin was written for: it runs in the slow "
+            "Triton kernel %s differs from those that its native twin was written for: it runs in the slow "
             "interpreter.",
             name,
         )
@@ -81,7 +81,8 @@ def load(twin: registry.Twin, kernel: InterpretedFunction) -> Any:
     """The twin, ready to launch with the kernel's arguments. Imports Numba, so only at the first launch."""
     from vllm_nld.triton_cpu.native import Native
 
-    function = getattr(importlib.import_module(f"vllm_nld.triton_cpu.twins.{twin.area}"), twin.function)
+    area, name = twin.function.split(".")
+    function = getattr(importlib.import_module(f"vllm_nld.triton_cpu.twins.{area}"), name)
     parameters = inspect.signature(kernel.fn).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return Native(function, kernel.arg_names, defaults)
+    return Native(function, kernel.arg_names, defaults, dict.fromkeys(twin.constants, True))

@@ -1,11 +1,12 @@
 """Compiles a twin for its argument types and calls it with the tensors' addresses.
 
-A twin is a plain Python function over Numba pointers. It takes the two grid sizes and then the kernel's own parameters
-in the same order. Numba compiles it to a C function once per combination of types and caches it on disk, so only the
+A twin is a plain Python function over Numba pointers. It takes the two grid sizes and then the kernel's own parameters,
+by their names without `_ptr`. A parameter that only some releases of a kernel have is last and has a
+default. Numba compiles it to a C function once per combination of types and caches it on disk, so only the
 first start-up pays for it. Passing addresses costs a tenth of passing array views, and a kernel's contract is addresses
 and strides anyway.
 
-    native = Native(twins.block_table.gather_block_tables, arg_names, defaults)
+    native = Native(twins.block_table.gather_block_tables, kernel.arg_names)
     native.launch((groups, requests), *tensors, BLOCK_SIZE=1024)
 """
 
@@ -13,8 +14,10 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,12 +40,23 @@ POINTERS = {
 
 
 class Native:
-    """A twin, compiled on demand. The function's attribute `absent` lists parameters that it accepts only as None."""
+    """A twin, compiled on demand. The function's attribute `absent` lists parameters that it accepts only as None.
 
-    def __init__(self, function: Callable[..., None], arg_names: Sequence[str], defaults: dict[str, Any]) -> None:
+    arg_names: the kernel's parameters. defaults: their defaults. constants: what the twin is given besides, by name.
+    Raises ValueError if the twin lacks one of the kernel's parameters, or needs another one.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        arg_names: Sequence[str],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        constants: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.function = function
         self.arg_names = tuple(arg_names)
         self.defaults = defaults
+        self._order, self._extra = arrangement(function, self.arg_names, constants)
         self._compiled: dict[tuple[Any, ...], Callable[..., None]] = {}
         self._owners: list[Any] = []
 
@@ -55,6 +69,9 @@ class Native:
             args += tuple([self._argument(name, options) for name in self.arg_names[len(args) :]])
         if callable(grid):
             grid = grid(dict(zip(self.arg_names, args, strict=True)))
+        if self._order is not None:
+            args += self._extra
+            args = tuple([args[index] for index in self._order])
         values: list[Any] = [grid[0], grid[1] if len(grid) > 1 else 1]
         key: list[Any] = []
         for arg in args:
@@ -89,7 +106,8 @@ class Native:
 
     def _compile(self, key: tuple[Any, ...]) -> Callable[..., None]:
         absent = getattr(self.function, "absent", ())
-        if present := [name for name in absent if key[self.arg_names.index(name)] is not None]:
+        taken = [*inspect.signature(self.function).parameters][2:]
+        if present := [name for name in absent if key[taken.index(name)] is not None]:
             raise TypeError(f"{self.function.__name__} with {present[0]}")
         arguments: list[Any] = [types.int64, types.int64]
         prototype: list[Any] = [ctypes.c_int64, ctypes.c_int64]
@@ -116,6 +134,35 @@ class Native:
             compiled = cfunc(signature, error_model="numpy")(self.function)
         self._owners.append(compiled)  # keeps the machine code alive
         return ctypes.CFUNCTYPE(None, *prototype)(compiled.address)
+
+
+def plain(name: str) -> str:
+    """A parameter's name as kernels and twins share it."""
+    return name.removesuffix("_ptr")
+
+
+def arrangement(
+    function: Callable[..., None], arg_names: Sequence[str], constants: Mapping[str, Any]
+) -> tuple[list[int] | None, tuple[Any, ...]]:
+    """(the place of each twin parameter among the kernel's arguments and the extra ones, the extra arguments).
+
+    None for the places if the twin's parameters are exactly the kernel's, in the same order.
+    """
+    taken = [*inspect.signature(function).parameters.values()][2:]
+    places = {plain(name): place for place, name in enumerate(arg_names)}
+    if unknown := places.keys() - {plain(parameter.name) for parameter in taken}:
+        raise ValueError(f"the twin {function.__name__} does not know the parameters {', '.join(sorted(unknown))}")
+    extra: list[Any] = []
+    for parameter in taken:
+        if plain(parameter.name) in places:
+            continue
+        value = constants.get(parameter.name, parameter.default)
+        if value is inspect.Parameter.empty:
+            raise ValueError(f"the kernel of the twin {function.__name__} has no parameter {parameter.name}")
+        places[plain(parameter.name)] = len(arg_names) + len(extra)
+        extra.append(value)
+    order = [places[plain(parameter.name)] for parameter in taken]
+    return (None if order == list(range(len(arg_names))) else order), tuple(extra)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ def prepare_block(
     CP_SIZE,
     CP_INTERLEAVE,
     BLOCK_SIZE,
+    out_is_padding=None,  # [R x Q] bool, written
 ):
     """Per request: positions and slots of its accepted context, then [newest token, mask, …] from the next position on.
 
@@ -85,6 +86,8 @@ def prepare_block(
             position = first + i
             column = min(position // (block_size * CP_SIZE), block_table_stride - 1)
             block = block_table[table + column]
+            if out_is_padding is not None:
+                out_is_padding[query] = False
             out_input_ids[query] = anchor if i == 0 else parallel_drafting_token_id
             out_query_positions[query] = min(position, max_model_len - 1)
             out_query_slot_mapping[query] = local_slot(
@@ -110,3 +113,7 @@ def prepare_block(
         out_sample_idx_mapping[i] = -1
     for i in range(queries, max_num_tokens):
         out_query_slot_mapping[i] = PAD_SLOT_ID
+        if out_is_padding is not None:
+            out_input_ids[i] = 0
+            out_query_positions[i] = 0
+            out_is_padding[i] = True

@@ -41,8 +41,15 @@ def gather_block_tables(
     num_blocks_stride,
     num_reqs,  # R without padding
     BLOCK_SIZE,
+    num_computed_tokens=None,  # [M] with MASK_SLIDING_WINDOW
+    sliding_window_reach=None,  # [G] tokens before the first computed position that attention reads; 0: all
+    block_sizes=None,  # [G]
+    MASK_SLIDING_WINDOW=False,
 ):
-    """Copy the used part of each request's table into its batch row; zero the padding rows."""
+    """Copy the used part of each request's table into its batch row; zero the padding rows.
+
+    With MASK_SLIDING_WINDOW, blocks wholly before a group's window become 0, the null block.
+    """
     for group in range(grid_0):
         stride = block_table_strides[group]
         source = int32_at(src_block_table_ptrs[group])
@@ -50,8 +57,13 @@ def gather_block_tables(
         for row in range(grid_1):
             if row < num_reqs:
                 request = batch_idx_to_req_idx[row]
+                unread = 0
+                if sliding_window_reach is not None:
+                    reach = sliding_window_reach[group]
+                    if MASK_SLIDING_WINDOW and reach > 0:
+                        unread = max(num_computed_tokens[request] - reach, 0) // block_sizes[group]
                 for i in range(num_blocks[group * num_blocks_stride + request]):
-                    target[row * stride + i] = source[request * stride + i]
+                    target[row * stride + i] = source[request * stride + i] if i >= unread else 0
             else:
                 for i in range(stride):
                     target[row * stride + i] = 0

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from vllm_nld.triton_cpu.twins.pointers import load
-from vllm_nld.triton_cpu.twins.rejection import log_sum_exp
+from vllm_nld.triton_cpu.twins.rejection import is_bonus, log_sum_exp
 
 
 def cumulative_ratios(
@@ -92,17 +92,23 @@ def residual_mass(
     expanded_local_pos,  # [N]
     temp,  # [M]
     vocab_size,
-    num_speculative_steps,
     vocab_num_blocks,
     BLOCK_SIZE,
     PADDED_VOCAB_NUM_BLOCKS,
+    num_speculative_steps=0,  # as in `rejection.logits_stats`
+    num_logits=None,
 ):
     """Per vocabulary block: sum of max(ratio x p - q, 0) for each row between its request's first and last."""
     for n in range(grid_0 - 1):
         step = expanded_local_pos[n]
         request = expanded_idx_mapping[n]
         temperature = np.float32(temp[request])
-        if step == 0 or step >= num_speculative_steps or draft_sampled[n + 1] < 0 or temperature == 0:
+        if step == 0 or draft_sampled[n + 1] < 0 or temperature == 0:
+            continue
+        if num_logits is not None:
+            if is_bonus(expanded_local_pos, n, num_logits):
+                continue
+        elif step >= num_speculative_steps:
             continue
         target_lse = log_sum_exp(
             target_local_max,

@@ -11,7 +11,7 @@ def scan(
     num_sampled,  # [R]
     scratch,  # [R, blocks] int64, written
     scratch_stride,
-    max_len,
+    L,
     MIN_N,
     MAX_N,
     MAX_N_PO2,
@@ -19,7 +19,7 @@ def scan(
 ):
     """In each block of positions, the longest earlier occurrence of the sequence's last n tokens, MIN_N <= n <= MAX_N.
 
-    The score is n x (max_len + 1) + position + 1, so the longest wins and ties go to the latest; 0 means none.
+    The score is n x (L + 1) + position + 1, so the longest wins and ties go to the latest; 0 means none.
     """
     for row in range(grid_0):
         request = idx_mapping[row]
@@ -38,7 +38,7 @@ def scan(
                                 matches = False
                                 break
                         if matches:
-                            best = max(best, n * (max_len + 1) + position + 1)
+                            best = max(best, n * (L + 1) + position + 1)
             scratch[row * scratch_stride + block] = best
 
 
@@ -54,8 +54,8 @@ def finalize(
     scratch,  # [R, blocks]
     scratch_stride,
     drafts,  # [R, K], written
-    max_len,
-    num_blocks,
+    L,
+    N_BLOCKS,
     K,
     K_PO2,
     N_BLOCKS_PO2,
@@ -64,17 +64,17 @@ def finalize(
     for row in range(grid_0):
         request = idx_mapping[row]
         best = 0
-        for block in range(num_blocks):
+        for block in range(N_BLOCKS):
             best = max(best, scratch[row * scratch_stride + block])
         start = 0
         available = 0
         if best > 0 and num_sampled[row] > 0:
-            n = (best - 1) // (max_len + 1)
-            start = (best - 1) - n * (max_len + 1) + n
+            n = (best - 1) // (L + 1)
+            start = (best - 1) - n * (L + 1) + n
             available = max(total_len[request] - start, 0)
         for i in range(K):
             if i < available:
-                at = min(start + i, max_len - 1)
+                at = min(start + i, L - 1)
                 drafts[row * K + i] = token_ids[request * token_ids_stride + at]
             else:
                 drafts[row * K + i] = last_sampled[request]

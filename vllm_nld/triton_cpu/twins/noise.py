@@ -96,6 +96,12 @@ def noisy(logit, token, best, low_row, high_row, use_fp64):
     return -np.inf
 
 
+@njit(inline="always")
+def seed_of_step(seed, step):
+    """The seed of a request's draft `step`, where steps have seeds of their own."""
+    return np.int64(seed) ^ (np.int64(step) << np.int64(32))
+
+
 @njit
 def uniform32(seed, offset):
     """A float32 in [SMALLEST, 1) from the first word of Philox."""

@@ -36,13 +36,19 @@ def post_update(
     all_token_ids,  # [M, length], written
     all_token_ids_stride,
     total_len,  # [M], written
+    draft_tokens=None,  # [R, K] or None
+    draft_tokens_out=None,  # [M, K], written
+    num_draft_tokens=0,  # K
 ):
     """Append each request's sampled tokens, count them for penalties, and advance its number of computed tokens by
-    the query less the rejected ones."""
+    the query less the rejected ones. Keep its drafts, if they come from another pipeline stage."""
     for row in range(grid_0):
         request = idx_mapping[row]
         if request < 0:
             continue
+        if draft_tokens is not None:
+            for i in range(num_draft_tokens):
+                draft_tokens_out[request * num_draft_tokens + i] = draft_tokens[row * num_draft_tokens + i]
         sampled = num_sampled[row]
         length = total_len[request]
         for i in range(sampled):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import njit
 
-from vllm_nld.triton_cpu.twins.noise import uniform32
+from vllm_nld.triton_cpu.twins.noise import seed_of_step, uniform32
 from vllm_nld.triton_cpu.twins.pointers import NEG_INF, load
 from vllm_nld.triton_cpu.twins.sampling import draw_block
 
@@ -35,6 +35,12 @@ def log_sum_exp(maxima, sums, maxima_at, sums_at, blocks):
     return np.float32(top + np.float32(math.log(np.float32(total))))
 
 
+@njit
+def is_bonus(local_pos, n, num_logits):
+    """Whether row n is its request's last one, which no draft follows."""
+    return n + 1 >= num_logits or local_pos[n + 1] == 0
+
+
 def logits_stats(
     grid_0,  # N
     grid_1,  # blocks of BLOCK_SIZE tokens
@@ -57,14 +63,18 @@ def logits_stats(
     expanded_local_pos,  # [N]
     temp,  # [M]
     vocab_size,
-    num_speculative_steps,
     BLOCK_SIZE,
     HAS_DRAFT_LOGITS,
+    num_speculative_steps=0,  # K up to vLLM 0.32, which skips only the row after K drafts
+    num_logits=None,  # N from vLLM 0.33 on, which skips the row after any request's last draft
 ):
     """Per vocabulary block of each row followed by a draft: the argmax if greedy, else max and sum of exponentials."""
     for n in range(grid_0):
         step = expanded_local_pos[n]
-        if step >= num_speculative_steps:
+        if num_logits is not None:
+            if is_bonus(expanded_local_pos, n, num_logits):
+                continue
+        elif step >= num_speculative_steps:
             continue
         request = expanded_idx_mapping[n]
         temperature = np.float32(temp[request])
@@ -113,7 +123,7 @@ def reject(
     cu_num_logits,  # [R + 1]
     idx_mapping,  # [R]
     temp,  # [M]
-    seeds,  # [M]
+    seed,  # [M]
     pos,  # [N]
     synthetic_conditional_rates,  # [K] with SYNTHETIC_MODE
     cumulative_log_p,  # [N] with USE_BLOCK_VERIFICATION
@@ -124,6 +134,10 @@ def reject(
     HAS_DRAFT_LOGITS,
     SYNTHETIC_MODE,
     USE_BLOCK_VERIFICATION,
+    fly_entropy=None,  # [N] with FLY_WINDOW_SIZE
+    fly_entropy_threshold=0.0,
+    FLY_WINDOW_SIZE=0,
+    STEP_SEEDS=False,  # block verification draws each step's number from a seed of its own
 ):
     """Accept drafts up to the first rejection, and store that row's log-sum-exps for resampling.
 
@@ -146,7 +160,10 @@ def reject(
             if not valid and not greedy:
                 break
             draft = max(draft, 0)
-            u = uniform32(seeds[request], pos[n])
+            step_seed = np.int64(seed[request])
+            if STEP_SEEDS and USE_BLOCK_VERIFICATION:
+                step_seed = seed_of_step(step_seed, i)
+            u = uniform32(step_seed, pos[n])
             if greedy:
                 best, winner = NEG_INF, 0
                 for block in range(blocks):
@@ -231,3 +248,6 @@ def reject(
         rejected_steps[row] = accepted
         target_rejected_logsumexp[row] = target_lse
         draft_rejected_logsumexp[row] = draft_lse
+
+
+vars(reject)["absent"] = ("fly_entropy",)  # lossy acceptance is left to the interpreter

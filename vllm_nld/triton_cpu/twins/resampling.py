@@ -51,7 +51,7 @@ def resample(
     expanded_idx_mapping,  # [N]
     draft_sampled,  # [N]
     temp,  # [M]
-    seeds,  # [M]
+    seed,  # [M]
     pos,  # [N]
     cumulative_log_p,  # [N] with USE_BLOCK_VERIFICATION
     contexts,
@@ -83,7 +83,7 @@ def resample(
         if temperature == 0 and not bonus:
             continue
         rejected = -1 if bonus else draft_sampled[n + 1]
-        low_row, high_row = prefix(seeds[request], pos[n], 0), prefix(seeds[request], pos[n], SECOND_HASH)
+        low_row, high_row = prefix(seed[request], pos[n], 0), prefix(seed[request], pos[n], SECOND_HASH)
         joint = np.float32(0.0)
         if cumulative_log_p is not None and step > 0:
             joint = cumulative_log_p[n - 1]
@@ -109,7 +109,7 @@ def resample(
             resampled_local_max[row * resampled_local_max_stride + block] = best
 
 
-vars(resample)["absent"] = ("contexts_ptr",)  # watermarking is left to the interpreter
+vars(resample)["absent"] = ("contexts",)  # watermarking is left to the interpreter
 
 
 def insert_resampled(

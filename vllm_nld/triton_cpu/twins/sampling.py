@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import njit
 
-from vllm_nld.triton_cpu.twins.noise import DRAFT_SALT, SECOND_HASH, noisy, prefix
+from vllm_nld.triton_cpu.twins.noise import DRAFT_SALT, SECOND_HASH, noisy, prefix, seed_of_step
 from vllm_nld.triton_cpu.twins.pointers import NEG_INF, float_to_bits, forbid, load, store
 
 CHUNK = 256  # tokens per vectorised loop
@@ -83,6 +83,7 @@ def gumbel_sample(
     APPLY_TEMPERATURE,
     USE_FP64,
     PER_TOKEN_COL,
+    STEP_SEEDS=False,  # with a cache, each column has a seed of its own
 ):
     """The winner of each block of each row: argmax of logits (/ temperature) + Gumbel noise; at temperature 0 the
     plain argmax.
@@ -101,6 +102,8 @@ def gumbel_sample(
                 cache = request * logits_cache_stride_0 + column * logits_cache_stride_1
                 for token in range(vocab_size):
                     logits_cache[cache + token] = logits_cache_source[row * logits_cache_source_stride + token]
+                if STEP_SEEDS:
+                    seed = seed_of_step(seed, column)
         random = temperature != 0
         scale = temperature if random and APPLY_TEMPERATURE else np.float32(1.0)
         position = pos[row] + (DRAFT_SALT if IS_DRAFTING else 0)

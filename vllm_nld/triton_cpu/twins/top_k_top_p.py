@@ -205,15 +205,15 @@ def mask(logits, at, vocab, value, cut, tied, ties, keep):
 def top_k_top_p(
     grid_0,
     grid_1,
-    logits,  # [N, V] float32, read and written
-    logits_stride,
-    scratch,  # [at least 1, V] float32, overwritten
-    percentile_to_std_table,  # [200] cut-off in standard deviations for a normal sample's top k, by k / V x 200
-    normal_cdf_to_sigma_table,  # [200] the same for the top probability p, by p x 200
-    k,  # [N] int32
-    p,  # [N] float32
-    batch_size,
-    vocab_size,
+    LOGITS,  # [N, V] float32, read and written
+    LOGITS_STRIDE_0,
+    BUFFER,  # [at least 1, V] float32, overwritten
+    PERCENTILE_TO_STD_TABLE,  # [200] cut-off in standard deviations for a normal sample's top K, by K / V x 200
+    NORMAL_CDF_TO_SIGMA_TABLE,  # [200] the same for the top probability P, by P x 200
+    K,  # [N] int32
+    P,  # [N] float32
+    BATCH_SIZE,
+    VOCAB_SIZE,
     MASK_VALUE,
     BLOCK_SIZE,
     BLOCK_SIZE_TRUNC,
@@ -221,33 +221,33 @@ def top_k_top_p(
     TOPP_ENABLED,
     SPLIT_COVERS_PONLY,
 ):
-    """Mask all but the k most likely tokens of each row, then all but those that make up probability p of the rest."""
-    for row in range(batch_size):
-        at = row * logits_stride
-        high, low, finite = extremes(logits, at, vocab_size)
-        share = np.float32(p[row]) if TOPP_ENABLED else ONE
+    """Mask all but the K most likely tokens of each row, then all but those that make up probability P of the rest."""
+    for row in range(BATCH_SIZE):
+        at = row * LOGITS_STRIDE_0
+        high, low, finite = extremes(LOGITS, at, VOCAB_SIZE)
+        share = np.float32(P[row]) if TOPP_ENABLED else ONE
         cut, tied, ties, keep = NEG_INF, INF, 0, 0
-        wanted = np.int64(k[row]) if TOPK_ENABLED else vocab_size
-        if wanted < vocab_size and finite > wanted:
-            mean, deviation = moments(logits, at, min(BLOCK_SIZE, vocab_size))
-            percentile = min(np.int64(np.float32(wanted) / np.float32(vocab_size) * np.float32(200.0)), 199)
-            sigma = percentile_to_std_table[percentile]
+        wanted = np.int64(K[row]) if TOPK_ENABLED else VOCAB_SIZE
+        if wanted < VOCAB_SIZE and finite > wanted:
+            mean, deviation = moments(LOGITS, at, min(BLOCK_SIZE, VOCAB_SIZE))
+            percentile = min(np.int64(np.float32(wanted) / np.float32(VOCAB_SIZE) * np.float32(200.0)), 199)
+            sigma = PERCENTILE_TO_STD_TABLE[percentile]
             sigma += abs(sigma) * np.float32(-0.15)
             threshold = mean + deviation * sigma
-            outliers = gather(logits, at, vocab_size, threshold, scratch)
+            outliers = gather(LOGITS, at, VOCAB_SIZE, threshold, BUFFER)
             if outliers > wanted:
-                found = search_k(scratch, 0, outliers, BLOCK_SIZE_TRUNC, wanted, threshold, high)
+                found = search_k(BUFFER, 0, outliers, BLOCK_SIZE_TRUNC, wanted, threshold, high)
             else:
-                found = search_k(logits, at, vocab_size, BLOCK_SIZE, wanted, low, high)
+                found = search_k(LOGITS, at, VOCAB_SIZE, BLOCK_SIZE, wanted, low, high)
                 outliers = 0
             cut, number, tied, ties = found
             keep = ties - (number - wanted)
             if share < 1:
                 cut, tied, ties, keep = top_k_then_p(
-                    logits,
+                    LOGITS,
                     at,
-                    vocab_size,
-                    scratch,
+                    VOCAB_SIZE,
+                    BUFFER,
                     outliers,
                     BLOCK_SIZE_TRUNC,
                     wanted,
@@ -258,18 +258,18 @@ def top_k_top_p(
                     ties,
                     keep,
                 )
-        if share < 1 and cut == NEG_INF and not (SPLIT_COVERS_PONLY and TOPK_ENABLED and wanted >= vocab_size):
+        if share < 1 and cut == NEG_INF and not (SPLIT_COVERS_PONLY and TOPK_ENABLED and wanted >= VOCAB_SIZE):
             cut, tied, ties, keep = top_p_alone(
-                logits,
+                LOGITS,
                 at,
-                vocab_size,
-                scratch,
+                VOCAB_SIZE,
+                BUFFER,
                 BLOCK_SIZE,
                 BLOCK_SIZE_TRUNC,
                 share,
                 high,
                 low,
-                normal_cdf_to_sigma_table,
+                NORMAL_CDF_TO_SIGMA_TABLE,
             )
         if cut < high and cut != NEG_INF:
-            mask(logits, at, vocab_size, MASK_VALUE, cut, tied, ties, keep)
+            mask(LOGITS, at, VOCAB_SIZE, MASK_VALUE, cut, tied, ties, keep)
