@@ -119,7 +119,7 @@ def test_without_place_cpu_workers_on_ray_vllm_refuses(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(CpuPlatform, "ray_device_key", "")  # restored to this: the patch sets both when it is used
     monkeypatch.setattr(ray_executor_v2, "RayWorkerProc", ray_executor_v2.RayWorkerProc)
-    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     try:
         with (
             without(cpu.place_cpu_workers_on_ray),

@@ -1,5 +1,6 @@
 """Our speculator is built, gets its KV slots, and neither it nor its drafts are asked for in vain."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from tests.compat.conftest import BLOCK, KV_BLOCK, options, runner, without
 from tests.engines import engine, greedy, random_prompts
 from tests.metrics.conftest import Counted
+from tests.serving.test_startup import start
 from tests.spec_worker.conftest import TOKENS, VOCAB
 from vllm_nld.compat import speculation
+from vllm_nld.compat.versions import vllm_version
 from vllm_nld.reference import ReferenceModel
 from vllm_nld.reference.draft import fill
 from vllm_nld.reference.model import KVCache
@@ -77,6 +80,19 @@ def test_without_build_self_speculator_vllm_loads_the_weights_twice(checkpoint: 
 
 def one_model(model_runner: Any) -> bool:
     return model_runner.speculator.model is model_runner.model
+
+
+def test_without_admit_one_block_budget_vllm_wants_a_larger_one(checkpoint: Path) -> None:
+    one_block = {
+        "additional_config": {"nld": {"block_length": BLOCK}},
+        "max_num_batched_tokens": BLOCK,
+        "max_num_seqs": 1,
+    }
+    refused = pytest.raises(ValueError, match="does not have enough slots")
+    with without(speculation.admit_one_block_budget):
+        with contextlib.nullcontext() if vllm_version() == "0.32.0" else refused:
+            start(checkpoint, **one_block)
+    assert start(checkpoint, **one_block).scheduler_config.max_num_scheduled_tokens == BLOCK
 
 
 def test_without_charge_only_scheduled_tokens_a_block_never_fits(checkpoint: Path) -> None:
