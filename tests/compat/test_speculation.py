@@ -88,9 +88,9 @@ def test_without_admit_one_block_budget_vllm_wants_a_larger_one(checkpoint: Path
         "max_num_batched_tokens": BLOCK,
         "max_num_seqs": 1,
     }
-    refused: Any = pytest.raises(ValueError, match="does not have enough slots")
-    symptom = contextlib.nullcontext() if vllm_version() == "0.32.0" else refused
-    with without(speculation.admit_one_block_budget), symptom:
+    refused = pytest.raises(ValueError, match="does not have enough slots")
+    outcome = contextlib.nullcontext() if vllm_version() == "0.32.0" else refused
+    with without(speculation.admit_one_block_budget), outcome:
         start(checkpoint, **one_block)
     assert start(checkpoint, **one_block).scheduler_config.max_num_scheduled_tokens == BLOCK
 

@@ -187,7 +187,7 @@ def test_stop_strings_choices_aborts_and_refusals(watched: Watched, good: Server
     watched.scraped("sum(nld:output_tokens_total)", tokens)
     assert value("sum(nld:requests_total)") == requests + 1 + 1 + 3
 
-    for field in ({"min_p": 0.1}, {"logit_bias": {"5": 1.0}}, {"vllm_xargs": {"nld_mode": "fast"}}):
+    for field in ({"logit_bias": {"5000": 1.0}}, {"allowed_token_ids": [5000]}, {"vllm_xargs": {"nld_mode": "fast"}}):
         body = {"model": "nano", "messages": [{"role": "user", "content": "Hello"}], **field}
         assert httpx.post(f"{good.url}/v1/chat/completions", json=body, timeout=60).status_code == 400
     watched.scraped('sum(nld:requests_refused_total{reason="parameters"})', 2)

@@ -162,6 +162,12 @@ def body_of(path: str, xargs: dict[str, Any], **options: Any) -> dict[str, Any]:
     return body | {"messages": messages}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_integers_beyond_64_bits_are_refused(stream: bool, server: Server) -> None:
+    answer = post(server, {}, top_k=10**20, temperature=1, stream=stream)
+    assert answer.status_code == 400 and "top_k must fit in 64 bits" in answer.text, answer.text
+
+
 BEAMS = {"use_beam_search": True, "n": 2}
 ENDPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {}),

@@ -44,11 +44,13 @@ def canonical(model: str | None, extra: Mapping[str, Any] | None) -> dict[str, A
 
 
 def check(params: Any) -> None:
-    """Raise RequestError for sampling parameters that the request's mode cannot honour."""
+    """Raise VLLMValidationError for sampling parameters that the server or the request's mode cannot honor."""
     from vllm_nld.metrics.registry import REGISTRY
     from vllm_nld.serving.errors import RequestError
+    from vllm_nld.serving.limits import check_integers
     from vllm_nld.serving.requests import check_combination
 
+    check_integers(params)
     try:
         check_combination(params)
     except ValueError as error:

@@ -1,6 +1,7 @@
-"""Limits for the lists in a request: Model Runner V2's sampler keeps them in tensors of fixed size.
+"""Limits for a request's lists and integers. Model Runner V2's sampler keeps lists in tensors of fixed size.
 
-check_sizes(params)      # raises VLLMValidationError, naming the field, its length and the limit
+check_sizes(params)      # both raise VLLMValidationError, naming the field and the limit
+check_integers(params)
 """
 
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 ALLOWED_TOKEN_IDS = 1024
 LOGIT_BIAS = 1024
 STOP_TOKEN_IDS = 128  # including EOS; only stored if min_tokens is set
+INTEGERS = ("top_k", "seed", "max_tokens", "min_tokens", "thinking_token_budget", "stream_interval")
+REPETITION = ("max_pattern_size", "min_pattern_size", "min_count")  # of repetition_detection
 
 
 def check_sizes(params: Any) -> None:
@@ -25,3 +28,14 @@ def check_sizes(params: Any) -> None:
     ):
         if length > limit:
             raise VLLMValidationError(f"{name}: {length} are too many; the limit is {limit} per request")
+
+
+def check_integers(params: Any) -> None:
+    """Raise VLLMValidationError for an integer beyond 64 bits, which cannot be sent to the engine core."""
+    from vllm.exceptions import VLLMValidationError
+
+    values = {name: getattr(params, name) for name in INTEGERS}
+    values |= {f"repetition_detection.{name}": getattr(params.repetition_detection, name, None) for name in REPETITION}
+    for name, value in values.items():
+        if value is not None and not -(2**63) <= value < 2**63:
+            raise VLLMValidationError(f"{name} must fit in 64 bits, not {value}")
