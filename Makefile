@@ -11,7 +11,7 @@ PORT ?= 8000
 TESTS ?= tests
 # Test processes, of one computing thread each. The tests of a file share an engine, so they stay together.
 WORKERS ?= 2
-# The newest vLLM release, if it has no CPU build yet, and the tests that run on its Python code.
+# A vLLM release without a CPU build, and the tests that run on its Python code.
 NEXT ?= 0.33.0
 NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_speculation.py tests/spec_worker tests/triton_cpu tests/test_contract.py
 

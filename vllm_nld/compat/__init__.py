@@ -18,7 +18,8 @@ was not written for, the patch is left out, so other models keep working; servin
 `versions.check_vllm_version`.
 
 `vllm-nld doctor` shows which patches are in force. `vllm-nld doctor --contract WHEEL` reads another release's source
-and lists the names we rely on that it no longer has. vLLM 0.33.0 has all but one:
-`Scheduler._get_local_prefix_cache_hit`, which `spec_worker.scheduler` overrides, takes max_cache_hit_length as well.
-Ten kernels differ there from those the native twins were written for.
+and lists what we rely on that is gone or changed there. `docs/new-vllm-release.md` says how to take a release.
+
+Patches serve all tested releases: they pass on what they are given, and ask for the version only where the same name
+means something else.
 """

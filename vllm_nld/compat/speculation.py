@@ -22,8 +22,8 @@ def build_self_speculator(module: Any) -> Iterator[Change]:
     Symptom: `{"method": "draft_model", "model": <the served checkpoint>}` loads the weights twice and drafts one token
     at a time, causally.
     Cause: `init_speculator` is a fixed chain of methods, and the model runner imports it by name. The method
-    `custom_class` takes a class path but disables asynchronous scheduling.
-    Delete when: a plugin can register a speculator, or `custom_class` keeps asynchronous scheduling.
+    `custom_class` takes a class path, but Model Runner V2 does not support it.
+    Delete when: a plugin can register a speculator, or Model Runner V2 supports `custom_class`.
     """
     from vllm_nld.serving.speculation import drafts_for_itself
 
