@@ -8,6 +8,7 @@ import httpx
 
 from tests.fuzz.case import Case, Response, Variant
 from tests.fuzz.endpoints import ENDPOINTS
+from vllm_nld.serving.modes import MODES
 
 TIMEOUT = 180.0  # seconds; a server that has not answered by then hangs
 
@@ -57,9 +58,18 @@ class Client:
 
     async def running(self) -> float:
         """Requests that the server still works on."""
-        lines = (await self.http.get("/metrics")).text.splitlines()
         gauges = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(gauges))
+        return sum([value for name, value in await self.metrics() if name.startswith(gauges)])
+
+    async def ended(self) -> dict[str, float]:
+        """For each mode, how many requests have ended."""
+        counts = {mode: f'nld:request_latency_seconds_count{{engine="0",mode="{mode}"' for mode in MODES}
+        metrics = await self.metrics()
+        return {mode: sum(v for name, v in metrics if name.startswith(count)) for mode, count in counts.items()}
+
+    async def metrics(self) -> list[tuple[str, float]]:
+        lines = (await self.http.get("/metrics")).text.splitlines()
+        return [(name, float(value)) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")]
 
 
 JSON = {"content-type": "application/json"}

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import httpx
+
 from tests.fuzz.case import Case, Response, Variant
 from tests.fuzz.client import Client, command
 from tests.fuzz.draw import draw, prompts
@@ -96,8 +98,22 @@ class Fuzzer:
         ]
         for case, variant, response in rng.sample(sent, min(len(sent), ALONE)):
             self.report.alone += 1
-            await self.same("alone = in a batch", replace(case, variants=(variant,), abort=0.0), [response])
+            await self.alone(replace(case, variants=(variant,), abort=0.0), response)
         return True
+
+    async def alone(self, case: Case, response: Response) -> None:
+        """Send one request again while nothing else runs: the same answer, decoded in the mode that it asks for."""
+        await self.drained()
+        before = await self.client.ended()
+        await self.same("alone = in a batch", case, [response])
+        modes: list[str] = []
+        end = time.monotonic() + IDLE
+        while not modes and time.monotonic() < end:  # metrics are updated after the answer
+            after = await self.client.ended()
+            modes = [mode for mode in after if after[mode] > before[mode]]
+            await asyncio.sleep(0.02)
+        if modes != [case.variants[0].mode] and not case.beams:  # beams are many requests of vLLM's own
+            await self.judged([Failure("the mode asked for", str(modes), case, case.variants)], smaller=False)
 
     async def send(self, case: Case, gate: asyncio.Semaphore | None = None) -> list[Response | None]:
         async def one(variant: Variant) -> Response | None:
@@ -119,16 +135,20 @@ class Fuzzer:
             if wrong := list(differences(before, now)):
                 await self.judged([Failure(name, "; ".join(wrong), case, (variant,))], smaller=False)
 
+    async def drained(self) -> float:
+        """Wait until the server has nothing to do: the number of requests that it keeps."""
+        end = time.monotonic() + IDLE
+        while (left := await self.client.running()) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        return left
+
     async def idle(self) -> bool:
         """Wait until the server has nothing to do; False if it is dead."""
         try:
-            end = time.monotonic() + IDLE
-            while await self.client.running() and time.monotonic() < end:
-                await asyncio.sleep(0.1)
-            if left := await self.client.running():
+            if left := await self.drained():
                 await self.judged([Failure("nothing is left over", f"{left:.0f} requests", PLAIN, ())], smaller=False)
             healthy = await self.client.healthy()
-        except OSError as error:
+        except httpx.HTTPError as error:
             self.say(f"the server does not answer: {error!r}")
             healthy = False
         if not healthy:
@@ -145,17 +165,16 @@ class Fuzzer:
             self.shrunk[failure.kind] += 1
             if self.shrunk[failure.kind] <= SHRUNK:
                 best, again = await shrink(failure, self.fails) if smaller else (failure, True)
-                note = "" if again else " (not again when sent alone)"
-                self.print(
-                    best, note if best.detail == failure.detail else f"{note} (first seen: {failure.detail[:300]})"
-                )
+                note = "" if again else ", not again when sent alone"
+                note += "" if best.detail == failure.detail else f", at first: {failure.detail[:300]}"
+                self.print(best, note)
 
     async def fails(self, case: Case) -> list[Failure]:
         return judge(case, await self.send(case))
 
     def print(self, failure: Failure, note: str) -> None:
         case = failure.case
-        self.say(f"\nFAILURE{note} in case {case.number}, {case.endpoint}: {failure.name}\n  {failure.detail[:1500]}")
+        self.say(f"\nFAILURE: {failure.name}, {case.endpoint}, case {case.number}{note}\n  {failure.detail[:1500]}")
         for variant in failure.variants:
             self.say("  " + command(case, variant))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.fuzz.properties import Failure
+from tests.fuzz.render import decode
 from tests.fuzz.rules_text import grammar
 
 MASKS = {"allowed_token_ids", "bad_words", "logit_bias", "stop_token_ids", "min_tokens", "thinking_token_budget"}
@@ -14,6 +15,7 @@ CRASH = "never 500"
 STREAMED = "stream = unstreamed"
 UNNAMED = "a refusal names the field"
 TAG = "<tool_call>"
+TEXTS = ("texts", "structures", "stop_strings")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class Known:
 
     reason: str
     covers: Callable[[Failure], bool]
+
+
+def half_character(failure: Failure) -> bool:
+    """Whether the prompt ends within a character."""
+    return decode(failure.case.raw, False).endswith("\ufffd")
 
 
 def broken_call(failure: Failure) -> bool:
@@ -35,6 +42,10 @@ KNOWN: tuple[Known, ...] = (
     Known(
         "/inference/v1/generate refuses integers beyond 64 bits while it parses the body, as extra_args",
         lambda f: f.name == UNNAMED and f.case.endpoint == "generate" and "parameter=extra_args" in f.detail,
+    ),
+    Known(
+        "after a prompt that ends within a character, the answer's text begins with the prompt",
+        lambda f: f.name in TEXTS and half_character(f),
     ),
     Known(
         "a grammar and another restriction leave no token, or force one, which the grammar rejects: HTTP 500",
