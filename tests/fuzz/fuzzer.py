@@ -25,7 +25,7 @@ from tests.fuzz.upstream import known
 ROUND = 24  # cases
 ALONE = 3  # requests of a round that are sent again alone
 SHRUNK = 2  # failures of one kind that are made smaller and printed
-IDLE = 20.0  # seconds until a server that nobody asks must be idle
+IDLE = 60.0  # seconds until a server that nobody asks must be idle
 PLAIN = Case(
     -1,
     "chat",
