@@ -52,9 +52,13 @@ def together(llm: Any, asks: Sequence[Ask]) -> list[Any]:
     loras = [ask.lora for ask in asks]
     assert not getattr(llm, "failed", False), "a step of this engine has failed before: it would wait for ever"
     llm.failed = True
-    outputs = llm.generate(
-        prompts, [ask.params for ask in asks], lora_request=loras if any(loras) else None, use_tqdm=False
-    )
+    try:
+        outputs = llm.generate(
+            prompts, [ask.params for ask in asks], lora_request=loras if any(loras) else None, use_tqdm=False
+        )
+    except ValueError:  # a request that is refused takes no step
+        llm.failed = llm.llm_engine.has_unfinished_requests()
+        raise
     llm.failed = False
     return [output.outputs[0] for output in outputs]
 

@@ -14,13 +14,14 @@ import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
+from tests.scale import scaled
 from vllm_nld.triton_cpu import dispatch, interpreter, registry
 
 interpreter.repair()
 
 # No shrinking: a failing case is a seed and a few small sizes, and the interpreter takes milliseconds per launch.
 CASES = settings(
-    max_examples=200, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+    max_examples=scaled(200), deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
 )
 SEEDS = st.integers(0, 2**31 - 1)
 
