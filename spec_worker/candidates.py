@@ -4,7 +4,6 @@ Rows are processed in chunks, because each one takes several fp32 copies of the 
 undecided positions of all requests, N state slots, R blocks, K drafts per request, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,7 @@ class Undecided:
 class Candidates:
     """Finds candidates. Its fields are constants of the server."""
 
-    compute_logits: Callable[[torch.Tensor], torch.Tensor]  # [M, hidden] -> [M, V]
+    model: Any  # the served model, whose compute_logits takes [M, hidden] to [M, V]
     vocab_size: int
     mask_token_id: int
     max_model_len: int
@@ -63,7 +62,7 @@ class Candidates:
         parts = []
         for first in range(0, len(hidden), self.chunk):
             end = min(first + self.chunk, len(hidden))
-            logits = self.compute_logits(hidden[first:end])
+            logits = self.model.compute_logits(hidden[first:end])
             parts.append(self._find(logits, undecided.part(first, end), sampling, certain))
         if len(parts) == 1:
             return parts[0]
@@ -72,7 +71,7 @@ class Candidates:
 
     def profile(self, hidden: torch.Tensor) -> None:
         """Allocate what the largest chunk needs, for vLLM's memory profile: logits, an fp32 copy, probabilities."""
-        logits = self.compute_logits(hidden[: self.chunk])
+        logits = self.model.compute_logits(hidden[: self.chunk])
         drawn_from = logits.float().clone()
         probability(logits, drawn_from.max(dim=-1).indices)
 

@@ -59,7 +59,7 @@ class SelfSpeculator(DraftModelSpeculator):
         if adapter is not None:
             target_model.attach(adapter, self.dtype)
         self.candidates = Candidates(
-            target_model.compute_logits,
+            target_model,
             self.vocab_size,
             self.mask_token_id,
             self.max_model_len,
