@@ -19,6 +19,7 @@ FIRST = [
     "deploy/test_lifecycle.py",
     "bench/test_modes.py",
     "spec_worker/test_lossless.py",
+    "test_fuzz.py",
     "serving/test_speculative_server.py",
     "triton_cpu/test_rejection.py",
     "serving/test_modes_server.py",

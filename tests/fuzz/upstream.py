@@ -1,0 +1,67 @@
+"""What vLLM itself does, in mode ar as in the others: counted, not reported as failures.
+
+An entry says why the behaviour is vLLM's and covers as little as possible.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.fuzz.properties import Failure
+from tests.fuzz.render import decode
+from tests.fuzz.rules_text import grammar
+
+MASKS = {"allowed_token_ids", "bad_words", "logit_bias", "stop_token_ids", "min_tokens", "thinking_token_budget"}
+CRASH = "never 500"
+STREAMED = "stream = unstreamed"
+UNNAMED = "a refusal names the field"
+TAG = "<tool_call>"
+TEXTS = ("texts", "structures", "stop_strings")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A behaviour of vLLM's: the reason for it, and the failures that it explains."""
+
+    reason: str
+    covers: Callable[[Failure], bool]
+
+
+def half_character(failure: Failure) -> bool:
+    """Whether the prompt ends within a character."""
+    return decode(failure.case.raw, False).endswith("\ufffd")
+
+
+def broken_call(failure: Failure) -> bool:
+    """Whether the texts differ by a tool call, or the beginning of one, that the whole answer has as text."""
+    pairs = zip(*(response.answers for response in failure.responses), strict=False)
+    texts = [(whole.text, streamed.text) for whole, streamed in pairs if whole.text != streamed.text]
+    return bool(texts) and all(TAG in whole or TAG.startswith(whole.removeprefix(part)) for whole, part in texts)
+
+
+KNOWN: tuple[Known, ...] = (
+    Known(
+        "/inference/v1/generate refuses integers beyond 64 bits while it parses the body, as extra_args",
+        lambda f: f.name == UNNAMED and f.case.endpoint == "generate" and "parameter=extra_args" in f.detail,
+    ),
+    Known(
+        "after a prompt that ends within a character, the answer's text begins with the prompt",
+        lambda f: f.name in TEXTS and half_character(f),
+    ),
+    Known(
+        "a grammar and another restriction leave no token, or force one, which the grammar rejects: HTTP 500",
+        lambda f: f.name == CRASH and grammar(f.case) and bool(MASKS & f.case.options.keys()),
+    ),
+    Known(
+        "a tool call that is cut or not JSON is text in a whole answer; a stream holds it back, or makes it a call",
+        lambda f: f.name == STREAMED and bool(f.case.tools) and broken_call(f),
+    ),
+    Known(
+        "stop strings delay a stream's text but not its ids, by which the reasoning parser finds the thought's end",
+        lambda f: f.name == STREAMED and f.case.thinks and bool(f.case.options.get("stop")),
+    ),
+)
+
+
+def known(failure: Failure) -> str | None:
+    """The reason for which a failure is vLLM's own, or None."""
+    return next((entry.reason for entry in KNOWN if entry.covers(failure)), None)
