@@ -17,7 +17,7 @@ NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_specul
 	tests/test_contract.py $(patsubst %,--ignore=tests/spec_worker/test_%.py,$(NEXT_LEFT_OUT))
 # These depend least on vLLM's Python code for the time they take. `make test-next NEXT_LEFT_OUT= NEXT_SCALE=1` runs all.
 NEXT_LEFT_OUT ?= bf16 compiled machine nano soak
-NEXT_SCALE ?= 0.25
+NEXT_SCALE ?= 0.5
 
 .PHONY: help demo test test-next serve lint bench clean
 
