@@ -63,9 +63,10 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
     def _drafts(self, request: Request, limit: int) -> int:
         """How many tokens a request drafts after the step that was just scheduled."""
         decoding = self.decoding(request)
-        if request.is_prefill_chunk and not self._has_anchored_block(request):
-            return 0
-        if request.num_output_tokens + 1 >= request.max_tokens:  # the step that was scheduled yields its last token
+        if request.is_prefill_chunk:
+            if not self._has_anchored_block(request):
+                return 0
+        elif request.num_output_tokens + 1 >= request.max_tokens:  # the step that was scheduled yields its last token
             return 0
         return decoding.drafts if decoding.policy.takes_blocks else min(decoding.drafts, limit)
 

@@ -127,6 +127,10 @@ def machine(served: Served) -> type[RuleBasedStateMachine]:
                 front.abort_request([name])
                 del self.live[name]
 
+        @rule()
+        def preempt(self) -> None:
+            assert front.reset_prefix_cache(reset_running_requests=True)
+
         @rule(count=st.integers(1, 6))
         def step(self, count: int) -> None:
             for _ in range(count):
@@ -151,10 +155,13 @@ def machine(served: Served) -> type[RuleBasedStateMachine]:
             assert front.get_num_unfinished_requests() == len(self.live)
 
         def teardown(self) -> None:
-            while front.has_unfinished_requests() and not llm.failed:
-                self.receive()
-            assert not self.live
-            assert_nothing_left(llm)
+            try:
+                while front.has_unfinished_requests() and not llm.failed:
+                    self.receive()
+                assert not self.live
+                assert_nothing_left(llm)
+            finally:  # a failed walk leaves requests that the next walk, a replay of this one, must not meet
+                front.abort_request(list(front.output_processor.request_states), internal=True)
 
     return Engine
 
