@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups
+from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups, Tree
 
 CACHED = 3
 EXAMPLES: tuple[tuple[str, Mask], ...] = (
@@ -12,6 +12,7 @@ EXAMPLES: tuple[tuple[str, Mask], ...] = (
     ("block: draft, denoise", Block(8)),
     ("block-causal: consecutive blocks", BlockCausal(8, 4)),
     ("quadratic groups: one per number of accepted drafts", QuadraticGroups(3)),
+    ("tree: verify several paths at once", Tree((-1, 0, 0, 1, 1, 2, 3, 6))),
 )
 
 
@@ -23,8 +24,10 @@ def draw(out: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FixedLocator
 
-    figure, panels = pyplot.subplots(2, 2, figsize=(12, 12), layout="constrained")
-    for panel, (title, mask) in zip(panels.flat, EXAMPLES, strict=True):
+    figure, panels = pyplot.subplots(2, 3, figsize=(18, 12), layout="constrained")
+    for panel in panels.flat[len(EXAMPLES) :]:
+        panel.set_axis_off()
+    for panel, (title, mask) in zip(panels.flat, EXAMPLES, strict=False):
         rows = [mask.label(token) for token in range(mask.length)]
         columns = [f"c{index}" for index in range(CACHED)] + rows
         panel.imshow(mask.dense(CACHED), cmap="Blues", vmin=0, vmax=1.3, aspect="equal")

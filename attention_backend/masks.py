@@ -7,7 +7,7 @@ tokens to each other, and `dense` prepends the cache's columns.
     QuadraticGroups(4).sees(row, column)
 
 `causal` is the causal argument with which a plain attention kernel computes the mask; None means that the mask needs a
-kernel that takes explicit masks.
+kernel that takes explicit masks, see `rows.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -155,11 +155,51 @@ class QuadraticGroups(Mask):
         return index // (self.block_length + 1) + index % (self.block_length + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Tree(Mask):
+    """A draft tree: each node sees itself and its ancestors, so each path from the root is a causal sequence.
+
+    Token 0 is the root: the last accepted token. Parents come before their children.
+    """
+
+    parents: tuple[int, ...]  # of each token; -1 for the root
+    causal: ClassVar[bool | None] = None
+
+    def __post_init__(self) -> None:
+        if not self.parents or self.parents[0] != -1:
+            raise ValueError("the first token of a tree must be its root, with parent -1")
+        for token, parent in enumerate(self.parents[1:], start=1):
+            if not 0 <= parent < token:
+                raise ValueError(
+                    f"token {token} of a tree must have one of the tokens before it as parent, not {parent}"
+                )
+
+    @property
+    def length(self) -> int:
+        return len(self.parents)
+
+    def sees(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        above = torch.eye(self.length, dtype=torch.bool)
+        for token, parent in enumerate(self.parents[1:], start=1):
+            above[token] |= above[parent]
+        return above[row, column]
+
+    def label(self, token: int) -> str:
+        return "root" if token == 0 else f"n{token}<{self.parents[token]}"
+
+    def positions(self) -> torch.Tensor:  # [T] int64
+        """A node's position is its depth, so siblings share one."""
+        depths = [0] * self.length
+        for token, parent in enumerate(self.parents[1:], start=1):
+            depths[token] = depths[parent] + 1
+        return torch.tensor(depths)
+
+
 def kernel_causal(mask: Mask) -> bool:
     """The causal argument for a plain attention kernel. Raises ValueError if the mask needs explicit masking."""
     if mask.causal is None:
         raise ValueError(
-            f"{mask} is neither causal nor fully bidirectional, and no attention backend of vLLM supports that: "
-            "use Causal or Block, or run one pass per group"
+            f"{mask} is neither causal nor fully bidirectional, and no kernel of vLLM supports that: "
+            "use Causal or Block, or hand it to the layers with attention_backend.rows.attach"
         )
     return mask.causal

@@ -4,7 +4,11 @@ Letters in shapes: T new tokens, S cached + new tokens, H query heads, G key/val
 P tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
+
+from attention_backend.rows import RowMask, unpack
 
 
 def gather(
@@ -30,3 +34,25 @@ def attend(
     scores = torch.einsum("thd,shd->hts", query.float(), keys) * scale
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
     return torch.einsum("hts,shd->thd", weights, values)
+
+
+def attend_step(
+    query: torch.Tensor,  # [T, H, D], the rows of a step, request after request
+    keys: Sequence[torch.Tensor],  # one [S, G, D] per request: its prefix, then its own rows
+    values: Sequence[torch.Tensor],  # the same
+    lengths: Sequence[int],  # own rows per request
+    mask: RowMask | None,
+    scale: float,
+) -> torch.Tensor:  # [T, H, D] float32
+    """A step of several requests: those with a mask by their bits, the others causally."""
+    outputs, first = [], 0
+    for request, length in enumerate(lengths):
+        rows = slice(first, first + length)
+        among = torch.ones(length, length, dtype=torch.bool).tril()
+        if mask is not None and request in mask.requests:
+            among = unpack(mask.bits[rows], length)
+        prefix = torch.ones(length, len(keys[request]) - length, dtype=torch.bool)
+        sees = torch.cat([prefix, among], dim=1)
+        outputs.append(attend(query[rows], keys[request], values[request], sees, scale))
+        first += length
+    return torch.cat(outputs)

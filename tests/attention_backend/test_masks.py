@@ -7,15 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups, kernel_causal
+from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups, Tree, kernel_causal
 from vllm_nld.reference import masks as reference
 
 sizes = st.integers(1, 7)
+trees = st.lists(st.integers(0, 10**6), max_size=40).map(
+    lambda picks: Tree((-1, *(pick % (token + 1) for token, pick in enumerate(picks))))
+)
 everything = st.one_of(
     st.builds(Causal, st.integers(1, 40)),
     st.builds(Block, st.integers(1, 40)),
     st.builds(BlockCausal, st.integers(1, 40), st.integers(1, 12)),
     st.builds(QuadraticGroups, st.integers(1, 6)),
+    trees,
 )
 
 
@@ -70,7 +74,9 @@ def test_block_causal_lies_between_causal_and_block(tokens: int, block_length: i
         assert torch.equal(dense, Block(tokens).dense())
 
 
-@pytest.mark.parametrize("mask", [Causal(3), Block(3), BlockCausal(5, 2), QuadraticGroups(2)], ids=str)
+@pytest.mark.parametrize(
+    "mask", [Causal(3), Block(3), BlockCausal(5, 2), QuadraticGroups(2), Tree((-1, 0, 0))], ids=str
+)
 def test_labels_are_unique(mask: Mask) -> None:
     assert len({mask.label(token) for token in range(mask.length)}) == mask.length
 
@@ -79,11 +85,33 @@ def test_quadratic_positions_overlap() -> None:
     assert QuadraticGroups(2).positions().tolist() == [0, 1, 2, 1, 2, 3]
 
 
+@settings(max_examples=60, deadline=None)
+@given(trees)
+def test_a_path_of_a_tree_is_a_causal_sequence(tree: Tree) -> None:
+    """What a node sees is one token per depth, from the root to itself."""
+    dense, position = tree.dense(), tree.positions()
+    for token in range(tree.length):
+        assert position[dense[token]].tolist() == list(range(int(position[token]) + 1))
+
+
+def test_a_chain_is_a_tree_without_branches() -> None:
+    assert torch.equal(Tree((-1, 0, 1, 2)).dense(3), Causal(4).dense(3))
+
+
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [((), "root"), ((0,), "root"), ((-1, -1), "token 1.*not -1"), ((-1, 0, 2), "token 2.*not 2")],
+)
+def test_malformed_trees_are_rejected(parents: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tree(parents)
+
+
 def test_kernel_causal() -> None:
     assert kernel_causal(Causal(3)) is True
     assert kernel_causal(Block(3)) is False
-    for mask in (BlockCausal(4, 2), QuadraticGroups(2)):
-        with pytest.raises(ValueError, match=f"{type(mask).__name__}.*no attention backend"):
+    for mask in (BlockCausal(4, 2), QuadraticGroups(2), Tree((-1, 0))):
+        with pytest.raises(ValueError, match=f"{type(mask).__name__}.*no kernel of vLLM"):
             kernel_causal(mask)
 
 
