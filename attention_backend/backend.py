@@ -1,26 +1,48 @@
-"""The attention backend of NLD models: the platform's own kernel, for causal and bidirectional passes.
+"""The attention backend of NLD models: the platform's own kernel, and one for row masks beside it.
 
 Registered with vLLM as CUSTOM. The model asks vLLM which backend fits its heads and dtype, and wraps that one:
 
     backend = AttentionBackendEnum.CUSTOM.get_class().over(chosen)
 
-The wrapper rejects kernels that cannot run a bidirectional pass over the paged cache, rejects masks that the kernel
-does not support, and defines the output if there is no metadata (vLLM's profile run).
+The wrapper rejects kernels that cannot run a bidirectional pass over the paged cache, hands steps with a row mask
+(`rows.py`) to the platform's kernel for them, and defines the output if there is no metadata (vLLM's profile run). A
+step without a mask costs one look at its metadata.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from vllm.v1.attention.backend import AttentionBackend, AttentionMetadataBuilder, CommonAttentionMetadata
 
+from attention_backend.rows import attached
+
 # Backends whose kernels support `causal=False` over a paged cache (checked in their source), and whether they accept it
 # per request.
 PER_REQUEST_CAUSAL = {"CPU_ATTN": True, "TRITON_ATTN": True, "FLASH_ATTN": False}
 
 
+def mask_obstacle(impl: Any) -> str | None:
+    """Why a layer's attention cannot run row masks, as the end of a sentence; None if it can."""
+    if impl.kv_cache_dtype.startswith(("fp8", "int", "nvfp4", "turboquant")):
+        return f"its KV cache is quantized (--kv-cache-dtype {impl.kv_cache_dtype})"
+    windows = impl.sliding_window if isinstance(impl.sliding_window, tuple) else (impl.sliding_window,)
+    for name, used in (
+        ("a sliding window", any(window not in (-1, None) for window in windows)),
+        ("ALiBi", impl.alibi_slopes is not None),
+        ("a soft cap on its logits", bool(impl.logits_soft_cap)),
+        ("attention sinks", impl.sinks is not None),
+    ):
+        if used:
+            return f"it uses {name}"
+    return None
+
+
 class BlockMaskImpl:
     """Mixed into the kernel's attention implementation."""
+
+    attend_masked: Callable[..., None]  # the platform's kernel for row masks
 
     def forward(
         self,
@@ -34,10 +56,21 @@ class BlockMaskImpl:
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Call the kernel. Without metadata each token sees only itself, so its output is its value."""
+        """Call the kernels that the step needs. Without metadata each token sees only itself and gets its value."""
         if attn_metadata is None:
             return output.copy_(value.repeat_interleave(output.shape[1] // value.shape[1], dim=1))
-        return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]  # the kernel's class comes next in the MRO
+        mask = attached(attn_metadata)
+        if mask is None:
+            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]  # the kernel's class comes next in the MRO
+        obstacle = mask_obstacle(self)
+        if obstacle is not None:
+            raise ValueError(f"{type(self).__name__} cannot run row masks: {obstacle}")
+
+        def kernel(metadata: Any) -> None:
+            super(BlockMaskImpl, self).forward(layer, query, key, value, kv_cache, metadata, output, *args, **kwargs)  # type: ignore[misc]  # see above
+
+        self.attend_masked(layer, query, kv_cache, attn_metadata, mask, output, kernel)
+        return output
 
 
 class BlockMaskBuilder:
@@ -78,6 +111,15 @@ class BlockMaskBackend(AttentionBackend):
         return _over(kernel)  # type: ignore[arg-type]  # a class is hashable
 
 
+def _mask_kernel(name: str) -> Callable[..., None]:
+    """The kernel for row masks beside a backend's own. Imported late, because each needs its platform."""
+    if name == "CPU_ATTN":
+        from attention_backend.kernels import cpu
+
+        return cpu.attend
+    raise NotImplementedError(f"{name} has no kernel for row masks")
+
+
 @cache
 def _over(kernel: type[AttentionBackend]) -> type[AttentionBackend]:
     name = kernel.get_name()
@@ -86,7 +128,8 @@ def _over(kernel: type[AttentionBackend]) -> type[AttentionBackend]:
             f"attention backend {name} cannot run the bidirectional passes that draft blocks: "
             "omit --attention-backend, or set it to FLASH_ATTN or TRITON_ATTN"
         )
-    impl: type = type(f"BlockMask{kernel.get_impl_cls().__name__}", (BlockMaskImpl, kernel.get_impl_cls()), {})
+    masked = {"attend_masked": _mask_kernel(name)} if name == "CPU_ATTN" else {}
+    impl: type = type(f"BlockMask{kernel.get_impl_cls().__name__}", (BlockMaskImpl, kernel.get_impl_cls()), masked)
     attributes = {"per_request_causal": PER_REQUEST_CAUSAL[name]}
     builder: type = type(
         f"BlockMask{kernel.get_builder_cls().__name__}", (BlockMaskBuilder, kernel.get_builder_cls()), attributes

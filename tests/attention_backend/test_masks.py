@@ -8,19 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups, Tree, kernel_causal
+from tests.attention_backend.steps import masks as everything
+from tests.attention_backend.steps import trees
 from vllm_nld.reference import masks as reference
 
 sizes = st.integers(1, 7)
-trees = st.lists(st.integers(0, 10**6), max_size=40).map(
-    lambda picks: Tree((-1, *(pick % (token + 1) for token, pick in enumerate(picks))))
-)
-everything = st.one_of(
-    st.builds(Causal, st.integers(1, 40)),
-    st.builds(Block, st.integers(1, 40)),
-    st.builds(BlockCausal, st.integers(1, 40), st.integers(1, 12)),
-    st.builds(QuadraticGroups, st.integers(1, 6)),
-    trees,
-)
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from attention_backend.masks import Block, Causal, Mask, Tree
 from attention_backend.reference import attend, attend_step
 from attention_backend.rows import RowMask, attach, attached, pack, step_mask, unpack, words
-from tests.attention_backend.test_masks import everything
+from tests.attention_backend.steps import masks as everything
 
 
 @settings(max_examples=60, deadline=None)
