@@ -1,11 +1,13 @@
-"""The four loops again, greedy and without a cache: every pass recomputes the whole sequence under a dense mask.
+"""The loops again, greedy and without a cache: every pass recomputes the whole sequence under a dense mask.
 
 Written from the specification, not from the loops under test. Each returns (tokens, nfe, rounds). Quadratic mode runs
 one forward per acceptance length instead of one fused forward.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 
 import torch
 
@@ -142,6 +144,32 @@ def linear(
         nfe += passes + 1
         before = len(tokens)
         tokens = cut(tokens + verdict[: accepted + 1], limit, stop_ids)
+        rounds.append(len(tokens) - before)
+    return tokens, nfe, rounds
+
+
+def tree(model: ReferenceModel, prompt: list[int], limit: int, block_length: int, nodes: int, lora: bool) -> Outcome:
+    """Scores every path of candidates, keeps the likeliest, and follows what AR answers through them."""
+    mask_id, tokens = model.config.mask_token_id, [int(dense(model, prompt)[-1].argmax())]
+    answer, nfe, rounds = ar(model, prompt, limit + block_length)[0], 1, []
+    while len(tokens) < limit:
+        context = prompt + tokens
+        logits = dense(model, context + [mask_id] * (block_length - 1), len(context) - 1, lora)[-block_length + 1 :]
+        logits[:, mask_id] = float("-inf")
+        values, ids = (x.tolist() for x in logits.log_softmax(-1).topk(4, dim=-1))
+        scores: dict[tuple[int, ...], float] = {}
+        for depth in range(1, block_length):
+            for ranks in product(range(4), repeat=depth):
+                path = tuple(ids[place][rank] for place, rank in enumerate(ranks))
+                scores[path] = sum(values[place][rank] for place, rank in enumerate(ranks))
+        real = [path for path in scores if scores[path] > -math.inf]
+        kept = set(sorted(real, key=scores.__getitem__, reverse=True)[:nodes])
+        depth = 0
+        while tuple(answer[len(tokens) : len(tokens) + depth + 1]) in kept:
+            depth += 1
+        nfe += 2
+        before = len(tokens)
+        tokens = answer[: min(before + depth + 1, limit)]
         rounds.append(len(tokens) - before)
     return tokens, nfe, rounds
 

@@ -54,6 +54,24 @@ def test_linear(any_model: ReferenceModel, block_length: int, threshold: float, 
         assert (found.tokens, found.nfe, list(found.rounds)) == expected
 
 
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "no-lora"])
+@pytest.mark.parametrize(("block_length", "nodes"), [(2, 1), (2, 9), (3, 5), (6, 3), (6, 31)])
+def test_tree(any_model: ReferenceModel, block_length: int, nodes: int, lora: bool) -> None:
+    for prompt in prompts(any_model, 3):
+        found = generate(
+            any_model,
+            prompt,
+            mode="linear",
+            max_new_tokens=LIMIT,
+            block_length=block_length,
+            tree_nodes=nodes,
+            lora=lora,
+            ignore_eos=True,
+        )
+        expected = naive.tree(any_model, prompt, LIMIT, block_length, nodes, lora)
+        assert (found.tokens, found.nfe, list(found.rounds)) == expected
+
+
 @pytest.mark.parametrize("block_length", [2, 3, 8])
 def test_quadratic(any_model: ReferenceModel, block_length: int) -> None:
     limit = 24 // block_length + 6

@@ -12,7 +12,8 @@ LINEAR = [
     for threshold in (0.0, 0.9)
     for lora, name in ((True, "lora"), (False, "no-lora"))
 ]
-SPECULATIVE = [*LINEAR, pytest.param({"mode": "quadratic"}, id="quadratic")]
+TREES = [pytest.param({"mode": "linear", "tree_nodes": nodes}, id=f"tree-{nodes}") for nodes in (1, 12, 40)]
+SPECULATIVE = [*LINEAR, *TREES, pytest.param({"mode": "quadratic"}, id="quadratic")]
 
 
 @pytest.mark.parametrize("block_length", [2, 3, 8, 32])
@@ -50,7 +51,12 @@ def test_eos_at_every_position(model: ReferenceModel, options: dict, block_lengt
 @given(
     prompt=st.lists(st.integers(0, 3), min_size=1, max_size=12),
     options=st.sampled_from(
-        [{"mode": "linear", "threshold": 0.0}, {"mode": "linear", "threshold": 0.5}, {"mode": "quadratic"}]
+        [
+            {"mode": "linear", "threshold": 0.0},
+            {"mode": "linear", "threshold": 0.5},
+            {"mode": "linear", "tree_nodes": 9},
+            {"mode": "quadratic"},
+        ]
     ),
     block_length=st.integers(2, 9),
     limit=st.integers(1, 16),

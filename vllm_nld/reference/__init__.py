@@ -3,9 +3,9 @@
     model = ReferenceModel.from_pretrained(path, dtype=torch.float32)
     tokens, nfe = generate(model, prompt, mode="linear", max_new_tokens=64, block_length=8)
 
-`model.py` is the transformer; `ar.py`, `diffusion.py`, `linear.py` and `quadratic.py` are the loops. The loops share
-`draft.py` (fill a block of masks), `verify.py` (accept drafts), `generation.py` (stop, count) and `thinking.py` (the
-thinking budget).
+`model.py` is the transformer; `ar.py`, `diffusion.py`, `linear.py`, `tree.py` (linear mode with a draft tree) and
+`quadratic.py` are the loops. They share `draft.py` (fill a block of masks), `verify.py` (accept drafts),
+`generation.py` (stop, count) and `thinking.py` (the thinking budget).
 """
 
 from vllm_nld.reference.generate import MODES, Mode, generate

@@ -13,6 +13,7 @@ from vllm_nld.reference.model import ReferenceModel
 from vllm_nld.reference.quadratic import decode_quadratic
 from vllm_nld.reference.settings import DEFAULT_THRESHOLD, MODES, Settings, check_request
 from vllm_nld.reference.thinking import Thinking
+from vllm_nld.reference.tree import decode_tree
 
 Mode = Literal["ar", "diffusion", "linear", "quadratic"]
 __all__ = ["MODES", "Mode", "generate"]
@@ -49,6 +50,7 @@ def generate(
     think_start_id: int = 12,
     think_end_id: int = 13,
     verifier_mix: float = 1.0,
+    tree_nodes: int = 0,
 ) -> Generation:
     """Continue a prompt of token ids.
 
@@ -63,6 +65,8 @@ def generate(
     thinking_budget: maximum number of tokens between think_start_id and think_end_id, after which think_end_id is
         forced; None: no limit.
     verifier_mix: λ of quadratic mode's verifier, in [0, 1]; 1 (the AR pathway alone) is lossless.
+    tree_nodes: in linear mode, verify a draft tree of this many nodes instead of the chain of B - 1 drafts; 0: the
+        chain. B - 1 is the tree's greatest depth.
 
     Raises ValueError for a value out of range, an empty prompt, a token outside the vocabulary, or a sequence longer
     than max_position_embeddings.
@@ -80,8 +84,10 @@ def generate(
         generator=generator or new_generator(seed),
         lora=lora,
         verifier_mix=verifier_mix,
+        tree_nodes=tree_nodes if mode == "linear" else 0,
     )
     thinking = None if thinking_budget is None else Thinking(thinking_budget, think_start_id, think_end_id).read(prompt)
     output = Output(limit=max_new_tokens, stop_ids=() if ignore_eos else stop_ids, thinking=thinking)
-    LOOPS[mode](model, prompt, settings, output)
+    decode = decode_tree if settings.tree_nodes else LOOPS[mode]
+    decode(model, prompt, settings, output)
     return output.result()

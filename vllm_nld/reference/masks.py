@@ -3,6 +3,8 @@
 S = C + T: the C cached tokens come first and every row sees all of them, then the T new tokens. B is the block length.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -35,3 +37,12 @@ def quadratic_groups(block_length: int, cached: int = 0) -> torch.Tensor:
     earlier_drafts = is_draft & (group <= group.unsqueeze(1))
     own_masks = ~is_draft & ~is_draft.unsqueeze(1) & (group == group.unsqueeze(1))
     return torch.cat([block(len(index), cached)[:, :cached], earlier_drafts | own_masks], dim=1)
+
+
+def tree(parents: Sequence[int], cached: int = 0) -> torch.Tensor:
+    """A draft tree, parents (-1: none) before children: each row sees the cache, its ancestors and itself."""
+    among = torch.eye(len(parents), dtype=torch.bool)
+    for row, parent in enumerate(parents):
+        if parent >= 0:
+            among[row] |= among[parent]
+    return torch.cat([block(len(parents), cached)[:, :cached], among], dim=1)

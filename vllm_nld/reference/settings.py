@@ -23,6 +23,7 @@ class Settings:
     generator: torch.Generator | None = None
     lora: bool = True
     verifier_mix: float = 1.0
+    tree_nodes: int = 0
 
     def __post_init__(self) -> None:
         if self.block_length < 2:
@@ -33,6 +34,12 @@ class Settings:
             raise ValueError(f"temperature must be at least 0 and finite, not {self.temperature}")
         if not 0 <= self.verifier_mix <= 1:
             raise ValueError(f"verifier_mix must lie in [0, 1], not {self.verifier_mix}")
+        if self.tree_nodes < 0:
+            raise ValueError(f"tree_nodes must be at least 0, not {self.tree_nodes}")
+        if self.tree_nodes and self.threshold:
+            raise ValueError(
+                f"tree_nodes {self.tree_nodes} needs threshold 0, not {self.threshold}: a tree takes one pass"
+            )
 
 
 def check_request(
