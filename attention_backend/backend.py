@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from vllm.v1.attention.backend import AttentionBackend, AttentionMetadataBuilder, CommonAttentionMetadata
 
+from attention_backend.moves import KeptRows
 from attention_backend.rows import attached
 
 # Backends whose kernels support `causal=False` over a paged cache (checked in their source), and whether they accept it
@@ -129,7 +130,8 @@ def _over(kernel: type[AttentionBackend]) -> type[AttentionBackend]:
             "omit --attention-backend, or set it to FLASH_ATTN or TRITON_ATTN"
         )
     masked = {"attend_masked": _mask_kernel(name)} if name == "CPU_ATTN" else {}
-    impl: type = type(f"BlockMask{kernel.get_impl_cls().__name__}", (BlockMaskImpl, kernel.get_impl_cls()), masked)
+    bases = ((KeptRows,) if name == "CPU_ATTN" else ()) + (BlockMaskImpl, kernel.get_impl_cls())
+    impl: type = type(f"BlockMask{kernel.get_impl_cls().__name__}", bases, masked)
     attributes = {"per_request_causal": PER_REQUEST_CAUSAL[name]}
     builder: type = type(
         f"BlockMask{kernel.get_builder_cls().__name__}", (BlockMaskBuilder, kernel.get_builder_cls()), attributes

@@ -51,11 +51,14 @@ def ngram(drafts: int) -> tuple[str, ...]:
 # V1 is vLLM's default runner on a CPU. Without our Triton backend it uses its own C++ kernels, as without this plugin.
 STOCK = {"VLLM_USE_V2_MODEL_RUNNER": "0", "TRITON_BACKENDS_IN_TREE": "1"}
 
+TREE_NODES = (8, 16, 31, 48, 64, 96, 128)
+
 SERVERS = {
     "stock": Setup(nld(mode="ar"), STOCK),
     "stock ngram": Setup((*ngram(4), *COUNTED), STOCK),
     "ar": Setup(nld(mode="ar")),
     "nld": Setup(COUNTED),  # the defaults: linear unless a request chooses another mode
+    "trees": Setup((*nld(tree_nodes=max(TREE_NODES)), *COUNTED)),
 }
 
 
@@ -69,6 +72,11 @@ def diffusion(threshold: float, most: int = 0, quick: bool = False) -> Contender
     return Contender("nld", "server", body, block_length=32, most=most, quick=quick)
 
 
+def tree(nodes: int) -> Contender:
+    body = request_body(tree_nodes=nodes)
+    return Contender("trees", "rounds", body, block_length=32, most=16)
+
+
 STOCK_AR, AR = "stock vLLM, AR", "AR"
 CONTENDERS = {
     "plain PyTorch, AR": Contender(None, "tokens", most=1),
@@ -79,6 +87,7 @@ CONTENDERS = {
     "linear, B 32": Contender("nld", "rounds", block_length=32, quick=True),
     "linear, B 16": Contender("nld", "rounds", request_body(block_length=16), block_length=16),
     "linear, B 8": Contender("nld", "rounds", request_body(block_length=8), block_length=8),
+    **{f"linear, tree of {nodes}": tree(nodes) for nodes in TREE_NODES},
     "diffusion, 0.9": diffusion(0.9, most=MAX_CONCURRENCY, quick=True),
     "diffusion, 0.7": diffusion(0.7),
     "diffusion, 0.5": diffusion(0.5),

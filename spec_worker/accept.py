@@ -16,12 +16,16 @@ import numpy as np
 import torch
 from vllm.config import SpeculativeConfig
 from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from spec_worker.slots import Slots
+from spec_worker.trees import Trees
 
 RULED_OUT = 1e8  # below a row's best logit: vLLM forces a token by raising it to 1e9, or lowering all others to -inf
 
@@ -85,13 +89,18 @@ class ForcedBlockSampler(Sampler):
 
 
 class AcceptingSampler(RejectionSampler):
-    """vLLM's rejection sampler over a ForcedBlockSampler."""
+    """vLLM's rejection sampler over a ForcedBlockSampler, and the walk through draft trees.
+
+    A tree's rows are sampled like AR's, with the same noise at the same position, and the walk follows the samples.
+    """
 
     def __init__(
-        self, forced_sampler: ForcedBlockSampler, speculative: SpeculativeConfig, device: torch.device
+        self, forced_sampler: ForcedBlockSampler, trees: Trees, speculative: SpeculativeConfig, device: torch.device
     ) -> None:
         super().__init__(forced_sampler, speculative, device)
         self._slots = forced_sampler.slots
+        self._trees = trees
+        self._order: torch.Tensor | None = None  # rows of the chunk, each tree's path first
 
     def __call__(
         self,
@@ -116,10 +125,19 @@ class AcceptingSampler(RejectionSampler):
         max_num_logprobs: int,
         verify_draft_sampled: torch.Tensor | None = None,  # [L]
     ) -> tuple[Any, ...]:
-        """Restore anchored blocks: vLLM drops drafts after a prefill token, and a resumed request's anchor is one."""
-        if self._slots.anchored[input_batch.idx_mapping_np].any():
-            draft_sampled = self._with_anchored_blocks(input_batch, draft_sampled)
-            verify_draft_sampled = self._with_anchored_blocks(input_batch, verify_draft_sampled)
+        """Restore drafts that vLLM takes for placeholders, and leave trees to the walk.
+
+        vLLM drops drafts after a prefill token, and a resumed request's anchor is one. The rows of a tree have the
+        positions of their depths, not those of a sequence.
+        """
+        slot = input_batch.idx_mapping_np
+        anchored, trees = self._slots.anchored[slot], self._trees.stands[slot]
+        if anchored.any() or trees.any():
+            row, place = request_rows(input_batch)
+            ids = input_batch.input_ids[input_batch.logits_indices].to(draft_sampled)
+            known, walked = async_tensor_h2d(np.stack([(anchored | trees)[row] & (place > 0), trees[row]]), ids.device)
+            draft_sampled = torch.where(known, ids, draft_sampled)
+            verify_draft_sampled = torch.where(known, ids, verify_draft_sampled).masked_fill(walked, -1)
         return super()._verify_in_chunks(
             logits,
             input_batch,
@@ -131,12 +149,66 @@ class AcceptingSampler(RejectionSampler):
             verify_draft_sampled,
         )
 
-    def _with_anchored_blocks(self, input_batch: InputBatch, drafts: torch.Tensor) -> torch.Tensor:
-        """The drafts, with those of anchored blocks in place of vLLM's placeholders."""
-        row, place = request_rows(input_batch)
-        known = self._slots.anchored[input_batch.idx_mapping_np][row] & (place > 0)
-        ids = input_batch.input_ids[input_batch.logits_indices].to(drafts)
-        return torch.where(async_tensor_h2d(known, drafts.device), ids, drafts)
+    def _verify(
+        self,
+        logits: torch.Tensor,  # [L, V]
+        draft_logits: torch.Tensor | None,
+        draft_sampled: torch.Tensor,  # [L]
+        pos: torch.Tensor,  # [L]
+        cu_num_logits: torch.Tensor,  # [R + 1]
+        idx_mapping: torch.Tensor,  # [R]
+        idx_mapping_np: np.ndarray,  # [R]
+        expanded_idx_mapping: torch.Tensor,  # [L]
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As vLLM's; then walk the trees, none of whose drafts it has accepted."""
+        processed, sampled, num_sampled = super()._verify(
+            logits,
+            draft_logits,
+            draft_sampled,
+            pos,
+            cu_num_logits,
+            idx_mapping,
+            idx_mapping_np,
+            expanded_idx_mapping,
+            *args,
+            **kwargs,
+        )
+        self._order = None
+        requests = np.flatnonzero(self._trees.stands[idx_mapping_np])
+        if len(requests):
+            state = self.sampler.sampling_states
+            drawn = gumbel_sample(
+                processed,
+                expanded_idx_mapping,
+                state.temperature.gpu,
+                state.seeds.gpu,
+                pos,
+                apply_temperature=False,
+                is_drafting=False,
+                use_fp64=self.sampler.use_fp64_gumbel,
+            )
+            self._order = self._trees.walk(
+                requests, idx_mapping_np[requests], drawn, draft_sampled, cu_num_logits, sampled, num_sampled
+            )
+        return processed, sampled, num_sampled
+
+    def _get_logprobs_tensors(
+        self,
+        sampled: torch.Tensor,  # [R, K + 1]
+        num_sampled: torch.Tensor,  # [R]
+        logits: torch.Tensor,  # [L, V]
+        cu_num_logits: torch.Tensor,  # [R + 1]
+        cu_num_logits_np: np.ndarray,  # [R + 1]
+        max_num_logprobs: int,
+    ) -> LogprobsTensors | None:
+        """As vLLM's, which takes a request's rows in the order of its samples."""
+        if self._order is not None and max_num_logprobs != NO_LOGPROBS:
+            logits = logits[self._order]
+        return super()._get_logprobs_tensors(
+            sampled, num_sampled, logits, cu_num_logits, cu_num_logits_np, max_num_logprobs
+        )
 
     def _report_confidence(self, input_batch: InputBatch, output: SamplerOutput) -> None:
         """Report the log probability at which a taken token was committed. Alternatives stay the AR pathway's."""

@@ -55,6 +55,7 @@ class Blocks:
     rows: np.ndarray  # [R], the requests' rows in the step's batch
     slots: np.ndarray  # [R], their state slots
     lengths: np.ndarray  # [R], their block lengths in this step
+    nodes: np.ndarray  # [R], nodes of the trees to grow; 0: a chain
     starts: torch.Tensor  # [R] int64, positions of the anchors
     ids: torch.Tensor  # [R, B] int64, the mask token if undecided
     masked: torch.Tensor  # [R, K] bool

@@ -4,7 +4,8 @@ Rows are processed in chunks, because each one takes several fp32 copies of the 
 undecided positions of all requests, N state slots, R blocks, K drafts per request, V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
 from spec_worker.commit import probability
+from spec_worker.trees import Ranked, rank
 from vllm_nld.serving.modes import Drafting
 
 CHUNK_BYTES = 2**28  # size of one fp32 copy of a chunk's logits
@@ -28,11 +30,33 @@ class Undecided:
     starts: torch.Tensor  # [R] int64, positions of the blocks' anchors
     count: int  # number of the pass, from 1
     drafting: Drafting
+    ranked: bool  # whether the likeliest tokens are wanted, for trees
 
     def part(self, first: int, end: int) -> "Undecided":
         """The positions from `first` to before `end`."""
         some = slice(first, end)
-        return Undecided(self.slot[some], self.block[some], self.place[some], self.starts, self.count, self.drafting)
+        return replace(self, slot=self.slot[some], block=self.block[some], place=self.place[some])
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A candidate for each undecided position."""
+
+    tokens: torch.Tensor  # [M] int64
+    certainty: torch.Tensor  # [M] float64 in [0, 1]
+    ranked: Ranked | None  # of M positions
+
+    @classmethod
+    def joined(cls, parts: Sequence["Found"]) -> "Found":
+        """The candidates of several chunks, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        ranked = [part.ranked for part in parts if part.ranked is not None]
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.certainty for part in parts]),
+            Ranked(torch.cat([r.tokens for r in ranked]), torch.cat([r.log_probs for r in ranked])) if ranked else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +81,14 @@ class Candidates:
         undecided: Undecided,
         sampling: Any,  # vLLM's SamplingStates
         certain: bool = False,  # count every candidate as certain, which saves the softmax
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # [M] int64, [M] float64 in [0, 1]
+    ) -> Found:
         """A candidate for each position and its probability."""
         parts = []
         for first in range(0, len(hidden), self.chunk):
             end = min(first + self.chunk, len(hidden))
             logits = self.model.compute_logits(hidden[first:end])
             parts.append(self._find(logits, undecided.part(first, end), sampling, certain))
-        if len(parts) == 1:
-            return parts[0]
-        found, certainty = zip(*parts, strict=True)
-        return torch.cat(found), torch.cat(certainty)
+        return Found.joined(parts)
 
     def profile(self, hidden: torch.Tensor) -> None:
         """Allocate what the largest chunk needs, for vLLM's memory profile: logits, an fp32 copy, probabilities."""
@@ -75,9 +96,7 @@ class Candidates:
         drawn_from = logits.float().clone()
         probability(logits, drawn_from.max(dim=-1).indices)
 
-    def _find(
-        self, logits: torch.Tensor, undecided: Undecided, sampling: Any, certain: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _find(self, logits: torch.Tensor, undecided: Undecided, sampling: Any, certain: bool) -> Found:
         own = logits[:, self.mask_token_id].clone()  # never a candidate, but it keeps its share of the softmax
         logits[:, self.mask_token_id] = float("-inf")
         final = undecided.drafting.sampling == "final"
@@ -86,8 +105,10 @@ class Candidates:
             found = logits.max(dim=-1).indices  # on CPUs several times as fast as argmax
         else:
             found = (self._draw_final if final else self._draw_draft)(logits, undecided, sampling)
+        ranked = rank(logits) if undecided.ranked else None
         logits[:, self.mask_token_id] = own
-        return found, torch.ones_like(found, dtype=torch.float64) if certain else probability(logits, found)
+        sure = torch.ones_like(found, dtype=torch.float64) if certain else probability(logits, found)
+        return Found(found, sure, ranked)
 
     def _key(self, undecided: Undecided) -> torch.Tensor:  # [M] int64
         """What a sample depends on besides the seed: the position of the preceding token, and the pass."""

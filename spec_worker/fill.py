@@ -20,6 +20,7 @@ from spec_worker.candidates import Candidates, Undecided
 from spec_worker.commit import commit, stopped
 from spec_worker.inputs import Pass
 from spec_worker.slots import Slots
+from spec_worker.trees import Ranked, Trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Filler:
     slots: Slots
     sampling: Any  # vLLM's SamplingStates
     tables: Any  # vLLM's BlockTables
+    trees: Trees
 
     def fill(self, blocks: Blocks, input_batch: InputBatch, write: bool) -> None:
         """Decide every draft of the blocks. `write`: whether passes write KV."""
@@ -104,10 +106,14 @@ class Filler:
         block, place = np.nonzero(places[active])
         rows = async_tensor_h2d(given.layout.rows(block, place + 1), hidden.device)
         assert blocks.mode.drafting is not None
+        grows = count == 1 and bool(blocks.nodes.any())
         undecided = Undecided(
-            blocks.slots[active][block], active[block], place, blocks.starts, count, blocks.mode.drafting
+            blocks.slots[active][block], active[block], place, blocks.starts, count, blocks.mode.drafting, grows
         )
-        found, certainty = self.candidates.find(hidden[rows], undecided, self.sampling, certain)
+        candidates = self.candidates.find(hidden[rows], undecided, self.sampling, certain)
+        if candidates.ranked is not None:
+            self._grow(blocks, candidates.ranked)
+        found, certainty = candidates.tokens, candidates.certainty
         shape = (len(active), places.shape[1])
         if len(found) == shape[0] * shape[1]:  # nothing is decided yet
             return found.view(shape), certainty.view(shape)
@@ -117,6 +123,14 @@ class Filler:
         sure = torch.ones(shape, dtype=torch.float64, device=hidden.device)
         sure.view(-1)[where] = certainty
         return every, sure
+
+    def _grow(self, blocks: Blocks, ranked: Ranked) -> None:
+        """Grow trees from the first pass, in which no position is decided yet. A tree's request has no other pass."""
+        first = (blocks.lengths - 1).cumsum() - (blocks.lengths - 1)
+        trees = np.flatnonzero(blocks.nodes)
+        self.trees.grow(
+            blocks.slots[trees], blocks.nodes[trees], trees, blocks.lengths[trees], blocks.starts, first[trees], ranked
+        )
 
     def _gather(self, blocks: Blocks, active: np.ndarray, input_batch: InputBatch, write: bool) -> Pass:
         """The input of a pass over the active blocks."""

@@ -20,7 +20,7 @@ def lay_blocks_kernel(
     count_ptr,  # [N] int64, written if COUNT: the number of drafts in a slot's block
     rows_ptr,  # [R] int64, each block's request in the batch
     lengths_ptr,  # [R] int64, tokens per block
-    positions_ptr,  # [T] int64
+    positions_ptr,  # [T] int64; read for each request's first row only: a tree's other rows have their depth's
     query_start_loc_ptr,  # [S + 1] int32, each request's first row in T
     idx_mapping_ptr,  # [S] int32, each request's state slot
     num_sampled_ptr,  # [S] int32, tokens accepted now, including the bonus token; 0 inside a prompt
@@ -37,8 +37,9 @@ def lay_blocks_kernel(
     block = tl.program_id(0)
     row = tl.load(rows_ptr + block)
     slot = tl.load(idx_mapping_ptr + row)
-    last = tl.load(query_start_loc_ptr + row + 1) - 1 - tl.load(num_rejected_ptr + row)
-    start = tl.load(positions_ptr + last) + 1
+    first = tl.load(query_start_loc_ptr + row)
+    kept = tl.load(query_start_loc_ptr + row + 1) - first - tl.load(num_rejected_ptr + row)
+    start = tl.load(positions_ptr + first) + kept
     if tl.load(num_sampled_ptr + row) > 0:
         anchor = tl.load(last_sampled_ptr + slot)
     else:

@@ -19,7 +19,7 @@ from spec_worker.kernels import lay_blocks_kernel
 from spec_worker.slots import Slots
 from vllm_nld.serving.modes import Mode
 
-Plan = Mapping[str, int]  # drafts by request id, each at least 1
+Plan = Mapping[str, int]  # draft tokens by request id, each at least 1: a chain's length, or a tree's nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Group:
     rows: np.ndarray  # [R], rows of the step's batch
     slots: np.ndarray  # [R], state slots
     lengths: np.ndarray  # [R], block lengths, including the anchor
+    nodes: np.ndarray  # [R], nodes of the trees to grow; 0: a chain
 
 
 def groups(plan: Plan | None, input_batch: InputBatch, slots: Slots, most: int) -> Iterator[Group]:
@@ -41,16 +42,19 @@ def groups(plan: Plan | None, input_batch: InputBatch, slots: Slots, most: int) 
     index = input_batch.idx_mapping_np[:count]
     end = (input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens)[:count]
     left = input_batch.prefill_len_np[:count] - end  # of the prompt, and of a preempted request's output
+    grows = slots.tree_nodes[index] > 0
     if plan is None:
-        drafts = np.where(left <= 0, slots.drafts[index], 0)
+        drafts = np.where(left <= 0, np.where(grows, slots.tree_nodes[index], slots.drafts[index]), 0)
     else:
         drafts = np.array([plan.get(name, 0) for name in input_batch.req_ids[:count]], dtype=np.int64)
     slots.anchored[index] = (drafts > 0) & (left > 0)
+    lengths = np.where(grows, slots.drafts[index], drafts) + 1  # a tree's depth does not depend on its nodes
+    nodes = np.where(grows, drafts, 0)
     for mode in np.unique(slots.mode[index[drafts > 0]]):
         rows = np.flatnonzero((drafts > 0) & (slots.mode[index] == mode))
         for first in range(0, len(rows), most):
             some = rows[first : first + most]
-            yield Group(slots.policy(index[some[0]]), some, index[some], drafts[some] + 1)
+            yield Group(slots.policy(index[some[0]]), some, index[some], lengths[some], nodes[some])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,4 +88,4 @@ class BlockBuilder:
             COUNT=group.mode.takes_blocks,
             WIDTH=triton.next_power_of_2(self.block_length),
         )
-        return Blocks(group.mode, group.rows, group.slots, group.lengths, starts, ids, masked)
+        return Blocks(group.mode, group.rows, group.slots, group.lengths, group.nodes, starts, ids, masked)

@@ -37,9 +37,10 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
     ) -> SpecDecodingStats | None:
         """vLLM calls this for each block. Taken blocks are left out of vLLM's own counts: nothing is verified."""
         request = self.requests[request_id]
-        mode = self.decoding(request).policy
+        decoding = self.decoding(request)
+        mode, tree = decoding.policy, decoding.block_length if decoding.tree_nodes else 0
         valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
-        passes = self.rounds.note(request_id, mode.name, valid, num_accepted_tokens)
+        passes = self.rounds.note(request_id, mode.name, valid, num_accepted_tokens, tree)
         if request.spec_decode_metrics is not None and passes:
             request.spec_decode_metrics.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
         if not passes or mode.takes_blocks:

@@ -68,7 +68,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
                 return 0
         elif request.num_output_tokens + 1 >= request.max_tokens:  # the step that was scheduled yields its last token
             return 0
-        return decoding.drafts if decoding.policy.takes_blocks else min(decoding.drafts, limit)
+        return decoding.drafts if decoding.policy.takes_blocks else min(decoding.nodes, limit)
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         """Synchronous scheduling: cut the worker's drafts, which are rows of equal length, to the planned lengths."""

@@ -26,6 +26,7 @@ class Slots:
         self.mode = np.full(slots, self._index[default.mode], dtype=np.int64)  # rows of _modes
         self.takes_blocks = np.zeros(slots, dtype=bool)  # blocks are taken as drafted
         self.drafts = np.full(slots, default.drafts, dtype=np.int64)  # at most this many per step
+        self.tree_nodes = np.full(slots, default.tree_nodes, dtype=np.int64)  # of a tree; 0: chains
         self.threshold = np.full(slots, default.threshold, dtype=np.float64)
         self.passes = np.full(slots, default.passes, dtype=np.int64)  # at most this many draft passes per block
         self.lora = np.full(slots, NO_LORA, dtype=np.int64)  # the id of the request's user LoRA
@@ -46,6 +47,7 @@ class Slots:
         self.mode[slot] = self._index[policy.name]
         self.takes_blocks[slot] = policy.takes_blocks
         self.drafts[slot] = decoding.drafts
+        self.tree_nodes[slot] = decoding.tree_nodes
         self.threshold[slot] = decoding.threshold
         self.passes[slot] = decoding.passes
         self.lora[slot] = lora

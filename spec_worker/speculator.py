@@ -6,6 +6,7 @@ sampler. `accept.py` decides what happens to them in each mode.
 
     plan.py     which requests draft, and how many tokens
     fill.py     passes until every position is decided
+    trees.py    the likeliest paths through a block, verified in place of its chain
     forward.py  one pass: inputs, attention, CUDA graphs
 
 Contract: KV is written to lookahead slots only, and the next target forward overwrites every slot that it keeps.
@@ -22,6 +23,7 @@ from vllm.v1.worker.gpu.attn_utils import init_attn_backend
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
+from attention_backend.moves import move_rows
 from spec_worker.adapter_check import check_adapter
 from spec_worker.blocks import Layout
 from spec_worker.candidates import Candidates
@@ -33,7 +35,7 @@ from spec_worker.plan import BlockBuilder, Plan, groups
 from spec_worker.slots import NO_LORA
 from spec_worker.state import NldModelState
 from spec_worker.user_lora import map_blocks, uses_lora
-from vllm_nld.serving.speculation import draft_adapter
+from vllm_nld.serving.speculation import block_length, draft_adapter
 
 
 class SelfSpeculator(DraftModelSpeculator):
@@ -46,7 +48,7 @@ class SelfSpeculator(DraftModelSpeculator):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
-        self.block_length = self.num_speculative_steps + 1
+        self.block_length = block_length(vllm_config)
         self.num_query_per_req = self.block_length
         self.mask_token_id: int = vllm_config.model_config.hf_config.mask_token_id
         self.blocks_per_pass = self.max_num_tokens // self.block_length
@@ -72,6 +74,7 @@ class SelfSpeculator(DraftModelSpeculator):
     def set_attn(self, model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups):  # type: ignore[no-untyped-def]  # vLLM's own signature
         """Build attention groups for the target's layers, with separate metadata builders."""
         self.model_state = model_state
+        self.layers = self.vllm_config.compilation_config.static_forward_context
         self.kv_cache_config = kv_cache_config
         self.block_tables = block_tables
         self.target_input_buffers = target_input_buffers
@@ -79,7 +82,8 @@ class SelfSpeculator(DraftModelSpeculator):
         self.attn_groups, self.attn_cg_support, _ = init_attn_backend(kv_cache_config, self.vllm_config, self.device)
         self.passes.attach(self.attn_groups, kv_cache_config, block_tables)
         sampling = model_state.sampler.sampling_states
-        self.filler = Filler(self.model, self._run, self.candidates, model_state.slots, sampling, block_tables)
+        slots, trees = model_state.slots, model_state.trees
+        self.filler = Filler(self.model, self._run, self.candidates, slots, sampling, block_tables, trees)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """Plan the graphs. This is also where the model can run for the first time, so check the adapter."""
@@ -156,12 +160,18 @@ class SelfSpeculator(DraftModelSpeculator):
             self._profile(min(requests, self.blocks_per_pass))
             return self.draft_tokens[:requests]
         plan = None if dummy_run else self.plan
-        slots = self.model_state.slots
+        slots, trees = self.model_state.slots, self.model_state.trees
+        if (accepted := trees.accepted(input_batch, num_sampled)) is not None:
+            move_rows(self.layers, slot_mappings, *accepted)
         for group in groups(plan, input_batch, slots, self.blocks_per_pass):
             verdict = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
             blocks = self.builder.build(group, input_batch, slots, *verdict)
             self.filler.fill(blocks, input_batch, write=not dummy_run)
-            self.draft_tokens[async_tensor_h2d(group.rows, self.device)] = blocks.ids[:, 1:]
+            self.draft_tokens[async_tensor_h2d(group.rows, self.device), : self.block_length - 1] = blocks.ids[:, 1:]
+            if group.nodes.any():
+                some = group.nodes > 0
+                row, slot = async_tensor_h2d(np.stack([group.rows[some], group.slots[some]]), self.device)
+                self.draft_tokens[row] = trees.tokens[slot]
         return self.draft_tokens[:requests]
 
     def _profile(self, blocks: int) -> None:

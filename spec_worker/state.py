@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
+from attention_backend.rows import attach
 from spec_worker.accept import AcceptingSampler, ForcedBlockSampler
 from spec_worker.slots import NO_LORA, Slots
+from spec_worker.trees import Trees
 from vllm_nld.serving.decoding import Decoding
 from vllm_nld.serving.requests import ServerModes
 from vllm_nld.serving.speculation import drafts_for_itself
@@ -30,6 +34,16 @@ class NldModelState(DefaultModelState):
         modes = ServerModes.of(vllm_config)
         self.default = modes.default
         self.slots = Slots(self.max_num_reqs, self.default, modes.block_length - 1, device)
+        self.trees = Trees(
+            self.max_num_reqs,
+            max(vllm_config.num_speculative_tokens, 1),
+            modes.block_length,
+            self.max_num_tokens,
+            getattr(vllm_config.model_config.hf_config, "mask_token_id", 0),
+            self.max_model_len,
+            device,
+        )
+        self.graphs_have_masks = modes.tree_nodes > 0
         self.sampler: Sampler  # set by `custom_sampler`
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -38,11 +52,23 @@ class NldModelState(DefaultModelState):
         if params is not None:
             resumed = len(new_req_data.prefill_token_ids or ()) > new_req_data.prompt_len
             adapter = NO_LORA if lora is None else lora.lora_int_id
+            self.trees.forget(req_index)
             self.slots.assign(req_index, Decoding.of(params) or self.default, params, adapter, resumed)
 
     def apply_staged_writes(self) -> None:
         super().apply_staged_writes()
         self.slots.apply_staged_writes()
+
+    def prepare_attn(self, input_batch: InputBatch, cudagraph_mode: CUDAGraphMode, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's, with the mask of the step's trees, whose rows get the positions of their depths.
+
+        The positions are changed in place, after KV slots were computed from them: samples depend on a row's position
+        as well, and a CUDA graph reads this buffer.
+        """
+        metadata = super().prepare_attn(input_batch, cudagraph_mode, *args, **kwargs)
+        every = self.graphs_have_masks and cudagraph_mode == CUDAGraphMode.FULL
+        attach(metadata, self.trees.mask(input_batch, every))
+        return metadata
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Any, Any] | None:
         """Samplers that accept drafts by each request's mode; None, for vLLM's own, if the server does not draft."""
@@ -50,4 +76,4 @@ class NldModelState(DefaultModelState):
         if not drafts_for_itself(self.vllm_config):
             return None
         forced = ForcedBlockSampler.over(sampler, self.slots)
-        return forced, AcceptingSampler(forced, self.vllm_config.speculative_config, self.device)
+        return forced, AcceptingSampler(forced, self.trees, self.vllm_config.speculative_config, self.device)

@@ -27,6 +27,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], st.SearchStrategy[Any]]] = {
     "nld_threshold": ({"nld_mode": "diffusion"}, NO_SHARES),
     "nld_draft_threshold": ({"nld_mode": "linear"}, NO_SHARES),
     "nld_block_length": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(2, 32))),
+    "nld_tree_nodes": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(0, 64))),
     "nld_max_denoise_steps": ({"nld_mode": "diffusion"}, st.one_of(NO_WHOLE_NUMBERS, outside(1, 31))),
     "diffusion_mode": ({}, NO_MODES.filter(lambda mode: mode is not None)),
     "ar_mode": (
@@ -38,6 +39,7 @@ GOOD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "nld_threshold": st.floats(0, 1),
     "nld_block_length": st.integers(2, 32),
     "nld_max_denoise_steps": st.integers(1, 31),
+    "nld_tree_nodes": st.integers(0, 31),
 }
 
 

@@ -40,12 +40,14 @@ MIXTURE: tuple[dict[str, Any], ...] = (
     {"nld_mode": "ar"},
     {"nld_mode": "linear", "nld_draft_threshold": 0.5},
     {"nld_mode": "linear", "nld_block_length": 3},
+    {"nld_mode": "linear", "nld_tree_nodes": 7},
+    {"nld_mode": "linear", "nld_tree_nodes": 5, "nld_block_length": 4},
     {"nld_mode": "diffusion"},
     {"nld_mode": "diffusion", "nld_threshold": 0.0, "nld_block_length": 4},
     {"nld_mode": "diffusion", "nld_threshold": 0.4, "nld_max_denoise_steps": 3},
 )
 CONCURRENCY = 16
-SERVED = ServerModes("linear", tuple(MODES), block_length=8)
+SERVED = ServerModes("linear", tuple(MODES), block_length=8, most_nodes=7)
 ABORTS = 0.08  # probability per step
 
 

@@ -17,7 +17,11 @@ KINDS = {"good": 70, "beams": 3, "bad": 12, "bad field": 6, "abort": 9}
 SIMPLE: dict[str, Any] = {"temperature": 1.0, "max_tokens": 8}  # at 0 vLLM drops parameters without a look
 FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "ar": {},
-    "linear": {"nld_block_length": (2, 3, 8, 31, 32), "nld_draft_threshold": (0, 0.0, 0.5, 0.9, 1, 1.0)},
+    "linear": {
+        "nld_block_length": (2, 3, 8, 31, 32),
+        "nld_draft_threshold": (0, 0.0, 0.5, 0.9, 1, 1.0),
+        "nld_tree_nodes": (0, 1, 5, 31),
+    },
     "diffusion": {
         "nld_block_length": (2, 3, 8, 31, 32),
         "nld_threshold": (0, 0.0, 0.3, 0.9, 1, 1.0),
@@ -132,6 +136,8 @@ def variants(rng: random.Random, case: Case) -> tuple[Variant, ...]:
     for mode in ("linear", "linear", "diffusion"):
         known = FIELDS[mode]
         fields = {name: rng.choice(known[name]) for name in rng.sample(sorted(known), rng.choice((0, 0, 1, 2)))}
+        if fields.get("nld_tree_nodes") and "nld_draft_threshold" in fields:
+            fields["nld_draft_threshold"] = 0  # they exclude each other
         asked = None if mode == "linear" and rng.random() < 0.3 else mode
         spelled = "name" if fields else rng.choice(("field", "name", "sglang"))
         one.append(Variant(asked, rng.choice(("field", "name")) if fields else spelled, fields))

@@ -115,6 +115,32 @@ def test_each_draft_pass_is_counted(
     assert linear_engine("nld:forwards_total", kind="draft") > linear_engine("nld:blocks_committed_total")
 
 
+def test_trees_are_counted(linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]]) -> None:
+    """Nodes are draft tokens; what is accepted of a tree is its depth; a tree's block length stays the drafted one."""
+    options: dict[str, Any] = {"mode": "linear", "block_length": 5, "ignore_eos": True, "tree_nodes": 7}
+    expected = [generate(reference, prompt, max_new_tokens=TOKENS, **options) for prompt in prompts]
+    longer = [generate(reference, prompt, max_new_tokens=TOKENS + 5, **options) for prompt in prompts]
+    rounds = [run for one, more in zip(expected, longer, strict=True) for run in more.rounds[: len(one.rounds)]]
+    asked: dict[str, Any] = {"nld_tree_nodes": 7, "nld_block_length": 5}
+    counted_alone(linear_engine, prompts, **asked)
+    assert linear_engine("nld:forwards_total", mode="linear") == sum(one.nfe for one in expected)
+    assert linear_engine("nld:acceptance_length_sum") == sum(rounds)
+    assert linear_engine("nld:trees_total", mode="linear") == len(rounds)
+    assert linear_engine("nld:tree_nodes_total", mode="linear") == 7 * len(rounds)
+    assert linear_engine("nld:draft_tokens_total") == 7 * len(rounds)
+    assert linear_engine("nld:tree_accepted_depth_count") == len(rounds)
+    assert linear_engine("nld:tree_accepted_depth_sum") == sum(rounds) - len(rounds) > 0
+    assert linear_engine("nld:drafts_total", block_length="5") == len(rounds)
+    assert linear_engine("nld:tree_fallbacks_total") == 0
+
+
+def test_requests_that_fall_back_to_the_chain_are_counted(linear_engine: Counted, prompts: list[list[int]]) -> None:
+    extra: dict[str, Any] = {"nld_tree_nodes": 7}
+    greedy(linear_engine.llm, prompts[:3], TOKENS, extra_args=extra, presence_penalty=0.5)
+    assert linear_engine("nld:tree_fallbacks_total", mode="linear") == 3
+    assert linear_engine("nld:trees_total") == 0 < linear_engine("nld:drafts_total", block_length=str(BLOCK))
+
+
 def test_modes_in_one_batch_are_counted_separately(linear_engine: Counted, prompts: list[list[int]]) -> None:
     from vllm import SamplingParams
 

@@ -1,16 +1,20 @@
 """A request's decoding parameters: valid ones are read, and errors name the field and its range."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from vllm import SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
 
 from tests.bad_requests import bad_parameters
 from tests.scale import scaled
 from vllm_nld.serving.decoding import Decoding
 from vllm_nld.serving.requests import ServerModes
 
-SERVED = ServerModes("linear", ("ar", "linear", "diffusion"), block_length=32, max_denoise_steps=None)
+SERVED = ServerModes("linear", ("ar", "linear", "diffusion"), block_length=32, max_denoise_steps=None, most_nodes=64)
+TREES = replace(SERVED, tree_nodes=16)
 
 GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
     "nothing": (None, Decoding("linear", 32)),
@@ -18,6 +22,7 @@ GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
     "other arguments": ({"top_h": 3, "kv_transfer_params": {}}, Decoding("linear", 32)),
     "ar": ({"nld_mode": "ar"}, Decoding("ar")),
     "linear": ({"nld_draft_threshold": 1, "nld_block_length": 2}, Decoding("linear", 2, 1.0)),
+    "linear with a tree": ({"nld_tree_nodes": 64, "nld_block_length": 8}, Decoding("linear", 8, tree_nodes=64)),
     "diffusion": ({"nld_mode": "diffusion"}, Decoding("diffusion", 32, 0.9)),
     "all of diffusion": (
         {"nld_mode": "diffusion", "nld_threshold": 0, "nld_block_length": 8, "nld_max_denoise_steps": 31},
@@ -38,6 +43,44 @@ GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
 @pytest.mark.parametrize(("extra", "decoding"), GOOD.values(), ids=GOOD)
 def test_valid_parameters(extra: dict[str, Any] | None, decoding: Decoding) -> None:
     assert SERVED.read(extra) == decoding
+
+
+TREE_DEFAULTS: dict[str, tuple[ServerModes, dict[str, Any], Decoding]] = {
+    "the server's tree": (TREES, {}, Decoding("linear", 32, tree_nodes=16)),
+    "a chain": (TREES, {"nld_tree_nodes": 0}, Decoding("linear", 32)),
+    "another mode": (TREES, {"nld_mode": "diffusion"}, Decoding("diffusion", 32, 0.9)),
+    "a threshold": (TREES, {"nld_draft_threshold": 0.5}, Decoding("linear", 32, 0.5)),
+    "a tree on a server with a threshold": (
+        replace(SERVED, draft_threshold=0.5),
+        {"nld_tree_nodes": 8},
+        Decoding("linear", 32, tree_nodes=8),
+    ),
+}
+
+
+@pytest.mark.parametrize(("served", "extra", "decoding"), TREE_DEFAULTS.values(), ids=TREE_DEFAULTS)
+def test_a_field_goes_before_the_servers_default(
+    served: ServerModes, extra: dict[str, Any], decoding: Decoding
+) -> None:
+    assert served.read(extra) == decoding
+
+
+PATH_DEPENDENT: dict[str, dict[str, Any]] = {
+    "grammar": {"structured_outputs": StructuredOutputsParams(choice=["a"])},
+    "presence penalty": {"presence_penalty": 0.1},
+    "frequency penalty": {"frequency_penalty": -0.1},
+    "repetition penalty": {"repetition_penalty": 1.1},
+    "bad words": {"bad_words": ["x"]},
+    "thinking budget": {"thinking_token_budget": 0},
+}
+
+
+@pytest.mark.parametrize("params", PATH_DEPENDENT.values(), ids=PATH_DEPENDENT)
+def test_sampling_that_depends_on_the_path_uses_the_chain(params: dict[str, Any]) -> None:
+    tree, chain = Decoding("linear", 8, tree_nodes=20), Decoding("linear", 8)
+    record = {"nld": tree.record()}
+    assert Decoding.of(SamplingParams(extra_args=record, **params)) == chain
+    assert Decoding.of(SamplingParams(extra_args=record, min_tokens=3, top_k=5, seed=7, logprobs=2)) == tree
 
 
 @settings(max_examples=scaled(2000), deadline=None)
@@ -63,6 +106,18 @@ REFUSED: dict[str, tuple[ServerModes, dict[str, Any], str]] = {
         "nld_block_length must lie in [2, 32], not 33",
     ),
     "bool": (SERVED, {"nld_block_length": True}, "must be an integer in [2, 32], not True"),
+    "more nodes than the server's": (SERVED, {"nld_tree_nodes": 5000}, "nld_tree_nodes must lie in [0, 64], not 5000"),
+    "a tree in several passes": (
+        SERVED,
+        {"nld_tree_nodes": 8, "nld_draft_threshold": 0.5},
+        "nld_tree_nodes 8 contradicts nld_draft_threshold 0.5",
+    ),
+    "a tree of another mode": (SERVED, {"nld_mode": "diffusion", "nld_tree_nodes": 8}, "no use in mode 'diffusion'"),
+    "a tree where it is not possible": (
+        replace(SERVED, no_trees="its CUDA graphs know no masks"),
+        {"nld_tree_nodes": 8},
+        "nld_tree_nodes must be 0, not 8, on this server: its CUDA graphs know no masks",
+    ),
     "own and SGLang's names": (SERVED, {"nld_mode": "ar", "ar_mode": True}, "mixes nld_mode with ar_mode"),
     "contradiction": (SERVED, {"ar_mode": True, "diffusion_mode": "linear_spec"}, "contradict each other"),
     "mode that is not served": (ServerModes("ar", ("ar",)), {"nld_mode": "linear"}, "not served here, only ar"),

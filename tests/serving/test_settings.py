@@ -11,6 +11,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "ar": {"mode": "ar"},
     "all": {"mode": "linear", "block_length": 16, "draft_threshold": 0.9, "draft_lora": "off"},
     "whole number": {"draft_threshold": 1},
+    "a tree": {"tree_nodes": 64, "block_length": 16},
     "diffusion": {"mode": "diffusion", "threshold": 0.5, "max_denoise_steps": 8},
     "drafts on request": {"mode": "ar", "allowed_modes": ("ar", "linear"), "block_length": 8},
 }
@@ -36,6 +37,15 @@ BAD: dict[str, tuple[Any, str]] = {
     "threshold as text": ({"draft_threshold": "0.9"}, r"nld\.draft_threshold must be a number"),
     "threshold too high": ({"draft_threshold": 1.1}, r"nld\.draft_threshold must lie in \[0, 1\], not 1\.1"),
     "threshold is not a number": ({"draft_threshold": float("nan")}, r"nld\.draft_threshold must lie in \[0, 1\]"),
+    "nodes as text": ({"tree_nodes": "x"}, r"nld\.tree_nodes must be an integer, not 'x'"),
+    "nodes as bool": ({"tree_nodes": True}, r"nld\.tree_nodes must be an integer, not True"),
+    "no number of nodes": ({"tree_nodes": None}, r"nld\.tree_nodes must be an integer, not None"),
+    "nodes below 0": ({"tree_nodes": -1}, r"nld\.tree_nodes must be at least 0, not -1"),
+    "too many nodes": ({"tree_nodes": 5000}, r"nld\.tree_nodes must be at most 512, not 5000"),
+    "a tree in several passes": (
+        {"tree_nodes": 8, "draft_threshold": 0.5},
+        r"tree_nodes 8 contradicts draft_threshold",
+    ),
     "adapter as bool": ({"draft_lora": False}, r"nld\.draft_lora must be 'auto', 'off' or a folder, not False"),
     "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use if only mode 'ar' is served"),
     "denoising in ar": ({"mode": "ar", "threshold": 0.5}, r"nld\.threshold has no use"),

@@ -9,7 +9,8 @@ from vllm.config import AttentionConfig
 
 from tests.serving.test_startup import start
 from tests.tiny import write_tiny_checkpoint
-from vllm_nld.serving.speculation import drafts_for_itself
+from vllm_nld.serving.requests import ServerModes
+from vllm_nld.serving.speculation import block_length, drafts_for_itself
 
 
 def nld(**settings: Any) -> dict[str, Any]:
@@ -61,6 +62,31 @@ def test_spelling_of_the_served_model_does_not_matter(
     assert config.num_lookahead_tokens == 8, "KV slots for the whole block"
 
 
+@pytest.mark.parametrize(
+    ("options", "block", "drafts"),
+    [
+        (nld(tree_nodes=64), 32, 64),
+        (nld(tree_nodes=64, block_length=8), 8, 64),
+        (nld(tree_nodes=4), 32, 31),
+        (nld(tree_nodes=3, block_length=8) | drafter("MODEL"), 8, 7),
+        (nld(tree_nodes=7, block_length=3) | drafter("MODEL"), 3, 7),
+        (nld(tree_nodes=7) | drafter("MODEL"), 8, 7),
+        (nld(tree_nodes=64) | drafter("MODEL", drafts=64), 32, 64),
+    ],
+    ids=["wide", "wide and short", "narrow", "explicit", "explicit and short", "explicit as deep", "explicit and wide"],
+)
+def test_nodes_and_block_length_are_separate(
+    options: dict[str, Any], block: int, drafts: int, tiny_checkpoint: Path
+) -> None:
+    """Node budget and depth limit; vLLM's number of speculative tokens has room for both."""
+    if "speculative_config" in options:
+        options["speculative_config"]["model"] = str(tiny_checkpoint)
+    config = start(tiny_checkpoint, **options)
+    assert block_length(config) == ServerModes.of(config).block_length == block
+    assert config.num_speculative_tokens == drafts and config.num_lookahead_tokens == drafts + 1
+    assert ServerModes.of(config).most_nodes == drafts
+
+
 def test_copy_of_the_served_model_is_another_drafter(tiny_checkpoint: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     assert not drafts_for_itself(start(tiny_checkpoint, **drafter(copy)))
@@ -103,6 +129,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ar and a drafter": (nld(mode="ar") | NGRAM, r"nld\.mode 'ar' contradicts --speculative-config \(ngram\)"),
     "linear and another": (nld(mode="linear") | NGRAM, r"asks for self-speculation.*for ngram.*remove one"),
     "two blocks": (nld(block_length=16) | drafter("MODEL"), r"block_length 16 contradicts num_speculative_tokens 7"),
+    "a tree that is too large": (
+        nld(tree_nodes=8) | drafter("MODEL"),
+        r"tree_nodes 8 exceeds num_speculative_tokens 7",
+    ),
+    "a tree and another block": (
+        nld(tree_nodes=5, block_length=4) | drafter("MODEL"),
+        r"block_length 4 contradicts num_speculative_tokens 7",
+    ),
+    "no room for a tree": (
+        nld(tree_nodes=200) | {"max_num_batched_tokens": 64, "max_num_seqs": 4},
+        r"--max-num-batched-tokens 64 has no room for a tree of 200 nodes and its anchor: .*nld.tree_nodes",
+    ),
+    "a tree of sampled drafts": (
+        nld(tree_nodes=7) | drafter("MODEL", draft_sample_method="probabilistic"),
+        r"nld.tree_nodes 7 is not possible: .*draft_sample_method",
+    ),
     "a context of the drafter's": (drafter("MODEL", max_model_len=64), r"max_model_len \(64\) has no effect"),
     "weights of the drafter's": (drafter("MODEL", quantization="fp8"), r"quantization \(fp8\) has no effect"),
     "no room in a step": (

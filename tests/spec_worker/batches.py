@@ -41,6 +41,7 @@ class Ask:
             mode=mode,
             block_length=self.extra.get("nld_block_length", BLOCK),
             threshold=self.extra.get("nld_draft_threshold", threshold),
+            tree_nodes=self.extra.get("nld_tree_nodes", 0),
             max_new_tokens=self.sampling.get("max_tokens", 20),
             ignore_eos=True,
         )

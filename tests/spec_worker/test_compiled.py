@@ -23,6 +23,7 @@ def test_a_model_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with engine(checkpoint, **linear(8), enforce_eager=False) as llm:
             answers = greedy(llm, PROMPTS, TOKENS)
             found = Acceptance.of_metrics(llm.get_metrics())
+            assert token_ids(greedy(llm, PROMPTS, TOKENS, extra_args={"nld_tree_nodes": 7})) == token_ids(answers)
             assert token_ids(greedy(llm, PROMPTS, TOKENS, extra_args={"nld_mode": "ar"})) == token_ids(answers)
         model = ReferenceModel.from_pretrained(checkpoint)
         assert token_ids(answers) == ar_tokens(model, PROMPTS, TOKENS)

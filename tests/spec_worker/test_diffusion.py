@@ -15,7 +15,15 @@ MIXTURE: list[dict[str, Any]] = [
     {"nld_mode": "diffusion", "nld_threshold": threshold, "nld_block_length": block_length}
     for threshold in (0, 0.3, 0.5, 0.9, 1)
     for block_length in (8, 32)
-] + [{"nld_mode": "ar"}, {"nld_mode": "linear"}, {"nld_mode": "linear", "nld_draft_threshold": 0.4}, {}]
+]
+MIXTURE += [
+    {"nld_mode": "ar"},
+    {"nld_mode": "linear", "nld_tree_nodes": 31},
+    {"nld_mode": "linear"},
+    {"nld_mode": "linear", "nld_draft_threshold": 0.4},
+    {"nld_tree_nodes": 20, "nld_block_length": 8},
+    {},
+]
 
 
 def expected(
@@ -66,7 +74,7 @@ def test_a_mixed_batch_answers_as_each_request_alone(
     """A budget that cuts prompts, and KV blocks for less than two of the longest, so that requests are preempted."""
     if asynchronous:
         allow_async(monkeypatch)
-    prompts, asked = cases(28)
+    prompts, asked = cases(32)
     with engine(agreeable_checkpoint, **linear(32), **TIGHT) as llm:
         assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == asynchronous
         found = answers(llm, prompts, asked)

@@ -21,8 +21,10 @@ PROMPTS = random_prompts(6, VOCAB, longest=150, seed=7)
         {"draft_lora": "off"},
         {"draft_threshold": 0.45},
         {"draft_threshold": 1.0},
+        {"tree_nodes": 7},
+        {"tree_nodes": 20},
     ],
-    ids=["adapter", "no adapter", "threshold", "one a pass"],
+    ids=["adapter", "no adapter", "threshold", "one a pass", "tree as large as the chain", "tree"],
 )
 def test_rounds_equal_the_reference(settings: dict[str, Any], agreeable_checkpoint: Path) -> None:
     model = ReferenceModel.from_pretrained(agreeable_checkpoint, adapter=settings.get("draft_lora") != "off")
@@ -31,11 +33,12 @@ def test_rounds_equal_the_reference(settings: dict[str, Any], agreeable_checkpoi
             before = Acceptance.of_metrics(llm.get_metrics())
             output = greedy(llm, [prompt], TOKENS)
             found = Acceptance.of_metrics(llm.get_metrics()) - before
-            how: dict[str, Any] = {"threshold": settings.get("draft_threshold", 0.0)}
+            nodes = settings.get("tree_nodes", 0)
+            how: dict[str, Any] = {"threshold": settings.get("draft_threshold", 0.0), "tree_nodes": nodes}
             common: dict[str, Any] = {"mode": "linear", "block_length": 8, "ignore_eos": True}
             exact = generate(model, prompt, max_new_tokens=TOKENS, **common, **how)
             assert token_ids(output) == [exact.tokens]
-            assert found == Acceptance.of_steps(exact_steps(model, prompt, TOKENS, 8, **how), 8)
+            assert found == Acceptance.of_steps(exact_steps(model, prompt, TOKENS, 8, **how), nodes + 1 if nodes else 8)
             assert found.drafts == len(exact.rounds)
 
 

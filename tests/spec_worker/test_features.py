@@ -1,5 +1,7 @@
 """Every sampling feature answers under linear self-speculation as it does in AR mode, all of them in one batch.
 
+With trees too: requests whose sampling depends on the path so far get the chain.
+
 On nano, greedily, in fp32: a draft that is accepted past a penalty, a grammar or a stop shows as another answer.
 """
 
@@ -34,13 +36,14 @@ def ar() -> dict[str, list[Any]]:
         return ask(llm, FEATURES)
 
 
-@pytest.fixture(scope="module", params=["sync", "async"])
+@pytest.fixture(scope="module", params=["sync", "async", "sync, trees", "async, trees"])
 def drafted(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Greedy answers to FEATURES and sampled ones to SAMPLED."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "async":
+        if "async" in request.param:
             allow_async(patch)
-        with engine(checkpoint_path(), **linear(16), **OPTIONS) as llm:
+        nodes = 40 if "trees" in request.param else 0
+        with engine(checkpoint_path(), **linear(16, tree_nodes=nodes), **OPTIONS) as llm:
             greedy = ask(llm, FEATURES)
             assert metric(llm, "spec_decode_num_accepted_tokens") > 100
             yield greedy, ask(llm, SAMPLED)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.engines import engine
@@ -28,13 +29,16 @@ def computed(runner: Any, request: str) -> tuple[int, torch.Tensor]:
     return int(state.num_computed_tokens.gpu[slot]), runner.block_tables.block_tables[0].gpu[slot, :blocks]
 
 
+def static_layers(runner: Any) -> list[Any]:
+    return list(runner.compilation_config.static_forward_context.values())
+
+
 def check_kv(runner: Any, model: ReferenceModel, tokens: list[int], request: str) -> int:
     """Write the reference's KV into an empty cache through vLLM's own kernel, and compare those slots."""
     count, blocks = computed(runner, request)
     exact, position = causal_cache(model, tokens[:count]), torch.arange(count)
     slots = blocks[position // P].long() * P + position % P
-    layers = runner.compilation_config.static_forward_context.values()
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(static_layers(runner)):
         keys, values = (x[index][0].transpose(0, 1).contiguous() for x in (exact.keys, exact.values))  # [count, G, D]
         expected, written = torch.zeros_like(layer.kv_cache), torch.zeros_like(layer.kv_cache)
         layer.impl.do_kv_cache_update(layer, keys, values, expected, slots)
@@ -44,15 +48,17 @@ def check_kv(runner: Any, model: ReferenceModel, tokens: list[int], request: str
     return count
 
 
+@pytest.mark.parametrize("settings", [{}, {"tree_nodes": 20}], ids=["chain", "tree"])
 @torch.no_grad()
 def test_the_cache_holds_the_causal_kv_of_the_accepted_tokens(
-    agreeable_checkpoint: Path, reference: ReferenceModel
+    settings: dict[str, Any], agreeable_checkpoint: Path, reference: ReferenceModel
 ) -> None:
+    """A tree leaves no node behind, and its accepted nodes lie where a sequence has them."""
     from vllm import SamplingParams
 
     prompts = {"short": [5, 9, 17], "long": list(range(20, 110))}
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, detokenize=False)
-    with engine(agreeable_checkpoint, **linear(8), num_gpu_blocks_override=BLOCKS) as llm:
+    with engine(agreeable_checkpoint, **linear(8, **settings), num_gpu_blocks_override=BLOCKS) as llm:
         core = llm.llm_engine
         runner = core.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
         for name, prompt in prompts.items():
@@ -70,3 +76,4 @@ def test_the_cache_holds_the_causal_kv_of_the_accepted_tokens(
                 assert count == len(tokens) - 1, "all but the anchor are computed"
                 checked, largest = checked + 1, max(largest, count)
     assert checked > 20 and largest > 100
+    assert not any(getattr(layer.impl, "kept", None) for layer in static_layers(runner)), "nothing is kept for later"

@@ -1,4 +1,4 @@
-"""Greedy output of linear self-speculation equals the reference's AR output, token for token, in fp32.
+"""Greedy output of linear self-speculation, with chains and trees of drafts, equals the reference's AR output in fp32.
 
 Every engine below is a way in which speculation has gone wrong before: small budgets, preemption with drafts in flight,
 asynchronous scheduling, shared prefixes, a block without room at the context's end.
@@ -81,11 +81,29 @@ CASES = {
     "32, tight, async": Case(32, {}, TIGHT, asynchronous=True, preempts=True),
     "32, threshold, no adapter, async": Case(32, {"draft_threshold": 0.9, "draft_lora": "off"}, asynchronous=True),
 }
+TREES = {
+    "8, tree of 7": Case(8, {"tree_nodes": 7}),
+    "8, tree of 20, tight": Case(8, {"tree_nodes": 20}, TIGHT, preempts=True),
+    "8, tree of 20, tight, async": Case(8, {"tree_nodes": 20}, TIGHT, asynchronous=True, preempts=True),
+    "8, tree of 40, one at a time, async": Case(8, {"tree_nodes": 40}, {"max_num_seqs": 1}, asynchronous=True),
+    "2, tree of 9, tight, async": Case(2, {"tree_nodes": 9}, TIGHT, asynchronous=True, preempts=True),
+    "32, tree of 12, no adapter, no prefix cache": Case(
+        32, {"tree_nodes": 12, "draft_lora": "off"}, {"enable_prefix_caching": False}
+    ),
+    "32, tree of 63, tight, four at a time": Case(
+        32, {"tree_nodes": 63}, TIGHT | {"max_num_seqs": 4, "num_gpu_blocks_override": 11}, preempts=True
+    ),
+    "32, tree of 31, tight, async": Case(32, {"tree_nodes": 31}, TIGHT, asynchronous=True, preempts=True),
+    "8, tree of 100, async": Case(8, {"tree_nodes": 100}, asynchronous=True),
+}
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", (CASES | TREES).values(), ids=CASES | TREES)
 def test_matrix(case: Case, asks: list[Ask], agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """540 requests: block lengths, thresholds, adapter, concurrency 1 to 16, preemption, both ways of scheduling."""
+    """540 requests with chains: block lengths, thresholds, adapter, concurrency 1 to 16, preemption, sync and async.
+
+    As many with trees.
+    """
     if case.asynchronous:
         allow_async(monkeypatch)
     with engine(agreeable_checkpoint, **(linear(case.block_length, **case.settings) | case.options)) as llm:

@@ -79,6 +79,27 @@ def test_rounds_equal_the_reference(
     assert length > 2, "trained weights accept several drafts a round"
 
 
+def test_trees_are_accepted_as_the_reference_accepts_them(models: dict[str, ReferenceModel]) -> None:
+    """Prompt by prompt; several candidates per position are worth something on trained weights."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[EOS], detokenize=False)
+    nodes, lengths = 31, []
+    with engine(checkpoint_path(), **linear(B, tree_nodes=nodes)) as llm:
+        for prompt in token_prompts(scaled(8)):
+            before = Acceptance.of_metrics(llm.get_metrics())
+            output = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0].outputs[0]
+            found = Acceptance.of_metrics(llm.get_metrics()) - before
+            how: dict[str, Any] = {"mode": "linear", "block_length": B, "tree_nodes": nodes}
+            exact = generate(models["auto"], prompt, max_new_tokens=TOKENS, **how)
+            steps = exact_steps(models["auto"], prompt, len(output.token_ids), B, tree_nodes=nodes)
+            assert list(output.token_ids) == exact.tokens
+            assert found == Acceptance.of_steps(steps, nodes + 1) and found.nfe == exact.nfe
+            lengths.append((sum(steps), sum(exact_steps(models["auto"], prompt, len(output.token_ids), B))))
+    trees, chains = (sum(accepted) for accepted in zip(*lengths, strict=True))
+    assert trees >= chains
+
+
 def test_the_adapters_gain_is_the_references(
     answers: dict[str, list[Answer]], models: dict[str, ReferenceModel], record_property: Any
 ) -> None:

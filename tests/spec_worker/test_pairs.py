@@ -50,6 +50,7 @@ FEATURES = {
     # Three requests of a mode begin together, and six KV blocks have no room for two of four each.
     "preemption": Feature(options={"num_gpu_blocks_override": 7, "max_model_len": 128}, sampling={"max_tokens": 66}),
     "draft threshold": Feature(settings={"draft_threshold": 0.45}),
+    "draft tree": Feature(settings={"tree_nodes": 3 * BLOCK}),
     "tight budget": Feature(options={"max_num_batched_tokens": 2 * BLOCK + 1}),
     "logprobs": Feature(sampling={"logprobs": 3}),
 }
@@ -131,6 +132,8 @@ def happened(served: Served, pair: tuple[str, str], steps: list[Step], preempted
         )
     if served.feature == "schedule" and drafting:
         assert any(count == 3 for step in steps if step.size > 1 for count in step.scheduled), "two drafts, verified"
+    if served.feature == "draft tree" and drafting:
+        assert any(count == 3 * BLOCK + 1 for step in steps for count in step.scheduled), "nodes, verified"
     if served.feature == "draft threshold" and drafting and not set(pair) & TAKEN:
         assert any(len(step.passes) > 1 for step in steps), "drafts that were not sure were redone"
 

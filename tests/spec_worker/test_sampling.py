@@ -51,10 +51,10 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("small"), **SMALL)
 
 
-@pytest.fixture(scope="module", params=["greedy", "probabilistic"])
+@pytest.fixture(scope="module", params=["greedy", "probabilistic", "trees"])
 def llm(request: pytest.FixtureRequest, small_checkpoint: Path) -> Iterator[Any]:
-    """Without draft logits, and with them. Batches are large: thousands of short requests are to be served."""
-    options = drafter(small_checkpoint, request.param)
+    """Without draft logits, with them, and with trees. Batches are large: thousands of short requests are served."""
+    options = linear(4, tree_nodes=6) if request.param == "trees" else drafter(small_checkpoint, request.param)
     options |= {"max_num_seqs": 500, "max_num_batched_tokens": 2000, "num_gpu_blocks_override": 1100}
     with engine(small_checkpoint, **options) as llm:
         yield llm
@@ -223,6 +223,21 @@ def test_a_seed_fixes_the_samples(llm: Any) -> None:
     assert seeded(1) == first
     assert seeded(2) != first
     assert among_others(llm, 1) == first[0]
+
+
+def test_a_tree_samples_as_ar_does(small_checkpoint: Path) -> None:
+    """The same noise at the same position: a seed gives the same tokens."""
+    common: dict[str, Any] = {"temperature": 1.2, "top_k": 9, "top_p": 0.9, "max_tokens": 60, "seed": 5}
+    with engine(small_checkpoint, **linear(4, tree_nodes=12)) as llm:
+        tree = sample(llm, 6, **common)
+        assert metric(llm, "spec_decode_num_accepted_tokens") > 60
+        few = sample(llm, 6, **common, min_tokens=50, stop_token_ids=[3, 8], logprobs=2)
+        ar = sample(llm, 6, **common, extra_args={"nld_mode": "ar"})
+        assert tree == ar and len(set(tree)) == 6
+        assert few == sample(
+            llm, 6, **common, min_tokens=50, stop_token_ids=[3, 8], logprobs=2, extra_args={"nld_mode": "ar"}
+        )
+        assert few != tree
 
 
 def among_others(llm: Any, seed: int) -> tuple[int, ...]:

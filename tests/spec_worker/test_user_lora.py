@@ -16,7 +16,14 @@ BATCHES: dict[str, list[dict[str, Any]]] = {
     "linear": [{"nld_mode": "linear"}],
     "ar, diffusion": [{"nld_mode": "ar"}, DIFFUSION],
     "linear, diffusion": [{"nld_mode": "linear"}, DIFFUSION],
-    "all": [{"nld_mode": "ar"}, {"nld_mode": "linear"}, DIFFUSION, {"nld_mode": "linear", "nld_block_length": 3}],
+    "tree, linear": [{"nld_mode": "linear", "nld_tree_nodes": 6}, {"nld_mode": "linear"}],
+    "all": [
+        {"nld_mode": "ar"},
+        {"nld_mode": "linear"},
+        DIFFUSION,
+        {"nld_mode": "linear", "nld_block_length": 3},
+        {"nld_mode": "linear", "nld_tree_nodes": 7},
+    ],
 }
 
 

@@ -20,19 +20,22 @@ Kind = Literal["name", "override", "attribute", "call", "body"]
 
 # class -> attributes that we read from its instances
 OBJECTS = {
-    "vllm.config.VllmConfig": "additional_config attention_config cache_config compilation_config load_config "
-    "model_config num_lookahead_tokens num_speculative_tokens parallel_config scheduler_config speculative_config "
-    "use_v2_model_runner",
-    "vllm.config.ModelConfig": "architecture dtype enforce_eager hf_config max_model_len model revision",
+    "vllm.config.VllmConfig": "additional_config attention_config cache_config compilation_config kv_transfer_config "
+    "load_config model_config num_lookahead_tokens num_speculative_tokens parallel_config scheduler_config "
+    "speculative_config use_v2_model_runner",
+    "vllm.config.ModelConfig": "architecture dtype enforce_eager hf_config logits_processors max_model_len model "
+    "return_sampling_mask revision",
     "vllm.config.SpeculativeConfig": "attention_backend draft_sample_method enable_adaptive_verification "
     "draft_model_config kv_cache_dtype max_model_len method model num_speculative_tokens quantization "
     "rejection_sample_method target_model_config use_local_argmax_reduction uses_draft_model",
     "vllm.config.AttentionConfig": "use_non_causal",
-    "vllm.config.CompilationConfig": "static_forward_context",
+    "vllm.config.CompilationConfig": "cudagraph_mode static_forward_context",
+    "vllm.config.ParallelConfig": "enable_batch_sharded_sampling",
     "vllm.v1.core.sched.output.SchedulerOutput": "has_structured_output_requests num_scheduled_tokens "
     "num_spec_tokens_to_schedule",
     "vllm.v1.core.sched.scheduler.Scheduler": "running",
-    "vllm.v1.worker.gpu.input_batch.InputBatch": "num_reqs idx_mapping positions query_start_loc req_ids "
+    "vllm.v1.worker.gpu.input_batch.InputBatch": "num_reqs idx_mapping idx_mapping_np "
+    "num_draft_tokens_per_req num_scheduled_tokens positions query_start_loc query_start_loc_np req_ids "
     "seq_lens_cpu_upper_bound",
     "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids max_num_reqs max_num_tokens positions query_start_loc "
     "seq_lens",
@@ -45,8 +48,9 @@ OBJECTS = {
     "vllm.v1.worker.gpu.attn_utils.AttentionCGSupportInfo": "min_cg_attn_backend min_cg_support",
     "vllm.lora.model_manager.LoRAModelManager": "set_adapter_mapping",
     "vllm.lora.request.LoRARequest": "lora_int_id",
-    "vllm.sampling_params.SamplingParams": "all_stop_token_ids allowed_token_ids bad_words_token_ids extra_args "
-    "logit_bias min_tokens",
+    "vllm.sampling_params.SamplingParams": "all_stop_token_ids allowed_token_ids bad_words bad_words_token_ids "
+    "extra_args frequency_penalty logit_bias min_tokens presence_penalty repetition_penalty structured_outputs "
+    "thinking_token_budget",
     "vllm.v1.request.Request": "is_prefill_chunk num_computed_tokens num_output_placeholders num_output_tokens "
     "num_preemptions num_tokens num_tokens_with_spec request_id sampling_params skip_reading_prefix_cache "
     "spec_decode_metrics spec_token_ids",

@@ -81,6 +81,21 @@ DENOISING_PASSES = Metric(
     ("mode",),
     LENGTHS,
 )
+TREES = Metric("nld:trees", COUNTER, "Draft trees that were verified; a tree's rows are its nodes and one.", ("mode",))
+TREE_NODES = Metric("nld:tree_nodes", COUNTER, "Nodes of the draft trees that were verified.", ("mode",))
+TREE_DEPTH = Metric(
+    "nld:tree_accepted_depth",
+    HISTOGRAM,
+    "Accepted nodes per draft tree: the length of the path, without the bonus token.",
+    ("mode",),
+    (0.0, *LENGTHS),
+)
+TREE_FALLBACKS = Metric(
+    "nld:tree_fallbacks",
+    COUNTER,
+    "Requests that ended and had chains instead of trees, because their sampling depends on earlier tokens.",
+    ("mode",),
+)
 LATENCY = Metric(
     "nld:request_latency_seconds",
     HISTOGRAM,

@@ -46,7 +46,7 @@ class NldStatLogger(AggregateStatLoggerBase):
         import torch
 
         drafts = drafts_for_itself(vllm_config)
-        block_length = vllm_config.speculative_config.num_speculative_tokens + 1 if drafts else 1
+        block_length = ServerModes.of(vllm_config).block_length
         versions = (__version__, vllm_version(), torch.__version__)
         checkpoint = str(vllm_config.model_config.model)
         REGISTRY.child(m.BUILD_INFO, engine, *versions, checkpoint, self.default, str(block_length)).set(1)
@@ -92,11 +92,21 @@ class NldStatLogger(AggregateStatLoggerBase):
             REGISTRY.child(m.REJECTED_TOKENS, engine, mode).inc(drafted - accepted)
             REGISTRY.child(m.BLOCKS_COMMITTED, engine, mode).inc(len(own))
             REGISTRY.child(m.BLOCKS_AT_CAP, engine, mode).inc(sum(one.passes >= one.drafted > 1 for one in own))
-            for length, count in Counter(one.drafted + 1 for one in own).items():
+            for length, count in Counter(one.tree or one.drafted + 1 for one in own).items():
                 REGISTRY.child(m.DRAFTS, engine, mode, str(length)).inc(count)
             histogram = REGISTRY.child(m.DENOISING_PASSES if taken else m.ACCEPTANCE_LENGTH, engine, mode)
             for one in own:
                 histogram.observe(one.passes if taken else one.accepted + 1)
+            self.count_trees([one for one in own if one.tree], mode, engine)
+
+    @staticmethod
+    def count_trees(trees: list[Round], mode: str, engine: int) -> None:
+        """Count the trees among a step's blocks."""
+        if trees:
+            REGISTRY.child(m.TREES, engine, mode).inc(len(trees))
+            REGISTRY.child(m.TREE_NODES, engine, mode).inc(sum(one.drafted for one in trees))
+        for one in trees:
+            REGISTRY.child(m.TREE_DEPTH, engine, mode).observe(one.accepted)
 
     def count_output(self, given: Given, engine: int) -> None:
         """Count what one request got from one step."""
@@ -110,14 +120,18 @@ class NldStatLogger(AggregateStatLoggerBase):
         if is_first:
             REGISTRY.child(m.FIRST_TOKEN, engine, seen.mode).observe(seen.first)
         if given.reason is not None:
-            REGISTRY.child(m.REQUESTS, engine, seen.mode, given.reason).inc()
-            REGISTRY.child(m.LATENCY, engine, seen.mode).observe(seen.age())
-            log_end(seen, given.reason)
+            self.count_ended(seen, given.reason, engine)
 
     def count_end(self, seen: Seen, reason: str) -> None:
         """Count a request that ends without a last output, for its engine if known, else for the first one."""
-        engine = self.engines[0] if seen.engine is None else seen.engine
+        self.count_ended(seen, reason, self.engines[0] if seen.engine is None else seen.engine)
+
+    @staticmethod
+    def count_ended(seen: Seen, reason: str, engine: int) -> None:
+        """Count a request that ended."""
         REGISTRY.child(m.REQUESTS, engine, seen.mode, reason).inc()
+        if seen.fell_back:
+            REGISTRY.child(m.TREE_FALLBACKS, engine, seen.mode).inc()
         REGISTRY.child(m.LATENCY, engine, seen.mode).observe(seen.age())
         log_end(seen, reason)
 

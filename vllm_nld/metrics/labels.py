@@ -21,6 +21,12 @@ def mode_of(sampling_params: Any, default: str) -> str:
     return default if decoding is None else decoding.mode
 
 
+def falls_back(sampling_params: Any) -> bool:
+    """Whether a request would have draft trees if its sampling did not depend on earlier tokens."""
+    asked, decoding = Decoding.load(sampling_params.extra_args), Decoding.of(sampling_params)
+    return asked is not None and decoding is not None and asked.tree_nodes > decoding.tree_nodes
+
+
 def takes_blocks(mode: str) -> bool:
     """Whether the mode takes blocks as drafted, without verification."""
     return mode in MODES and MODES[mode].takes_blocks

@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_nld.metrics.labels import mode_of
+from vllm_nld.metrics.labels import falls_back, mode_of
 
 logger = init_logger("vllm.plugins.nld.requests")  # under "vllm", where its log level and format apply
 
@@ -24,6 +24,7 @@ class Seen:
     mode: str
     state: Any  # vLLM's RequestState
     arrival: float
+    fell_back: bool = False  # from a draft tree to a chain
     engine: int | None = None  # known once it has output
     tokens: int = 0
     forwards: int = 0  # target forwards that yielded tokens
@@ -57,7 +58,8 @@ class RequestTally:
             self.end([request.request_id], "stop")
         elif request.request_id not in self.seen and request.sampling_params is not None:
             mode = mode_of(request.sampling_params, self.default)
-            self.seen[request.request_id] = Seen(mode, state, request.arrival_time)
+            fell_back = falls_back(request.sampling_params)
+            self.seen[request.request_id] = Seen(mode, state, request.arrival_time, fell_back)
 
     def step(self, outputs: Sequence[Any], under_way: Container[str]) -> list[Given]:
         """What requests got from a step's outputs, after vLLM processed them. `under_way`: ids that continue."""

@@ -22,6 +22,7 @@ class Round(NamedTuple):
     drafted: int  # draft tokens, without those that a grammar forbids
     accepted: int
     passes: int  # draft or denoising forwards for the block
+    tree: int = 0  # the block length of a tree, whose nodes are the draft tokens; 0: a chain
 
 
 class RoundLog:
@@ -41,7 +42,7 @@ class RoundLog:
         self.lora, passes = report
         self.passes = dict(zip(model_runner_output.req_ids, passes, strict=False))
 
-    def note(self, request_id: str, mode: str, drafted: int, accepted: int) -> int:
+    def note(self, request_id: str, mode: str, drafted: int, accepted: int, tree: int = 0) -> int:
         """Note one block's round. Returns the number of its passes.
 
         It is 0, and there is no round, if vLLM runs the last token of a cached prompt like a decode, with placeholders
@@ -49,7 +50,7 @@ class RoundLog:
         """
         passes = self.passes.get(request_id, 0)
         if passes:
-            self.rounds.append(Round(mode, drafted, accepted, passes))
+            self.rounds.append(Round(mode, drafted, accepted, passes, tree))
         return passes
 
     def take(self) -> dict[str, Any] | None:

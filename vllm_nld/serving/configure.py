@@ -14,7 +14,8 @@ from vllm.logger import init_logger
 
 from vllm_nld.serving.modes import DEFAULT
 from vllm_nld.serving.settings import FIELD, Settings
-from vllm_nld.serving.speculation import drafts_for_itself
+from vllm_nld.serving.speculation import block_length, drafts_for_itself, longest_block
+from vllm_nld.serving.trees import obstacle
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -50,6 +51,8 @@ def configure(vllm_config: "VllmConfig") -> None:
     else:
         check_explicit(vllm_config, settings)
         speculative.model = model.model  # one spelling from here on
+    if settings.tree_nodes and (why := obstacle(vllm_config)) is not None:
+        raise ValueError(f"{FIELD}.tree_nodes {settings.tree_nodes} is not possible: {why}")
     share_context(vllm_config)
     vllm_config.attention_config.use_non_causal = True  # draft passes need a kernel that can look ahead
     check_room(vllm_config)
@@ -61,12 +64,10 @@ def schedule_by_mode(vllm_config: "VllmConfig") -> None:
     scheduler = vllm_config.scheduler_config
     if scheduler.scheduler_cls not in (None, SCHEDULER):
         raise ValueError(f"--scheduler-cls {scheduler.scheduler_cls} cannot schedule modes: remove it, or {AR}")
-    block_length = vllm_config.num_speculative_tokens + 1
-    if 0 < scheduler.long_prefill_token_threshold < block_length:
-        raise ValueError(
-            f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold} would cut blocks of "
-            f"{block_length} tokens: raise it, or lower the block length"
-        )
+    rows = vllm_config.num_speculative_tokens + 1
+    if 0 < scheduler.long_prefill_token_threshold < rows:
+        limit = f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold}"
+        raise ValueError(f"{limit} would cut {what_takes(vllm_config)}")
     scheduler.scheduler_cls = SCHEDULER
 
 
@@ -75,18 +76,16 @@ def speculate(vllm_config: "VllmConfig", settings: Settings) -> None:
     from vllm.config import SpeculativeConfig
 
     model = vllm_config.model_config
-    block_length = settings.block_length or min(model.hf_config.block_size, model.max_model_len)
+    length = settings.block_length or longest_block(model)
     vllm_config.speculative_config = SpeculativeConfig(
         method="draft_model",
         model=model.model,
         revision=model.revision,
-        num_speculative_tokens=block_length - 1,
+        num_speculative_tokens=max(length - 1, settings.tree_nodes),
         target_model_config=model,
         target_parallel_config=vllm_config.parallel_config,
     )
-    logger.info(
-        "Blocks of %d tokens, default mode %s. To turn drafting off, %s.", block_length, settings.mode or DEFAULT, AR
-    )
+    logger.info("Blocks of %d tokens, default mode %s. To turn drafting off, %s.", length, settings.mode or DEFAULT, AR)
 
 
 def share_context(vllm_config: "VllmConfig") -> None:
@@ -128,10 +127,15 @@ def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
     """Raise ValueError if an explicit --speculative-config contradicts the settings or has fields without effect."""
     speculative, model = vllm_config.speculative_config, vllm_config.model_config
     assert speculative is not None
-    drafts = speculative.num_speculative_tokens
-    if settings.block_length not in (None, drafts + 1):
+    room = speculative.num_speculative_tokens
+    if settings.tree_nodes > room:
         raise ValueError(
-            f"{FIELD}.block_length {settings.block_length} contradicts num_speculative_tokens {drafts} of "
+            f"{FIELD}.tree_nodes {settings.tree_nodes} exceeds num_speculative_tokens {room} of --speculative-config: "
+            "remove one, or make them equal"
+        )
+    if settings.block_length is not None and max(settings.block_length - 1, settings.tree_nodes) != room:
+        raise ValueError(
+            f"{FIELD}.block_length {settings.block_length} contradicts num_speculative_tokens {room} of "
             "--speculative-config: a block is the last token and its drafts, so remove one or make them differ by 1"
         )
     for name in SHARED:
@@ -154,29 +158,34 @@ def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
 
 
 def check_room(vllm_config: "VllmConfig") -> None:
-    """Raise ValueError if a block does not fit into the context or a step; warn if a full batch of blocks does not."""
-    block_length = vllm_config.num_speculative_tokens + 1
-    scheduler = vllm_config.scheduler_config
+    """Raise ValueError if a step's rows don't fit into the context or a step; warn if a full batch of them does not."""
+    rows, scheduler = vllm_config.num_speculative_tokens + 1, vllm_config.scheduler_config
     limits = {
         "--max-model-len": vllm_config.model_config.max_model_len,
         "--max-num-batched-tokens": scheduler.max_num_batched_tokens,
         "--max-num-scheduled-tokens": scheduler.max_num_scheduled_tokens,  # None: max_num_batched_tokens
     }
     for flag, limit in limits.items():
-        if limit is not None and block_length > limit:
-            raise ValueError(
-                f"{flag} {limit} has no room for a block of {block_length}: raise it, or lower the block length"
-            )
+        if limit is not None and rows > limit:
+            raise ValueError(f"{flag} {limit} has no room for {what_takes(vllm_config)}")
     flag = "--max-num-scheduled-tokens" if scheduler.max_num_scheduled_tokens else "--max-num-batched-tokens"
     budget = scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens
-    if scheduler.max_num_seqs * block_length > budget:
+    if scheduler.max_num_seqs * rows > budget:
         logger.warning(
             "--max-num-seqs %d times the block length %d exceeds %s %d: if more than %d requests draft at a time, they "
             "take turns. Lower --max-num-seqs or the block length, or raise the budget to %d.",
             scheduler.max_num_seqs,
-            block_length,
+            rows,
             flag,
             budget,
-            budget // block_length,
-            scheduler.max_num_seqs * block_length,
+            budget // rows,
+            scheduler.max_num_seqs * rows,
         )
+
+
+def what_takes(vllm_config: "VllmConfig") -> str:
+    """What a step's rows are for, and what to do if there are too many."""
+    rows = vllm_config.num_speculative_tokens + 1
+    if rows > block_length(vllm_config):
+        return f"a tree of {rows - 1} nodes and its anchor: raise it, or lower {FIELD}.tree_nodes"
+    return f"a block of {rows}: raise it, or lower the block length"

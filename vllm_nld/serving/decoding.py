@@ -5,7 +5,7 @@ Decoding.of(sampling_params)                    # scheduler, worker and metrics;
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from vllm_nld.serving.modes import MODES, Mode
@@ -20,18 +20,22 @@ class Decoding:
     block_length: the last accepted token and its drafts, an upper bound for each step; 1 in modes that do not draft.
     threshold: a pass commits candidates that are at least this probable, and always the most probable one.
     max_steps: at most this many passes per block, the last of which commits the rest; None: no limit.
+    tree_nodes: a step verifies a draft tree of at most this many nodes; 0: the chain of the block's drafts.
     """
 
     mode: str
     block_length: int = 1
     threshold: float = 0.0
     max_steps: int | None = None
+    tree_nodes: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
         if self.policy.drafts == (self.block_length == 1):
             raise ValueError(f"mode {self.mode!r} and block_length {self.block_length} contradict each other")
+        if self.tree_nodes and (self.threshold or self.policy.takes_blocks):
+            raise ValueError(f"tree_nodes {self.tree_nodes} needs a threshold of 0 and a mode that verifies")
 
     @property
     def policy(self) -> Mode:
@@ -40,8 +44,13 @@ class Decoding:
 
     @property
     def drafts(self) -> int:
-        """At most this many tokens are drafted per step."""
+        """At most this many positions are drafted per step."""
         return self.block_length - 1
+
+    @property
+    def nodes(self) -> int:
+        """At most this many draft tokens are verified per step: a tree's nodes, or one for each drafted position."""
+        return self.tree_nodes or self.drafts
 
     @property
     def passes(self) -> int:
@@ -54,11 +63,32 @@ class Decoding:
 
     @classmethod
     def of(cls, params: Any) -> Self | None:
-        """The record that a request's sampling parameters carry; None if they carry none."""
-        return cls.load(getattr(params, "extra_args", None))
+        """How a request with these sampling parameters decodes; None if they carry no record.
+
+        Sampling that depends on the path so far needs the chain: a tree's row has another history than its request.
+        """
+        decoding = cls.load(getattr(params, "extra_args", None))
+        if decoding is not None and decoding.tree_nodes and depends_on_path(params):
+            return replace(decoding, tree_nodes=0)
+        return decoding
 
     @classmethod
     def load(cls, extra: Mapping[str, Any] | None) -> Self | None:
         """The record among a request's extra arguments; None if there is none."""
         record = extra.get(RECORD) if extra else None
         return cls(**record) if isinstance(record, Mapping) else None
+
+
+def depends_on_path(params: Any) -> bool:
+    """Whether a row's distribution depends on tokens before it other than through the model.
+
+    `min_tokens` is not among them: it depends on the row's position only.
+    """
+    return bool(
+        params.structured_outputs is not None
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.repetition_penalty != 1.0
+        or params.bad_words
+        or params.thinking_token_budget is not None
+    )

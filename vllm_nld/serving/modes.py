@@ -24,6 +24,7 @@ FIELDS: dict[str, str] = {
     "nld_threshold": "threshold",
     "nld_max_denoise_steps": "max_steps",
     "nld_draft_threshold": "threshold",
+    "nld_tree_nodes": "tree_nodes",
 }
 
 # Sampling parameters that shift the AR pathway's probabilities, of which drafts know nothing, and their neutral values.
@@ -105,7 +106,7 @@ MODES: dict[str, Mode] = {
         Mode(
             "linear",
             "a bidirectional pass drafts a block, a causal pass verifies it: the same output as ar",
-            fields=("nld_block_length", "nld_draft_threshold"),
+            fields=("nld_block_length", "nld_draft_threshold", "nld_tree_nodes"),
             drafting=Drafting("draft", adapter=True, sampling="draft"),
         ),
         Mode(

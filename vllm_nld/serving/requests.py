@@ -15,8 +15,9 @@ from typing import Any, Self
 from vllm_nld.serving.aliases import MODE, WHERE, is_own, own_fields
 from vllm_nld.serving.decoding import RECORD, Decoding
 from vllm_nld.serving.modes import AUTO, DEFAULT, FIELDS, MODES
-from vllm_nld.serving.settings import Settings
-from vllm_nld.serving.speculation import drafts_for_itself
+from vllm_nld.serving.settings import MOST_NODES, Settings
+from vllm_nld.serving.speculation import block_length, drafts_for_itself
+from vllm_nld.serving.trees import obstacle
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class ServerModes:
 
     modes: empty if the server speculates with another drafter, so that requests cannot choose.
     probabilistic: the server samples drafts and keeps their logits, which works with a single draft pass only.
+    tree_nodes, most_nodes: nodes of a draft tree by default, and at most. no_trees: why requests cannot ask for one.
     """
 
     mode: str
@@ -34,6 +36,9 @@ class ServerModes:
     draft_threshold: float = 0.0
     max_denoise_steps: int | None = None
     probabilistic: bool = False
+    tree_nodes: int = 0
+    most_nodes: int = 0
+    no_trees: str | None = None
 
     @classmethod
     def of(cls, vllm_config: Any) -> Self:
@@ -46,11 +51,14 @@ class ServerModes:
         return cls(
             settings.mode or DEFAULT,
             settings.modes,
-            speculative.num_speculative_tokens + 1,
+            block_length(vllm_config),
             settings.threshold,
             settings.draft_threshold,
             settings.max_denoise_steps,
             speculative.draft_sample_method == "probabilistic",
+            settings.tree_nodes,
+            min(speculative.num_speculative_tokens, MOST_NODES),
+            obstacle(vllm_config),
         )
 
     @property
@@ -90,7 +98,8 @@ class ServerModes:
             decoding = Decoding(**record)
         except TypeError:
             raise ValueError(f"{WHERE}.{RECORD} is unknown; known are {', '.join((MODE, *FIELDS))}") from None
-        if decoding.mode not in (self.modes or (self.mode,)) or decoding.block_length > self.block_length:
+        fits = decoding.block_length <= self.block_length and decoding.tree_nodes <= self.most_nodes
+        if decoding.mode not in (self.modes or (self.mode,)) or not fits:
             raise ValueError(f"{WHERE}.{RECORD} was made for another server: set the nld_ fields instead")
         return decoding
 
@@ -107,7 +116,7 @@ class ServerModes:
                     "remove it, or set nld_mode"
                 )
         values = {FIELDS[field]: self._value(field, asked) for field in mode.fields}
-        decoding = Decoding(name, **values)
+        decoding = Decoding(name, **(values | self._one_way(values, asked)))
         if self.probabilistic and not mode.takes_blocks and decoding.threshold > 0:
             raise ValueError(
                 f"{WHERE}.nld_draft_threshold must be 0, not {decoding.threshold}: the server keeps draft logits, "
@@ -115,12 +124,30 @@ class ServerModes:
             )
         return decoding
 
+    def _one_way(self, values: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """A tree or a threshold, not both: the one that the request asks for goes before the server's default."""
+        if not (values.get("tree_nodes") and values["threshold"]):
+            return {}
+        if "nld_tree_nodes" not in asked:
+            return {"tree_nodes": 0}
+        if "nld_draft_threshold" not in asked:
+            return {"threshold": 0.0}
+        raise ValueError(
+            f"{WHERE}.nld_tree_nodes {values['tree_nodes']} contradicts nld_draft_threshold {values['threshold']}: a "
+            "tree is drafted in one pass, so set one of them to 0"
+        )
+
     def _value(self, field: str, asked: Mapping[str, Any]) -> Any:
         default = getattr(self, field.removeprefix("nld_"))
         if field not in asked:
             return default
         if field == "nld_block_length":
             return integer(field, asked[field], 2, self.block_length)
+        if field == "nld_tree_nodes":
+            nodes = integer(field, asked[field], 0, self.most_nodes)
+            if nodes and self.no_trees:
+                raise ValueError(f"{WHERE}.{field} must be 0, not {nodes}, on this server: {self.no_trees}")
+            return nodes
         if field == "nld_max_denoise_steps":
             return integer(field, asked[field], 1, default or self.block_length - 1)
         return fraction(field, asked[field])

@@ -12,6 +12,7 @@ from typing import Any, Self
 from vllm_nld.serving.modes import DEFAULT, MODES
 
 FIELD = "--additional-config nld"
+MOST_NODES = 512  # of a draft tree; beyond a few hundred nodes hardly any is accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Settings:
     threshold: in diffusion mode, a pass commits the tokens that are at least this probable.
     max_denoise_steps: in diffusion mode, at most this many passes per block; None: no limit.
     draft_threshold: in linear mode, 0 drafts in one pass; above 0, a pass keeps drafts that are at least this probable.
+    tree_nodes: in linear mode, verify a draft tree of this many nodes; 0: the chain of the block's drafts.
     draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
     """
 
@@ -35,6 +37,7 @@ class Settings:
     threshold: float = 0.9
     max_denoise_steps: int | None = None
     draft_threshold: float = 0.0
+    tree_nodes: int = 0
     draft_lora: str = "auto"
 
     def __post_init__(self) -> None:
@@ -45,6 +48,12 @@ class Settings:
         _check_integer("max_denoise_steps", self.max_denoise_steps, least=1)
         _check_fraction("threshold", self.threshold)
         _check_fraction("draft_threshold", self.draft_threshold)
+        _check_integer("tree_nodes", self.tree_nodes, least=0, most=MOST_NODES)
+        if self.tree_nodes and self.draft_threshold:
+            raise ValueError(
+                f"{FIELD}.tree_nodes {self.tree_nodes} contradicts draft_threshold {self.draft_threshold}: a tree is "
+                "drafted in one pass, so set one of them to 0"
+            )
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
             raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
 
@@ -96,13 +105,15 @@ class Settings:
         return cls.parse(additional.get("nld") if isinstance(additional, Mapping) else None)
 
 
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if value is None:
+def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
+    if value is None and most is None:
         return
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{FIELD}.{name} must be an integer, not {value!r}")
     if value < least:
         raise ValueError(f"{FIELD}.{name} must be at least {least}, not {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{FIELD}.{name} must be at most {most}, not {value}")
 
 
 def _check_fraction(name: str, value: Any) -> None:

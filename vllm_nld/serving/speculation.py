@@ -25,6 +25,22 @@ def same_checkpoint(one: str, other: str) -> bool:
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 
+def block_length(vllm_config: Any) -> int:
+    """B of a server that drafts for itself: the anchor and its drafts.
+
+    vLLM's num_speculative_tokens has room for B - 1 drafts and for the nodes of a tree, whichever are more.
+    """
+    settings, room = Settings.of(vllm_config), vllm_config.speculative_config.num_speculative_tokens
+    if settings.block_length is not None:
+        return settings.block_length
+    return room + 1 if settings.tree_nodes < room else min(room + 1, longest_block(vllm_config.model_config))
+
+
+def longest_block(model: Any) -> int:
+    """The block length that the checkpoint was trained for, or what fits into the context."""
+    return min(model.hf_config.block_size, model.max_model_len)
+
+
 def draft_adapter(vllm_config: Any) -> Adapter | None:
     """The draft adapter that the settings ask for. Raises CheckpointError if there is no such adapter."""
     model = vllm_config.model_config

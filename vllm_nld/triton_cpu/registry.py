@@ -42,7 +42,7 @@ class KernelStatus:
 GPU = "vllm.v1.worker.gpu"
 SPEC = f"{GPU}.spec_decode"
 SAMPLE = f"{GPU}.sample"
-OWN = "spec_worker.kernels"
+OWN = "spec_worker"
 
 STEP_SEEDS = "STEP_SEEDS"  # from vLLM 0.33 on, a draft's noise depends on its place in the block
 
@@ -126,9 +126,14 @@ KERNELS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("_ngram_scan_kernel", "fde49a182ff66d50", "ngram.scan"),
         ("_ngram_finalize_kernel", "756ea7e54b6a598f", "ngram.finalize"),
     ),
-    OWN: (
-        ("lay_blocks_kernel", "5816e60fc4438b89", "self_drafting.lay_blocks"),
+    f"{OWN}.kernels": (
+        ("lay_blocks_kernel", "3d91a87267c95254", "self_drafting.lay_blocks"),
         ("fill_pass_kernel", "d75483518916f93e", "self_drafting.fill_pass"),
+    ),
+    f"{OWN}.tree_kernels": (
+        ("grow_trees_kernel", "31e10b32101bc941", "trees.grow_trees"),
+        ("mask_rows_kernel", "3ddf26ed7f3d986c", "trees.mask_rows"),
+        ("walk_trees_kernel", "3d0524e5c695b812", "trees.walk_trees"),
     ),
 }
 

@@ -27,7 +27,8 @@ def lay_blocks(
     for block in range(grid_0):
         row = rows[block]
         slot = idx_mapping[row]
-        start = positions[query_start_loc[row + 1] - 1 - num_rejected[row]] + 1
+        first = query_start_loc[row]
+        start = positions[first] + query_start_loc[row + 1] - first - num_rejected[row]
         drafts = min(lengths[block], max_model_len - start) - 1
         starts[block] = start
         ids[block * block_length] = last_sampled[slot] if num_sampled[row] > 0 else next_prompt[slot]

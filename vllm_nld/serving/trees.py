@@ -1,0 +1,33 @@
+"""What keeps a server from verifying draft trees.
+
+if why := obstacle(vllm_config):    # None: requests may set nld_tree_nodes
+    raise ValueError(f"... not possible here: {why}")
+"""
+
+from typing import Any
+
+from vllm_nld.serving.settings import FIELD, Settings
+
+
+def obstacle(vllm_config: Any) -> str | None:
+    """Why this server cannot verify trees, and what to change; None if it can."""
+    speculative, graphs = vllm_config.speculative_config, vllm_config.compilation_config.cudagraph_mode
+    if speculative.draft_sample_method == "probabilistic":
+        return "a tree needs greedy drafts, not draft_sample_method 'probabilistic' of --speculative-config"
+    if speculative.rejection_sample_method == "synthetic":
+        return "a tree is accepted by what the model samples, not by rejection_sample_method 'synthetic'"
+    if vllm_config.kv_transfer_config is not None:
+        return "--kv-transfer-config may send a tree's KV before the rejected nodes are gone"
+    if vllm_config.model_config.logits_processors:
+        return "--logits-processors may depend on earlier tokens, and a tree has several histories"
+    if getattr(vllm_config, "watermark_config", None) is not None:
+        return "a watermark depends on earlier tokens, and a tree has several histories"
+    if vllm_config.model_config.return_sampling_mask:
+        return "--return-sampling-mask reports rows in the order of the drafts"
+    if vllm_config.parallel_config.enable_batch_sharded_sampling:
+        return "every rank needs the accepted path, which --enable-batch-sharded-sampling leaves with one"
+    if vllm_config.cache_config.cache_dtype.startswith(("fp8", "int", "nvfp4", "turboquant")):
+        return f"kernels for masks read no quantized KV cache (--kv-cache-dtype {vllm_config.cache_config.cache_dtype})"
+    if not Settings.of(vllm_config).tree_nodes and graphs is not None and graphs.has_full_cudagraphs():
+        return f"its CUDA graphs know no masks: serve with {FIELD}.tree_nodes above 0, or without full CUDA graphs"
+    return None
