@@ -9,7 +9,9 @@ The wrapper rejects kernels that cannot run a bidirectional pass over the paged 
 step without a mask costs one look at its metadata.
 """
 
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,14 +21,26 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionMetadataBuilder
 from attention_backend.moves import KeptRows
 from attention_backend.rows import attached
 
-# Backends whose kernels support `causal=False` over a paged cache (checked in their source), and whether they accept it
-# per request.
-PER_REQUEST_CAUSAL = {"CPU_ATTN": True, "TRITON_ATTN": True, "FLASH_ATTN": False}
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A backend whose kernel supports `causal=False` over a paged cache (checked in its source)."""
+
+    per_request_causal: bool  # whether it accepts that per request
+    masked: str  # module of the kernel for row masks beside it
+    movable: bool = True  # whether its cache is a tensor of tokens, so that `moves.py` can move rows in place
+
+
+KERNELS = {
+    "CPU_ATTN": Kernel(per_request_causal=True, masked="attention_backend.kernels.cpu", movable=False),
+    "TRITON_ATTN": Kernel(per_request_causal=True, masked="attention_backend.kernels.gpu"),
+    "FLASH_ATTN": Kernel(per_request_causal=False, masked="attention_backend.kernels.gpu"),
+}
 
 
 def mask_obstacle(impl: Any) -> str | None:
     """Why a layer's attention cannot run row masks, as the end of a sentence; None if it can."""
-    if impl.kv_cache_dtype.startswith(("fp8", "int", "nvfp4", "turboquant")):
+    if impl.kv_cache_dtype not in ("auto", "float16", "bfloat16"):
         return f"its KV cache is quantized (--kv-cache-dtype {impl.kv_cache_dtype})"
     windows = impl.sliding_window if isinstance(impl.sliding_window, tuple) else (impl.sliding_window,)
     for name, used in (
@@ -34,6 +48,7 @@ def mask_obstacle(impl: Any) -> str | None:
         ("ALiBi", impl.alibi_slopes is not None),
         ("a soft cap on its logits", bool(impl.logits_soft_cap)),
         ("attention sinks", impl.sinks is not None),
+        ("context parallelism", impl.total_cp_world_size > 1),
     ):
         if used:
             return f"it uses {name}"
@@ -64,6 +79,8 @@ class BlockMaskImpl:
         if mask is None:
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)  # type: ignore[misc]  # the kernel's class comes next in the MRO
         obstacle = mask_obstacle(self)
+        if any(option is not None for option in (*args, *kwargs.values())):
+            obstacle = "its output is quantized inside the kernel (fuse_attn_quant)"
         if obstacle is not None:
             raise ValueError(f"{type(self).__name__} cannot run row masks: {obstacle}")
 
@@ -112,27 +129,18 @@ class BlockMaskBackend(AttentionBackend):
         return _over(kernel)  # type: ignore[arg-type]  # a class is hashable
 
 
-def _mask_kernel(name: str) -> Callable[..., None]:
-    """The kernel for row masks beside a backend's own. Imported late, because each needs its platform."""
-    if name == "CPU_ATTN":
-        from attention_backend.kernels import cpu
-
-        return cpu.attend
-    raise NotImplementedError(f"{name} has no kernel for row masks")
-
-
 @cache
 def _over(kernel: type[AttentionBackend]) -> type[AttentionBackend]:
     name = kernel.get_name()
-    if name not in PER_REQUEST_CAUSAL or not kernel.supports_non_causal():
+    if name not in KERNELS or not kernel.supports_non_causal():
         raise ValueError(
             f"attention backend {name} cannot run the bidirectional passes that draft blocks: "
             "omit --attention-backend, or set it to FLASH_ATTN or TRITON_ATTN"
         )
-    masked = {"attend_masked": _mask_kernel(name)} if name == "CPU_ATTN" else {}
-    bases = ((KeptRows,) if name == "CPU_ATTN" else ()) + (BlockMaskImpl, kernel.get_impl_cls())
-    impl: type = type(f"BlockMask{kernel.get_impl_cls().__name__}", bases, masked)
-    attributes = {"per_request_causal": PER_REQUEST_CAUSAL[name]}
+    attributes = {"attend_masked": importlib.import_module(KERNELS[name].masked).attend}
+    bases = (*(() if KERNELS[name].movable else (KeptRows,)), BlockMaskImpl, kernel.get_impl_cls())
+    impl: type = type(f"BlockMask{kernel.get_impl_cls().__name__}", bases, attributes)
+    attributes = {"per_request_causal": KERNELS[name].per_request_causal}
     builder: type = type(
         f"BlockMask{kernel.get_builder_cls().__name__}", (BlockMaskBuilder, kernel.get_builder_cls()), attributes
     )

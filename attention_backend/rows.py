@@ -27,6 +27,8 @@ WORD = 32  # bits in an int32
 class RowMask:
     """Which of a step's own rows each row sees, for requests whose rows are not plainly causal.
 
+    Each row must see itself. The KV of all rows must be in the cache, in consecutive slots after the prefix.
+
     In a CUDA graph, `bits` must be a buffer that the next replay overwrites in place, and `requests` must be all
     requests of the graph: those without a mask of their own then need the bits of `Causal`.
     """

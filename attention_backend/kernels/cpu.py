@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from vllm import _custom_ops as ops
 from vllm import envs
+from vllm._custom_ops import cpu_attn_get_scheduler_metadata
 
 from attention_backend.kernels.pages import packing
 from attention_backend.rows import RowMask, unpack
@@ -105,7 +105,7 @@ def _without_prefix(impl: Any, layer: Any, metadata: Any, mask: RowMask, dtype: 
     masked = torch.from_numpy(mask.requests)
     lengths = metadata.seq_lens.clone()
     lengths[masked] = metadata.query_start_loc.diff()[masked]
-    schedule = ops.cpu_attn_get_scheduler_metadata(
+    schedule = cpu_attn_get_scheduler_metadata(
         num_reqs=len(lengths),
         num_heads=impl.num_heads,
         num_kv_heads=impl.num_kv_heads,

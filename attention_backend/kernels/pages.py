@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from vllm import _custom_ops as ops
+from vllm._custom_ops import cpu_attn_reshape_and_cache
 
 BASE = 128  # numbers below it are exact in every dtype of a cache
 
@@ -67,7 +67,7 @@ def packing(
     while digit < size:
         numbers = (torch.arange(size) // digit % BASE).view(page_size, 1, head_size).to(dtype)
         page = torch.zeros(2, 1, 1, page_size, head_size, dtype=dtype)
-        ops.cpu_attn_reshape_and_cache(numbers, numbers, page[0], page[1], torch.arange(page_size), isa)
+        cpu_attn_reshape_and_cache(numbers, numbers, page[0], page[1], torch.arange(page_size), isa)
         found += page.view(2, size).long() * digit
         digit *= BASE
     if not torch.equal(found.sort(dim=1).values, torch.arange(size).expand(2, -1)):

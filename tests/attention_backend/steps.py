@@ -1,6 +1,7 @@
 """Random steps for kernels: requests with prefixes of any length, some with a mask, and their paged KV."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ masks = st.one_of(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Step:
     """The rows of a step and the KV that they attend to. The last page of the cache belongs to no request."""
 
@@ -34,6 +35,15 @@ class Step:
     keys: list[torch.Tensor]  # [S, G, D] per request
     values: list[torch.Tensor]
     table: torch.Tensor  # [R, W] int32, pages in random order; unused entries hold a page of another request
+
+    def __repr__(self) -> str:
+        """Without the numbers."""
+        heads = f"{self.query.shape[1]} heads over {self.keys[0].shape[1]} of {self.query.shape[2]}"
+        return f"{self.masks} after {self.prefixes}, pages of {self.page_size}, {heads}, {self.dtype}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints."""
+        printer.text(repr(self))
 
     @property
     def mask(self) -> RowMask | None:

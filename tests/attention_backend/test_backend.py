@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from attention_backend.backend import BlockMaskBackend
-from attention_backend.masks import Block, Causal, Mask, kernel_causal
+from attention_backend.backend import BlockMaskBackend, mask_obstacle
+from attention_backend.masks import Block, Causal, Mask, Tree, kernel_causal
 from attention_backend.reference import attend, gather
+from attention_backend.rows import step_mask
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the CPU kernel")
 
@@ -117,3 +118,51 @@ def test_mixed_batch_is_rejected_if_the_kernel_does_not_support_it(backend: Any)
     common = SimpleNamespace(causal=torch.tensor([True, False]))
     with pytest.raises(ValueError, match="either causally or bidirectionally"):
         builder.build(0, common)
+
+
+PLAIN = {
+    "kv_cache_dtype": "auto",
+    "sliding_window": -1,
+    "alibi_slopes": None,
+    "logits_soft_cap": 0,
+    "sinks": None,
+    "total_cp_world_size": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("difference", "message"),
+    [
+        ({"kv_cache_dtype": "fp8_e4m3"}, "its KV cache is quantized (--kv-cache-dtype fp8_e4m3)"),
+        ({"sliding_window": 128}, "it uses a sliding window"),
+        ({"sliding_window": (127, 0)}, "it uses a sliding window"),
+        ({"alibi_slopes": torch.ones(4)}, "it uses ALiBi"),
+        ({"logits_soft_cap": 30.0}, "it uses a soft cap on its logits"),
+        ({"sinks": torch.ones(4)}, "it uses attention sinks"),
+        ({"total_cp_world_size": 2}, "it uses context parallelism"),
+        ({"sliding_window": (-1, -1), "kv_cache_dtype": "bfloat16"}, None),
+        ({}, None),
+    ],
+)
+def test_what_the_kernels_do_not_compute_is_an_obstacle(difference: dict[str, Any], message: str | None) -> None:
+    assert mask_obstacle(SimpleNamespace(**PLAIN | difference)) == message
+
+
+@pytest.mark.parametrize(
+    ("difference", "options", "message"),
+    [
+        ({"sinks": torch.ones(4)}, {}, "it uses attention sinks"),
+        ({}, {"output_scale": torch.ones(1)}, "its output is quantized"),
+    ],
+)
+def test_an_obstacle_is_an_error(
+    difference: dict[str, Any], options: dict[str, Any], message: str, backend: Any
+) -> None:
+    """No row may be computed with another mask than its own."""
+    impl_class = backend.get_impl_cls()
+    impl = impl_class.__new__(impl_class)
+    vars(impl).update(PLAIN | difference)
+    metadata = SimpleNamespace(row_mask=step_mask([Tree((-1, 0, 0))], [3]))
+    rows = torch.zeros(3, H, D)
+    with pytest.raises(ValueError, match=f"cannot run row masks: {message}"):
+        impl.forward(None, rows, rows[:, :G], rows[:, :G], None, metadata, rows, **options)

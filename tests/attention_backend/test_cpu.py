@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from attention_backend.backend import BlockMaskBackend, mask_obstacle
+from attention_backend.backend import BlockMaskBackend
 from attention_backend.kernels import cpu
 from attention_backend.kernels.pages import packing
-from attention_backend.masks import Causal, Tree
+from attention_backend.masks import Causal
 from attention_backend.rows import RowMask, attach, step_mask
 from tests.attention_backend.steps import Step, assert_close, steps, trees
 from tests.scale import scaled
@@ -120,42 +120,6 @@ def test_pages_are_read_in_every_packing(isa: str, dtype: torch.dtype, page_size
     for stored, got in zip((key, value), read, strict=True):
         pages = stored.unflatten(0, (3, page_size))[[2, 0]].flatten(0, 1)
         assert torch.equal(got, pages.transpose(0, 1).float())
-
-
-PLAIN = {
-    "kv_cache_dtype": "auto",
-    "sliding_window": -1,
-    "alibi_slopes": None,
-    "logits_soft_cap": 0,
-    "sinks": None,
-}
-
-
-@pytest.mark.parametrize(
-    ("difference", "message"),
-    [
-        ({"kv_cache_dtype": "fp8_e4m3"}, "its KV cache is quantized (--kv-cache-dtype fp8_e4m3)"),
-        ({"sliding_window": 128}, "it uses a sliding window"),
-        ({"sliding_window": (127, 0)}, "it uses a sliding window"),
-        ({"alibi_slopes": torch.ones(4)}, "it uses ALiBi"),
-        ({"logits_soft_cap": 30.0}, "it uses a soft cap on its logits"),
-        ({"sinks": torch.ones(4)}, "it uses attention sinks"),
-        ({"sliding_window": (-1, -1), "kv_cache_dtype": "bfloat16"}, None),
-        ({}, None),
-    ],
-)
-def test_what_the_kernels_do_not_compute_is_an_obstacle(difference: dict[str, Any], message: str | None) -> None:
-    assert mask_obstacle(SimpleNamespace(**PLAIN | difference)) == message
-
-
-def test_an_obstacle_is_an_error() -> None:
-    """No row may be computed with another mask than its own."""
-    impl_class = BlockMaskBackend.over(_cpu_backend()).get_impl_cls()
-    impl = impl_class.__new__(impl_class)
-    vars(impl).update(PLAIN | {"sinks": torch.ones(4)})
-    metadata = SimpleNamespace(row_mask=step_mask([Tree((-1, 0, 0))], [3]))
-    with pytest.raises(ValueError, match="cannot run row masks: it uses attention sinks"):
-        impl.forward(None, *[torch.zeros(3, 4, 32)] * 3, None, metadata, torch.zeros(3, 4, 32))
 
 
 def _cpu_backend() -> Any:

@@ -1,13 +1,11 @@
-"""Our kernels compile for a GPU. Triton brings NVIDIA's assembler along, so that needs no GPU; running them does."""
+"""Our kernels compile for a GPU."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import spec_worker
+from tests.gpu_compiler import compile_kernel
 
 LAY = {
     **dict.fromkeys(["starts_ptr", "ids_ptr", "count_ptr", "rows_ptr", "lengths_ptr", "positions_ptr"], "*i64"),
@@ -39,34 +37,11 @@ CASES = {
     "mask rows": ("mask_rows_kernel", MASK, {"WORDS": 2}),
     "walk": ("walk_trees_kernel", WALK, {"WIDTH": 64}),
 }
-COMPILE = """
-import sys
-import triton
-from kernels import {name} as kernel
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-constants = {constants}
-types = {{name: "constexpr" if name in constants else "i32" for name in kernel.arg_names}} | {types}
-assert not {types}.keys() - set(kernel.arg_names)
-for capability in (80, 90):
-    compiled = triton.compile(ASTSource(kernel, types, constants), target=GPUTarget("cuda", capability, 32))
-    assert compiled.asm["cubin"]
-"""
 
 
 @pytest.mark.parametrize(("name", "types", "constants"), CASES.values(), ids=CASES)
 def test_compiles_for_a_gpu(name: str, types: dict[str, str], constants: dict[str, int], tmp_path: Path) -> None:
-    """Outside vLLM, which takes Triton for absent where there is no GPU, and outside our interpreter."""
     assert spec_worker.__file__
     files = [Path(spec_worker.__file__).with_name(name) for name in ("kernels.py", "tree_kernels.py")]
-    source = next(text for file in files if f"def {name}" in (text := file.read_text(encoding="utf-8")))
-    real = source.replace("from vllm.triton_utils import tl, triton", "import triton\nimport triton.language as tl")
-    assert real != source
-    (tmp_path / "kernels.py").write_text(real, encoding="utf-8")
-    code = COMPILE.format(name=name, types=types, constants=constants)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")}
-    environment |= {"TRITON_BACKENDS_IN_TREE": "1", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    file = next(file for file in files if f"def {name}(" in file.read_text(encoding="utf-8"))
+    compile_kernel(file, name, types, constants, tmp_path)

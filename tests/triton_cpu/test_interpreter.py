@@ -26,6 +26,12 @@ def totals_kernel(out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # a
     tl.store(out + tl.program_id(0), tl.sum(numbers))
 
 
+@triton.jit
+def product_kernel(out, a, b, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]  # as above
+    at = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
+    tl.store(out + at, tl.dot(tl.load(a + at), tl.load(b + at)))
+
+
 def launch(monkeypatch: pytest.MonkeyPatch) -> int:
     """Launch a kernel that calls jit functions, check its result and return how often the language was searched."""
     searched = 0
@@ -51,3 +57,15 @@ def test_launch_patches_the_language_once(monkeypatch: pytest.MonkeyPatch) -> No
     fixed = launch(monkeypatch)
     monkeypatch.setattr(triton_interpreter, "_patch_lang", interpreter._patch_lang)
     assert launch(monkeypatch) > 2 * fixed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_matrices_are_multiplied_by_value(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton itself multiplies the bits of bfloat16 numbers: delete the fix when it doesn't."""
+    a, b = torch.randn(2, 16, 16).to(dtype)
+    out, expected = torch.zeros(16, 16), a.float() @ b.float()
+    product_kernel.run(out, a, b, SIZE=16, grid=(1,), warmup=False)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-3)
+    monkeypatch.setattr(triton_interpreter.InterpreterBuilder, "create_dot", interpreter._create_dot)
+    product_kernel.run(out, a, b, SIZE=16, grid=(1,), warmup=False)
+    assert torch.allclose(out, expected, atol=1e-5, rtol=1e-3) == (dtype != torch.bfloat16)

@@ -18,6 +18,9 @@ OURS = ("vllm_nld", "spec_worker", "attention_backend")  # as strings, because v
 COMPAT = "vllm_nld.compat"
 Kind = Literal["name", "override", "attribute", "call", "body"]
 
+# attributes of attention implementations and of their metadata that kernels for row masks read
+ATTENTION = "alibi_slopes kv_cache_dtype logits_soft_cap scale sinks sliding_window total_cp_world_size"
+ROWS = "block_table max_query_len max_seq_len query_start_loc seq_lens"
 # class -> attributes that we read from its instances
 OBJECTS = {
     "vllm.config.VllmConfig": "additional_config attention_config cache_config compilation_config kv_transfer_config "
@@ -46,6 +49,13 @@ OBJECTS = {
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "draft_tokens_handler execute_model_state num_speculative_steps "
     "speculator",
     "vllm.v1.worker.gpu.attn_utils.AttentionCGSupportInfo": "min_cg_attn_backend min_cg_support",
+    "vllm.v1.attention.backends.cpu_attn.CPUAttentionMetadata": "block_table causal dynamic_causal query_start_loc "
+    "scheduler_metadata seq_lens",
+    "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackendImpl": f"head_size num_heads num_kv_heads {ATTENTION}",
+    "vllm.v1.attention.backends.triton_attn.TritonAttentionMetadata": ROWS,
+    "vllm.v1.attention.backends.triton_attn.TritonAttentionImpl": ATTENTION,
+    "vllm.v1.attention.backends.flash_attn.FlashAttentionMetadata": ROWS,
+    "vllm.v1.attention.backends.flash_attn.FlashAttentionImpl": ATTENTION,
     "vllm.lora.model_manager.LoRAModelManager": "set_adapter_mapping",
     "vllm.lora.request.LoRARequest": "lora_int_id",
     "vllm.sampling_params.SamplingParams": "all_stop_token_ids allowed_token_ids bad_words bad_words_token_ids "

@@ -26,7 +26,9 @@ def obstacle(vllm_config: Any) -> str | None:
         return "--return-sampling-mask reports rows in the order of the drafts"
     if vllm_config.parallel_config.enable_batch_sharded_sampling:
         return "every rank needs the accepted path, which --enable-batch-sharded-sampling leaves with one"
-    if vllm_config.cache_config.cache_dtype.startswith(("fp8", "int", "nvfp4", "turboquant")):
+    if vllm_config.compilation_config.pass_config.fuse_attn_quant:
+        return "kernels for masks don't quantize their output, as fuse_attn_quant of --compilation-config asks"
+    if vllm_config.cache_config.cache_dtype not in ("auto", "float16", "bfloat16"):
         return f"kernels for masks read no quantized KV cache (--kv-cache-dtype {vllm_config.cache_config.cache_dtype})"
     if not Settings.of(vllm_config).tree_nodes and graphs is not None and graphs.has_full_cudagraphs():
         return f"its CUDA graphs know no masks: serve with {FIELD}.tree_nodes above 0, or without full CUDA graphs"

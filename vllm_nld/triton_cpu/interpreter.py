@@ -12,6 +12,7 @@ from triton.language.extra import libdevice
 from triton.runtime import interpreter
 
 _create_splat = interpreter.InterpreterBuilder.create_splat
+_create_dot = interpreter.InterpreterBuilder.create_dot
 _patch_lang = interpreter._patch_lang
 _patch_lang_core = interpreter._patch_lang_core
 
@@ -19,6 +20,7 @@ _patch_lang_core = interpreter._patch_lang_core
 def repair() -> None:
     """Apply the fixes in this process."""
     interpreter.InterpreterBuilder.create_splat = _splat
+    interpreter.InterpreterBuilder.create_dot = _dot
     interpreter._patch_lang = _patch_once
     interpreter._patch_lang_core = _patch_ranges
     libdevice.log1p = _log1p
@@ -35,6 +37,17 @@ def _splat(builder: Any, shape: Any, value: Any) -> Any:
     if value.data.dtype == np.bool_:
         return interpreter.TensorHandle(np.full(shape.shape, value.data, dtype=np.bool_), tl.int1)
     return _create_splat(builder, shape, value)
+
+
+def _dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+    """Multiply bfloat16 matrices by value.
+
+    Symptom: products of bfloat16 matrices are around 10⁹.
+    Cause: the interpreter keeps bfloat16 numbers as the integers of their bits, and multiplies these.
+    Delete when: Triton's interpreter converts bfloat16 operands.
+    """
+    a, b = (builder.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+    return _create_dot(builder, a, b, *rest)
 
 
 def _patch_once(function: Callable[..., Any]) -> Any:
