@@ -45,6 +45,7 @@ def move_rows(
     target: torch.Tensor,  # [M] int64; a row that stays may be named any number of times
 ) -> None:
     """Copy the KV of each source row to its target row's slot. Doesn't wait for the device."""
+    known, places = None, [source] * 4
     for name, slots in slot_mappings.items():
         layer = layers[name]
         if isinstance(layer.impl, KeptRows):
@@ -54,6 +55,8 @@ def move_rows(
             layer.impl.do_kv_cache_update(layer, keys[source], values[source], layer.kv_cache, slots[target])  # type: ignore[attr-defined]  # the kernel's
         else:
             cache = layer.kv_cache  # [N, G, P, 2 * D], whatever its strides
-            tokens = cache.shape[2]
-            block, place = slots[source] // tokens, slots[source] % tokens
-            cache[slots[target] // tokens, :, slots[target] % tokens] = cache[block, :, place]
+            if slots is not known:  # layers share them
+                known, tokens = slots, cache.shape[2]
+                places = [part for at in (slots[source], slots[target]) for part in (at // tokens, at % tokens)]
+            block, place, to_block, to_place = places
+            cache[to_block, :, to_place] = cache[block, :, place]
