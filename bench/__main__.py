@@ -16,6 +16,7 @@ from typing import Any
 BENCHMARKS = {
     "modes": "every mode and its peers in `vllm serve`: tokens/s, latencies, acceptance, accuracy",
     "steps": "the time of a decode step: forwards, draft LoRA, sampling, host; by batch and block length",
+    "auto": "the controller of mode auto, simulated against published forward times",
     "roofline": "the predicted speed of every mode on several machines, against published and measured figures",
     "runners": "AR tokens/s of vLLM's model runners on the CPU, and host time per decode step",
     "report": "run modes, steps and roofline; write the report, its plots and the README's figures",

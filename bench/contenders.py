@@ -58,7 +58,7 @@ SERVERS = {
     "stock ngram": Setup((*ngram(4), *COUNTED), STOCK),
     "ar": Setup(nld(mode="ar")),
     "nld": Setup(COUNTED),  # the defaults: linear unless a request chooses another mode
-    "trees": Setup((*nld(tree_nodes=max(TREE_NODES)), *COUNTED)),
+    "trees": Setup((*nld(mode="linear", tree_nodes=max(TREE_NODES)), *COUNTED)),
 }
 
 
@@ -73,7 +73,7 @@ def diffusion(threshold: float, most: int = 0, quick: bool = False) -> Contender
 
 
 def tree(nodes: int) -> Contender:
-    body = request_body(tree_nodes=nodes)
+    body = request_body(mode="linear", tree_nodes=nodes)
     return Contender("trees", "rounds", body, block_length=32, most=16)
 
 

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bench import modes_report, plots, roofline, steps
+from bench import auto, modes_report, plots, roofline, steps
 from bench.results import RESULTS, load
 
 PLOTS = {
@@ -21,6 +21,7 @@ PARTS = {  # name of the result -> command
     "steps-nano": ("steps", "--shape", "nano", "--blocks", "1", "32", "--steps", "30"),
     "steps-3b": ("steps", "--shape", "3b", "--blocks", "1", "8", "32"),
     "roofline": ("roofline",),
+    "auto": ("auto",),
 }
 
 
@@ -57,6 +58,8 @@ def text() -> str:
             picture("roofline"),
             roofline.discussion(),
         ]
+    if result := load("auto"):
+        parts += ["## What `auto` would choose on a B200", auto.report(result)]
     return "\n\n".join(parts) + "\n"
 
 

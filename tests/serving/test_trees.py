@@ -48,15 +48,19 @@ OBSTACLES: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
+def asked(nodes: int) -> dict[str, Any]:
+    return {"nld_mode": "linear", "nld_tree_nodes": nodes}
+
+
 @pytest.mark.parametrize(("change", "message"), OBSTACLES.values(), ids=OBSTACLES)
 def test_obstacles_are_named(change: Callable[[Any], None], message: str, tiny_checkpoint: Path) -> None:
     config = start(tiny_checkpoint)
     assert obstacle(config) is None
-    assert ServerModes.of(config).read({"nld_tree_nodes": 8}).tree_nodes == 8
+    assert ServerModes.of(config).read(asked(8)).tree_nodes == 8
     change(config)
     with pytest.raises(ValueError, match=f"nld_tree_nodes must be 0, not 8, on this server: .*{message}"):
-        ServerModes.of(config).read({"nld_tree_nodes": 8})
-    assert ServerModes.of(config).read({"nld_tree_nodes": 0}).tree_nodes == 0
+        ServerModes.of(config).read(asked(8))
+    assert ServerModes.of(config).read(asked(0)).tree_nodes == 0
 
 
 def test_settings_for_trees_meet_them_at_start_up(tiny_checkpoint: Path) -> None:

@@ -132,7 +132,7 @@ def happened(served: Served, pair: tuple[str, str], steps: list[Step], preempted
         )
     if served.feature == "schedule" and drafting:
         assert any(count == 3 for step in steps if step.size > 1 for count in step.scheduled), "two drafts, verified"
-    if served.feature == "draft tree" and drafting:
+    if served.feature == "draft tree" and any("nld_tree_nodes" in MODES[name].fields for name in pair):
         assert any(count == 3 * BLOCK + 1 for step in steps for count in step.scheduled), "nodes, verified"
     if served.feature == "draft threshold" and drafting and not set(pair) & TAKEN:
         assert any(len(step.passes) > 1 for step in steps), "drafts that were not sure were redone"
