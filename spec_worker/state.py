@@ -59,14 +59,21 @@ class NldModelState(DefaultModelState):
         super().apply_staged_writes()
         self.slots.apply_staged_writes()
 
-    def prepare_attn(self, input_batch: InputBatch, cudagraph_mode: CUDAGraphMode, *args: Any, **kwargs: Any) -> Any:
+    def prepare_attn(
+        self,
+        input_batch: InputBatch,
+        cudagraph_mode: CUDAGraphMode,
+        *args: Any,
+        for_capture: bool = False,  # in a full graph
+        **kwargs: Any,
+    ) -> Any:
         """As vLLM's, with the mask of the step's trees, whose rows get the positions of their depths.
 
         The positions are changed in place, after KV slots were computed from them: samples depend on a row's position
         as well, and a CUDA graph reads this buffer.
         """
-        metadata = super().prepare_attn(input_batch, cudagraph_mode, *args, **kwargs)
-        every = self.graphs_have_masks and cudagraph_mode == CUDAGraphMode.FULL
+        metadata = super().prepare_attn(input_batch, cudagraph_mode, *args, for_capture=for_capture, **kwargs)
+        every = self.graphs_have_masks and (for_capture or cudagraph_mode == CUDAGraphMode.FULL)
         attach(metadata, self.trees.mask(input_batch, every))
         return metadata
 

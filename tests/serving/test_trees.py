@@ -76,3 +76,5 @@ def test_graphs_have_masks_if_the_server_has_trees(nodes: int, possible: bool, t
     assert (obstacle(config) is None) == possible
     config.compilation_config.cudagraph_mode = CUDAGraphMode.PIECEWISE
     assert obstacle(config) is None
+    config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL
+    assert "set cudagraph_mode to FULL_AND_PIECEWISE" in str(obstacle(config))

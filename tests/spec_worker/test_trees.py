@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from vllm.v1.worker.gpu.cudagraph_utils import prepare_inputs_to_capture
 
+from attention_backend.rows import attached, unpack
 from spec_worker.trees import Trees
 from tests.engines import engine, random_prompts
 from tests.spec_worker.batches import Ask, together, tokens, watched
 from tests.spec_worker.conftest import VOCAB, ar_tokens, linear
+from tests.spec_worker.leaks import parts
 from vllm_nld.reference import ReferenceModel
 
 BLOCK, NODES = 8, 40
@@ -39,6 +43,37 @@ def test_masks_for_every_request_change_nothing(
         found = tokens(together(llm, asks))
     assert found == ar_tokens(reference, PROMPTS, 20)
     assert all(masked == requests for masked, requests in seen) if every else any(0 < m < r for m, r in seen)
+
+
+@pytest.mark.parametrize("nodes", [0, NODES], ids=["chains", "trees"])
+@pytest.mark.parametrize("full", [False, True], ids=["pieces", "full"])
+def test_full_graphs_are_captured_with_masks_if_the_server_has_trees(
+    nodes: int, full: bool, agreeable_checkpoint: Path
+) -> None:
+    """Through vLLM's own preparation of a capture. In pieces attention is no part of a graph."""
+    with engine(agreeable_checkpoint, **linear(BLOCK, tree_nodes=nodes)) as llm:
+        runner = parts(llm)[2]
+        rows = runner.decode_query_len
+        state = prepare_inputs_to_capture(
+            3,
+            3 * rows,
+            runner.model_state,
+            runner.input_buffers,
+            runner.block_tables,
+            runner.attn_groups,
+            runner.kv_cache_config,
+            full_cudagraph=full,
+            max_query_len=rows,
+        )
+        masks = [attached(metadata) for metadata in state.attn_metadata.values()]
+        if not (nodes and full):
+            assert masks == [None] * len(masks)
+            return
+        for mask in masks:
+            assert mask is not None and mask.requests.tolist() == [0, 1, 2]
+            assert mask.bits is runner.model_state.trees.bits, "a buffer that every replay overwrites"
+            causal = torch.ones(rows, rows, dtype=torch.bool).tril()
+            assert unpack(mask.bits[: 3 * rows], rows).unflatten(0, (3, rows)).equal(causal.expand(3, -1, -1))
 
 
 def test_a_tree_takes_one_draft_pass_and_a_row_per_node(agreeable_checkpoint: Path) -> None:

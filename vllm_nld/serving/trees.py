@@ -30,6 +30,8 @@ def obstacle(vllm_config: Any) -> str | None:
         return "kernels for masks don't quantize their output, as fuse_attn_quant of --compilation-config asks"
     if vllm_config.cache_config.cache_dtype not in ("auto", "float16", "bfloat16"):
         return f"kernels for masks read no quantized KV cache (--kv-cache-dtype {vllm_config.cache_config.cache_dtype})"
+    if graphs is not None and graphs.mixed_mode().name == "FULL":
+        return "full CUDA graphs of prefills have no room for masks: set cudagraph_mode to FULL_AND_PIECEWISE"
     if not Settings.of(vllm_config).tree_nodes and graphs is not None and graphs.has_full_cudagraphs():
         return f"its CUDA graphs know no masks: serve with {FIELD}.tree_nodes above 0, or without full CUDA graphs"
     return None
