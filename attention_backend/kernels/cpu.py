@@ -1,8 +1,7 @@
 """Attention with row masks on the CPU, beside vLLM's kernel, which takes no mask.
 
 Requests with a mask: read the request's pages and compute softmax(scale · q · k + bias) · v in float32. Two matrix
-products and a softmax per request and layer, so their cost grows with their rows times their context, about twice
-that of vLLM's kernel.
+products and a softmax per request and layer, at about twice the cost of vLLM's kernel.
 
 The other requests of the batch keep vLLM's kernel. It takes whole batches only, so for its sake a request with a mask
 pretends to have no prefix: that costs next to nothing, and its output is overwritten.
@@ -77,8 +76,8 @@ def _attend(
     size = max(1, SCORES // (heads * length))
     for rows, among in zip(query.split(size), bias.split(size), strict=True):
         count = len(rows)
-        grouped = rows.unflatten(1, (groups, -1)).permute(1, 2, 0, 3)  # [G, H / G, rows, D]
-        scores = torch.bmm(grouped.flatten(1, 2), keys.transpose(1, 2)).mul_(scale)
+        grouped = (rows * scale).unflatten(1, (groups, -1)).permute(1, 2, 0, 3)  # [G, H / G, rows, D]
+        scores = torch.bmm(grouped.flatten(1, 2), keys.transpose(1, 2))
         scores.view(groups, -1, count, length)[..., length - own :] += among
         out = torch.bmm(scores.softmax(dim=-1), values)  # [G, H / G · rows, D]
         outputs.append(out.view(groups, -1, count, out.shape[-1]).permute(2, 0, 1, 3).flatten(1, 2))
