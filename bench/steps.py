@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bench import verification
 from bench.devices import cpu_rates
-from bench.engines import Engine
+from bench.engines import engines
 from bench.provenance import describe, provenance
 from bench.published import ACCEPTANCE_LENGTHS
 from bench.shapes import SHAPES, write
@@ -67,18 +67,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         nano = options.shape == "nano"
         compiled = options.compile or nano and not options.quick  # eager is as fast where matrices are large
         model = checkpoint_path() if nano else write(Path(folder), SHAPES[options.shape], layers)
-        for block in tqdm(blocks, desc="engines", unit="engine"):
-            engine = Engine(f"block length {block}", serve, model, block, max(batches), compiled)
-            try:
-                engine.wait()
+        with engines() as start:
+            for block in tqdm(blocks, desc="engines", unit="engine"):
+                engine = start(f"block length {block}", serve, model, block, max(batches), compiled)
                 steps = options.steps or (5 if options.quick else 12)
                 result["spans"][str(block)] = {str(n): engine.ask("steps", n, steps) for n in batches}
                 if block != AR:
                     result["lora"][str(block)] = {str(n): engine.ask("lora", n, steps) for n in batches}
                 if not torch.cuda.is_available():  # alternate with the steps: a shared machine's rate varies
+                    engine.pause()
                     result["cpu_rates"].append(cpu_rates())
-            finally:
-                engine.close()
+                engine.close()  # the next one may need its memory
     if options.shape != "nano":
         for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
             result["verification"][kind] = verification.milliseconds(temperature)
