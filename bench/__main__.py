@@ -16,6 +16,7 @@ from typing import Any
 BENCHMARKS = {
     "modes": "every mode and its peers in `vllm serve`: tokens/s, latencies, acceptance, accuracy",
     "steps": "the time of a decode step: forwards, draft LoRA, sampling, host; by batch and block length",
+    "first_token": "what a request waits for until its first token: HTTP, tokeniser, queue, prefill, first draft pass",
     "roofline": "the predicted speed of every mode on several machines, against published and measured figures",
     "recovery": "how fast `auto` falls back to AR when drafts turn bad, and speeds up again afterwards",
     "runners": "AR tokens/s of vLLM's model runners on the CPU, and host time per decode step",

@@ -50,19 +50,25 @@ async def closed_loop(stages: Sequence[Stage], ask: Callable[[int], Awaitable[An
 def drive(
     url: str, questions: Sequence[Question], stages: Sequence[Stage], body: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Time one run, with greedy streams. Raises RuntimeError if a request failed."""
-    return asyncio.run(_drive(url, questions, stages, {"temperature": 0, "add_special_tokens": False, **body}))
+    """Time one run."""
+    begin = time.perf_counter()
+    tokens = sum(answer.output_tokens for answer in ask_all(url, questions, stages, body))
+    seconds = time.perf_counter() - begin
+    return {"tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 2)}
 
 
-async def _drive(
-    url: str, questions: Sequence[Question], stages: Sequence[Stage], body: dict[str, Any]
-) -> dict[str, float]:
+def ask_all(url: str, questions: Sequence[Question], stages: Sequence[Stage], body: Mapping[str, Any]) -> list[Any]:
+    """Greedy streams, as vLLM's client reports them. Raises RuntimeError if a request failed."""
+    return asyncio.run(_ask_all(url, questions, stages, {"temperature": 0, "add_special_tokens": False, **body}))
+
+
+async def _ask_all(url: str, questions: Sequence[Question], stages: Sequence[Stage], body: dict[str, Any]) -> list[Any]:
     import aiohttp
     from vllm.benchmarks.lib.endpoint_request_func import RequestFuncInput, async_request_openai_completions
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def ask(index: int) -> int:
+        async def ask(index: int) -> Any:
             question = questions[index % len(questions)]
             request = RequestFuncInput(
                 prompt=question.prompt,
@@ -75,9 +81,6 @@ async def _drive(
             answer = await async_request_openai_completions(request, session)
             if not answer.success:
                 raise RuntimeError(f"a request failed: {answer.error}")
-            return answer.output_tokens
+            return answer
 
-        begin = time.perf_counter()
-        tokens = sum(await closed_loop(stages, ask))
-        seconds = time.perf_counter() - begin
-    return {"tokens": tokens, "seconds": seconds, "tokens_per_s": tokens / seconds}
+        return await closed_loop(stages, ask)

@@ -18,17 +18,13 @@ from tqdm import tqdm
 from bench import verification
 from bench.devices import cpu_rates
 from bench.engines import engines
+from bench.parts import DRAFT, HOST, PARTS, PROPOSE, SAMPLING, VERIFY, watch
 from bench.provenance import describe, provenance
 from bench.published import ACCEPTANCE_LENGTHS
 from bench.shapes import SHAPES, write
-from bench.spans import Spans
 from bench.spread import spread, table
 from vllm_nld.nano import checkpoint_path
 
-VERIFY, DRAFT, LORA = "verify forward", "draft forward", "draft LoRA"
-VERIFY_LOGITS, DRAFT_LOGITS, SAMPLING = "verify logits", "draft logits", "sampling"
-PROPOSE, HOST = "host, drafting", "host"
-SPANS = (VERIFY, VERIFY_LOGITS, DRAFT, DRAFT_LOGITS, SAMPLING, PROPOSE, HOST)
 HOST_SPANS = (SAMPLING, PROPOSE, HOST)
 CONTEXT = 128  # prompt tokens
 AR = 1  # block length without drafts
@@ -106,9 +102,9 @@ def spans_table(result: dict[str, Any]) -> str:
             share = [sum(step.get(name, 0) for name in HOST_SPANS) / sum(step.values()) for step in steps]
             lora = result["lora"].get(block, {}).get(batch, [])
             row = ["AR" if block == str(AR) else block, batch, spread(totals, 1)]
-            row += [spread([step.get(name, 0) for step in steps], 2) for name in SPANS]
+            row += [spread([step.get(name, 0) for step in steps], 2) for name in PARTS]
             rows.append([*row, spread(lora, 2), f"{statistics.median(share):.0%}"])
-    return table(["block", "batch", "step", *SPANS, "draft LoRA (in draft forward)", "sampling and host share"], rows)
+    return table(["block", "batch", "step", *PARTS, "draft LoRA (in draft forward)", "sampling and host share"], rows)
 
 
 def projection(result: dict[str, Any]) -> list[str]:
@@ -132,7 +128,7 @@ def projection(result: dict[str, Any]) -> list[str]:
 def full_step(result: dict[str, Any], block: str, batch: str, depth: int) -> float:
     """Milliseconds of a step with `depth` layers: forwards scale with the layers, the rest doesn't."""
     steps = result["spans"][block][batch]
-    middle = {name: statistics.median(step.get(name, 0) for step in steps) for name in SPANS}
+    middle = {name: statistics.median(step.get(name, 0) for step in steps) for name in PARTS}
     forwards = middle[VERIFY] + middle[DRAFT]
     return sum(middle.values()) + forwards * (depth / result["layers"] - 1)
 
@@ -184,35 +180,16 @@ class Probe:
 
         self.llm, self.block = llm, block
         self.synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-        self.spans = Spans(self.synchronize)
+        self.spans = watch(llm)
         self.scheduled = 0
         self.runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        self._wrap()
-
-    def _wrap(self) -> None:
-        """Wrap the parts of a step; the remaining time is the host's."""
-        spans, runner = self.spans, self.runner
-        kind = type(runner.model)
-
-        def drafting() -> bool:
-            return spans.inside(PROPOSE)
-
-        kind.__call__ = spans.wrap(lambda: DRAFT if drafting() else VERIFY, kind.__call__)
-        kind.draft = spans.wrap(DRAFT, kind.draft)
-        kind.compute_logits = spans.wrap(lambda: DRAFT_LOGITS if drafting() else VERIFY_LOGITS, kind.compute_logits)
-        if graphs := getattr(runner, "cudagraph_manager", None):
-            graphs.run_fullgraph = spans.wrap(VERIFY, graphs.run_fullgraph)
-        runner.sample = spans.wrap(SAMPLING, runner.sample)
-        if runner.speculator is not None:
-            runner.speculator.propose = spans.wrap(PROPOSE, runner.speculator.propose)
-        execute = runner.execute_model
+        execute = self.runner.execute_model
 
         def record_scheduled(scheduler_output: Any, *args: Any, **options: Any) -> Any:
             self.scheduled = scheduler_output.total_num_scheduled_tokens
             return execute(scheduler_output, *args, **options)
 
-        runner.execute_model = record_scheduled
-        self.llm.llm_engine.step = spans.wrap(HOST, self.llm.llm_engine.step)
+        self.runner.execute_model = record_scheduled
 
     def steps(self, requests: int, count: int) -> list[dict[str, float]]:
         """Milliseconds by span for `count` decode steps of a full batch."""

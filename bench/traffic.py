@@ -95,7 +95,7 @@ class Driver:
                 if output.finished:
                     self._running.discard(output.request_id)
             self._fill()
-        return tokens, seconds
+        return tokens, round(seconds, 6)
 
     def _fill(self) -> None:
         """Add requests until as many run as should."""

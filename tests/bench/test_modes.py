@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from bench import modes, modes_report
+from bench import first_token, modes, modes_report
 from bench.__main__ import main
 from bench.contenders import AUTO, COMMON, CONCURRENCIES, CONTENDERS, FIXED
 from bench.fleet import Fleet
 from bench.load import MOVING
 from bench.modes import Plan
+from bench.prompts import Question
 from tests.bench.groups import cpu_seconds
 from tests.serving.test_server import UNI
 
@@ -22,11 +23,12 @@ CHOSEN = ["AR", "auto", "AR, by request", "linear, B 32", "diffusion, 0.9"]
 
 
 class Watch:
-    """Notes the CPU time that servers used while another one was timed."""
+    """Notes the CPU time that servers used while another one was timed, and measures a first token in passing."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.fleet: Fleet | None = None
         self.spent: list[float] = []
+        self.first: dict[str, float] = {}
         turn, drive = Fleet.turn, modes.drive
 
         def watched_turn(fleet: Fleet, name: str, *arguments: Any) -> Any:
@@ -34,6 +36,8 @@ class Watch:
             return turn(fleet, name, *arguments)
 
         def watched_drive(url: str, *arguments: Any) -> Any:
+            if url == self.fleet.servers["nld"].url and not self.first:  # type: ignore[union-attr]  # it has turned
+                self.first = first_token.seen_from_outside(url, [Question("", "hello", 9)] * 3, "linear")
             before = self.others(url)
             sample = drive(url, *arguments)
             self.spent.append(self.others(url) - before)
@@ -65,6 +69,8 @@ def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
             assert all(run["tokens_per_s"] > 0 for run in runs)
             assert load == MOVING or all(run["latency_ms"]["p95"] >= run["ttft_ms"]["p50"] for run in runs)
     assert len(watch.spent) >= 2 * 2 * len(CHOSEN) and max(watch.spent) == 0, "only the timed server runs"
+    assert set(watch.first) == {first_token.CLIENT, *first_token.METRICS}
+    assert watch.first[first_token.CLIENT] > watch.first[first_token.SERVER] > watch.first[first_token.PREFILL] > 0
     plain, auto, asked, linear, diffusion = (result["quality"][name] for name in CHOSEN)
     assert plain["tpf"] == 1 and plain["acceptance_length"] is None
     assert linear["acceptance_length"] > 2 and linear["tpf"] > 1.2, "a trained model's drafts are accepted"

@@ -1,51 +1,10 @@
-"""Traffic that turns bad and good again: what engines are asked to do, and how the result is read."""
+"""Traffic that turns bad and good again: which turns the engines take, and how the result is read."""
 
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from bench import recovery
 from bench.recovery import AR, AUTO, BETTER, PHASES, WINDOW, WORSE
-from bench.traffic import GOOD, TRAFFIC, TROUBLES, Driver
-from tests.engines import engine, random_prompts
-from vllm_nld.nano import checkpoint_path
-
-REQUESTS = 3
-
-
-@pytest.fixture(scope="module")
-def llm() -> Iterator[Any]:
-    with engine(checkpoint_path(), max_num_seqs=REQUESTS, skip_tokenizer_init=False, max_model_len=1024) as nano:
-        yield nano
-
-
-def tokens_per_step(driver: Driver, traffic: str, steps: int = 40) -> float:
-    driver.turn_to(traffic)
-    tokens, seconds = driver.steps(steps)
-    assert seconds > 0
-    return tokens / steps / REQUESTS
-
-
-def test_troubles_make_drafts_bad_and_do_not_last(llm: Any) -> None:
-    driver = Driver(llm, "linear", REQUESTS)
-    good = tokens_per_step(driver, GOOD)
-    assert good > 3, "nano's drafts are accepted"
-    for trouble in TROUBLES:
-        assert tokens_per_step(driver, trouble) < good / 2
-        assert tokens_per_step(driver, GOOD) > 3
-        assert llm.llm_engine.get_num_unfinished_requests() == REQUESTS, "those of before are dropped"
-    driver.stop()
-
-
-def test_ar_decodes_one_token_per_request_and_step(llm: Any) -> None:
-    driver = Driver(llm, "ar", REQUESTS, random_prompts(5, 320, 20))
-    driver.turn_to("random words")
-    driver.steps(2)  # prompts
-    assert driver.steps(20)[0] == 20 * REQUESTS
-    driver.turn_to(GOOD)
-    assert llm.llm_engine.get_num_unfinished_requests() == REQUESTS, "those of before are dropped"
-    driver.stop()
+from bench.traffic import GOOD, TRAFFIC, TROUBLES
 
 
 class Fake:
