@@ -7,7 +7,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
-from vllm_nld.metrics.rounds import RoundLog
+from spec_worker.auto import Auto
+from vllm_nld.metrics.rounds import AUTO, LORA, ROUNDS, RoundLog
 from vllm_nld.serving.decoding import Decoding
 
 
@@ -17,6 +18,7 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rounds = RoundLog()
+        self.auto: Auto | None = None
 
     def decoding(self, request: Request) -> Decoding:
         """How a request decodes."""
@@ -42,6 +44,8 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         passes = self.rounds.note(request_id, mode.name, valid, num_accepted_tokens)
         if request.spec_decode_metrics is not None and passes:
             request.spec_decode_metrics.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
+        if passes and mode.by_load and self.auto is not None:
+            self.auto.note(valid, num_accepted_tokens)
         if not passes or mode.takes_blocks:
             return spec_decoding_stats
         return super().make_spec_decoding_stats(
@@ -51,6 +55,8 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's statistics, with the rounds since the last call."""
         stats, rounds = super().make_stats(*args, **kwargs), self.rounds.take()
+        if self.auto is not None and (chosen := self.auto.take()) is not None:
+            rounds = (rounds or {ROUNDS: [], LORA: None}) | {AUTO: chosen}
         if stats is not None:
             stats.nld = rounds  # type: ignore[attr-defined]  # see compat
         return stats

@@ -1,8 +1,8 @@
 """Decides which requests draft, how many tokens, and which go first: vLLM's schedulers with three additional rules.
 
 1. Every step carries a plan: how many tokens each of its requests drafts for the next step. A request's own block
-   length is the upper bound; a server's schedule of draft lengths by load lowers it for modes that verify. The worker
-   obeys the plan, see `plan.py`.
+   length is the upper bound; in modes that verify it is lowered by a server's schedule of draft lengths by load, and
+   in mode `auto` by what is best for the load, see `auto.py`. The worker obeys the plan, see `plan.py`.
 2. A block that is taken as drafted is scheduled whole or not at all, because the output would otherwise depend on the
    load. For the same reason a preempted request of such a mode resumes at a block's start: its last token is the anchor
    of the block that it lost, so the recomputed prefix ends before it, the worker fills the block anew, and the next
@@ -19,10 +19,14 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import Request
 
+from spec_worker.auto import Auto, Step
 from spec_worker.plan import Plan
 from spec_worker.round_stats import RoundStats
 from vllm_nld.serving.decoding import Decoding
+from vllm_nld.serving.modes import AUTO
 from vllm_nld.serving.requests import ServerModes
+
+WAITING_SHARE = 4  # if requests wait, blocks of `auto` requests leave a quarter of a step's budget for prompts
 
 
 class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a mixin: `build` chooses its base
@@ -30,7 +34,9 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._default = ServerModes.of(self.vllm_config).default
+        modes = ServerModes.of(self.vllm_config)
+        self.default = modes.default
+        self.auto = Auto(self.vllm_config) if AUTO in modes.modes else None
         self._decodings: dict[str, Decoding] = {}
         self._plan: Plan = {}
         self._has_grammar = False
@@ -40,7 +46,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         """How a request decodes: the record that it got when it arrived, or the server's default."""
         known = self._decodings.get(request.request_id)
         if known is None:
-            known = self._decodings[request.request_id] = Decoding.of(request.sampling_params) or self._default
+            known = self._decodings[request.request_id] = Decoding.of(request.sampling_params) or self.default
         return known
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -53,10 +59,14 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         super()._update_after_schedule(scheduler_output)
         limit = scheduler_output.num_spec_tokens_to_schedule  # from the server's schedule of draft lengths, if any
         scheduled = [self.requests[name] for name in scheduler_output.num_scheduled_tokens]
+        step = self._choose_length(scheduled, scheduler_output) if self.auto is not None else None
         self._plan = {request.request_id: n for request in scheduled if (n := self._drafts(request, limit))}
         scheduler_output.num_spec_tokens_to_schedule = max(self._plan.values(), default=0)
         scheduler_output.skip_drafts = not self._plan  # of vLLM 0.33, which takes an anchored block's drafts for unused
         scheduler_output.nld_plan = self._plan  # type: ignore[attr-defined]  # it is pickled, so an attribute travels
+        if step is not None:
+            rows = step.rows + sum(self._plan.values()) + len(self._plan)
+            scheduler_output.nld_step = step._replace(rows=rows)  # type: ignore[attr-defined]  # as above
         self._has_grammar = scheduler_output.has_structured_output_requests
         self._note_overdue(scheduler_output)
 
@@ -68,7 +78,39 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
                 return 0
         elif request.num_output_tokens + 1 >= request.max_tokens:  # the step that was scheduled yields its last token
             return 0
-        return decoding.drafts if decoding.policy.takes_blocks else min(decoding.drafts, limit)
+        if decoding.policy.takes_blocks:
+            return decoding.drafts
+        if decoding.policy.by_load and self.auto is not None:
+            limit = 0 if self._delivers_first_token(request) else min(limit, self.auto.length - 1)
+        return min(decoding.drafts, limit)
+
+    def _choose_length(self, scheduled: list[Request], scheduler_output: SchedulerOutput) -> Step:
+        """Choose the block length of `auto` requests. The record lacks the rows that will be drafted."""
+        assert self.auto is not None
+        verified, chosen, rows, tokens = self.auto.length, [], 0, 0.0
+        for request in scheduled:
+            decoding, count = self.decoding(request), scheduler_output.num_scheduled_tokens[request.request_id]
+            if not decoding.policy.by_load or request.is_prefill_chunk or self._delivers_first_token(request):
+                drafts = decoding.policy.drafts and not request.is_prefill_chunk
+                rows += 2 * count if drafts else count
+                tokens += self.auto.tokens_of(count) if drafts else not request.is_prefill_chunk
+            else:
+                chosen.append(decoding)
+        budget = self.max_num_scheduled_tokens
+        room = budget - rows - (budget // WAITING_SHARE if self.waiting else 0)
+        self.auto.choose(chosen, rows, tokens, room)
+        return self.auto.step(verified, len(chosen), scheduler_output.total_num_scheduled_tokens)
+
+    def _delivers_first_token(self, request: Request) -> bool:
+        """Whether an output that a client is waiting for would also wait for drafts: a step yields them together."""
+        return False
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
+        """As vLLM's, then tell the controller of `auto` what the step took and yielded."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self.auto is not None:
+            self.auto.finish(getattr(scheduler_output, "nld_step", None), bool(self.running or self.waiting))
+        return outputs
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         """Synchronous scheduling: cut the worker's drafts, which are rows of equal length, to the planned lengths."""
@@ -145,6 +187,9 @@ def resumes(request: Request) -> bool:
 
 class SyncModeScheduler(ModeScheduler, Scheduler):
     """For synchronous scheduling: one step after another."""
+
+    def _delivers_first_token(self, request: Request) -> bool:
+        return request.num_output_tokens == 0
 
 
 class AsyncModeScheduler(ModeScheduler, AsyncScheduler):

@@ -77,6 +77,28 @@ DECODING = (
         ],
     ),
     Panel(
+        "Block length of auto requests",
+        "The length that auto chose in each step, and the share of time in which it decoded as AR because few drafts "
+        "were accepted. 1 is AR.",
+        [
+            (
+                "mean",
+                f"sum({rate('nld:auto_step_block_length_sum', SERVER)}) "
+                f"/ sum({rate('nld:auto_step_block_length_count', SERVER)})",
+            ),
+            ("now {{instance}}", f"nld:auto_block_length{{{SERVER}}}"),
+            ("AR for want of acceptance", f"sum({rate('nld:auto_fallback_seconds_total', SERVER)})"),
+        ],
+    ),
+    Panel(
+        "Tokens/s of auto: predicted and measured",
+        "What the chosen length was expected to give, and what it gave.",
+        [
+            ("predicted", f"sum(nld:auto_predicted_tokens_per_second{{{SERVER}}})"),
+            ("measured", f"sum(nld:auto_measured_tokens_per_second{{{SERVER}}})"),
+        ],
+    ),
+    Panel(
         "Acceptance by position",
         "Share of drafts whose token at this position was accepted; position 0 is the first. A drop at 0 means a "
         "broken drafter, a fast decay means that blocks are too long.",

@@ -49,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(**settings: Any) -> dict[str, Any]:
     """Of an engine with linear and diffusion mode."""
-    nld = {"block_length": BLOCK} | settings
+    nld = {"mode": "linear", "block_length": BLOCK} | settings
     return {"additional_config": {"nld": nld}, "block_size": KV_BLOCK, "skip_tokenizer_init": False}
 
 

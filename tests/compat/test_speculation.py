@@ -159,3 +159,13 @@ def first_drafts(
         model(torch.tensor([prompt]), cache)
         expected.append(fill(model, cache, answer.token_ids[0], block_length=BLOCK, threshold=0.0, lora=True)[0])
     return slots, drafts[0], expected
+
+
+def test_without_calibrate_at_start_auto_guesses_what_lengths_cost(checkpoint: Path) -> None:
+    def measured(llm: Any) -> int:
+        return sum(map(len, llm.llm_engine.engine_core.engine_core.scheduler.auto.controller.costs._measured))
+
+    with without(speculation.calibrate_at_start), engine(checkpoint, **options(mode="auto")) as llm:
+        assert not measured(llm)
+    with engine(checkpoint, **options(mode="auto")) as llm:
+        assert measured(llm)

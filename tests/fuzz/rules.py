@@ -81,9 +81,15 @@ def biased(case: Case, variant: Variant, answer: Answer) -> Iterator[str]:
 
 
 def masks(case: Case, variant: Variant, answer: Answer) -> Iterator[str]:
-    """The mask token is never decided. Parameters that ask for it, or leave nothing else, may get it."""
+    """The mask token is never decided. Parameters that ask for it, or push all other tokens down, may get it."""
     asked = (str(case.options.get("logit_bias")), str(case.options.get("allowed_token_ids")))
-    if MASK in (answer.ids or ()) and case.options.get("temperature") == 0 and str(MASK) not in "".join(asked):
+    pushed = any(name.endswith("_penalty") for name in case.options)
+    if (
+        MASK in (answer.ids or ())
+        and case.options.get("temperature") == 0
+        and str(MASK) not in "".join(asked)
+        and not pushed
+    ):
         yield "the answer contains the mask token"
 
 

@@ -44,6 +44,10 @@ KNOWN: tuple[Known, ...] = (
         lambda f: f.name == UNNAMED and f.case.endpoint == "generate" and "parameter=extra_args" in f.detail,
     ),
     Known(
+        "a prompt longer than the context is refused before anything else of the request is looked at",
+        lambda f: f.name == UNNAMED and "maximum context length" in f.detail,
+    ),
+    Known(
         "after a prompt that ends within a character, the answer's text begins with the prompt",
         lambda f: f.name in TEXTS and half_character(f),
     ),

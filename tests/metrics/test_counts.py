@@ -16,7 +16,9 @@ TOKENS, BLOCK = 20, 8
 
 @pytest.fixture(scope="module")
 def shared_engine(agreeable_checkpoint: Path) -> Iterator[Counted]:
-    with counting(agreeable_checkpoint, block_size=32, additional_config={"nld": {"block_length": BLOCK}}) as counted:
+    with counting(
+        agreeable_checkpoint, block_size=32, additional_config={"nld": {"mode": "linear", "block_length": BLOCK}}
+    ) as counted:
         yield counted
 
 

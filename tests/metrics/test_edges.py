@@ -24,7 +24,9 @@ def test_preempted_requests_count_once(agreeable_checkpoint: Path) -> None:
     """Eleven KV blocks for eight requests that need three each."""
     prompts = random_prompts(8, VOCAB, longest=40)
     options: dict[str, Any] = {"block_size": 32, "num_gpu_blocks_override": 11, "enable_prefix_caching": False}
-    with counting(agreeable_checkpoint, additional_config={"nld": {"block_length": BLOCK}}, **options) as counted:
+    with counting(
+        agreeable_checkpoint, additional_config={"nld": {"mode": "linear", "block_length": BLOCK}}, **options
+    ) as counted:
         greedy(counted.llm, prompts, 60)
         assert counted("vllm:num_preemptions_total") > 0
         assert counted("nld:requests_total", reason="length") == len(prompts)
@@ -38,7 +40,9 @@ def test_tokens_after_a_stop_string_are_not_counted(tmp_path: Path) -> None:
     from vllm import SamplingParams
 
     model = write_tiny_checkpoint(tmp_path / "model", tokenizer=True)
-    with counting(model, skip_tokenizer_init=False, additional_config={"nld": {"block_length": BLOCK}}) as counted:
+    with counting(
+        model, skip_tokenizer_init=False, additional_config={"nld": {"mode": "linear", "block_length": BLOCK}}
+    ) as counted:
         prompt = {"prompt_token_ids": [5, 20, 40]}
         free = counted.llm.generate([prompt], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
         words = free[0].outputs[0].text.split()

@@ -29,7 +29,7 @@ def test_defaults() -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "not an object": ("linear", r"nld must be an object, not 'linear'"),
     "unknown field": ({"blocklength": 8}, r"nld\.blocklength is unknown; known are mode, allowed_modes, block_length"),
-    "unknown mode": ({"mode": "fast"}, r"nld\.mode must be one of ar, linear, diffusion, not 'fast'"),
+    "unknown mode": ({"mode": "fast"}, r"nld\.mode must be one of auto, ar, linear, diffusion, not 'fast'"),
     "block as text": ({"block_length": "8"}, r"nld\.block_length must be an integer, not '8'"),
     "block as bool": ({"block_length": True}, r"nld\.block_length must be an integer"),
     "block too short": ({"block_length": 1}, r"nld\.block_length must be at least 2, not 1"),
@@ -39,11 +39,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "adapter as bool": ({"draft_lora": False}, r"nld\.draft_lora must be 'auto', 'off' or a folder, not False"),
     "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use if only mode 'ar' is served"),
     "denoising in ar": ({"mode": "ar", "threshold": 0.5}, r"nld\.threshold has no use"),
+    "no floor": ({"min_acceptance_length": 0.5}, r"nld\.min_acceptance_length must be at least 1, not 0\.5"),
+    "floor as text": ({"min_acceptance_length": "2"}, r"nld\.min_acceptance_length must be a number, not '2'"),
     "no passes": ({"max_denoise_steps": 0}, r"nld\.max_denoise_steps must be at least 1, not 0"),
-    "modes as text": ({"allowed_modes": "ar"}, r"nld\.allowed_modes must be a list of ar, linear, diffusion"),
+    "modes as text": ({"allowed_modes": "ar"}, r"nld\.allowed_modes must be a list of auto, ar, linear, diffusion"),
     "no modes": ({"allowed_modes": []}, r"nld\.allowed_modes must be a list"),
     "unknown among modes": ({"allowed_modes": ["linear", "fast"]}, r"nld\.allowed_modes must be a list"),
-    "mode not among modes": ({"allowed_modes": ["ar"]}, r"allowed_modes \['ar'\] leaves out the mode 'linear'"),
+    "mode not among modes": ({"allowed_modes": ["ar"]}, r"allowed_modes \['ar'\] leaves out the mode 'auto'"),
 }
 
 

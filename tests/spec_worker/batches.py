@@ -34,6 +34,7 @@ class Ask:
     def rounds(self, model: ReferenceModel, threshold: float = 0.9) -> Any:
         """The reference's tokens and rounds, for greedy requests that ignore EOS; `threshold` is the server's."""
         mode = self.extra.get("nld_mode", "linear")
+        mode = "linear" if mode == "auto" else mode  # the same tokens, but in other rounds
         threshold = self.extra.get("nld_threshold", threshold) if mode == "diffusion" else 0.0
         return generate(
             model,

@@ -29,7 +29,7 @@ def write_agreeable_checkpoint(path: Path, **options: Any) -> Path:
 
 def linear(block_length: int, **settings: Any) -> dict[str, Any]:
     """Engine options for linear self-speculation."""
-    settings = {"block_length": block_length} | settings
+    settings = {"mode": "linear", "block_length": block_length} | settings
     return {"additional_config": {"nld": settings}, "disable_log_stats": False, "block_size": 32}
 
 

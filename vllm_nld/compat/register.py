@@ -19,6 +19,7 @@ PATCHES: tuple[Patch, ...] = (
     speculation.charge_only_scheduled_tokens,
     speculation.hand_over_draft_plan,
     speculation.skip_draft_round_trip,
+    speculation.calibrate_at_start,
     metrics.add_scheduler_stats_field,
     metrics.add_forward_count,
     metrics.report_passes,

@@ -174,3 +174,23 @@ def skip_idle_drafter(module: Any) -> Iterator[Change]:
             self.speculator, self.num_speculative_steps = speculator, steps
 
     yield module.GPUModelRunner, "sample_tokens", sample_tokens
+
+
+@patch("vllm.v1.engine.core")
+def calibrate_at_start(module: Any) -> Iterator[Change]:
+    """Measure what a round takes as soon as an engine core has started, see `spec_worker.calibrate`.
+
+    Symptom: mode `auto` starts with a guess of what block lengths cost and finds the best one by trial.
+    Cause: no hook runs between the end of start-up and the first request.
+    Delete when: a scheduler is told that its engine core is ready.
+    """
+    from vllm_nld.serving.speculation import drafts_for_itself
+
+    inherited = module.EngineCore.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        inherited(self, *args, **kwargs)
+        if drafts_for_itself(self.vllm_config):
+            importlib.import_module("spec_worker.calibrate").calibrate(self)
+
+    yield module.EngineCore, "__init__", __init__

@@ -31,7 +31,11 @@ OBJECTS = {
     "vllm.config.CompilationConfig": "static_forward_context",
     "vllm.v1.core.sched.output.SchedulerOutput": "has_structured_output_requests num_scheduled_tokens "
     "num_spec_tokens_to_schedule",
-    "vllm.v1.core.sched.scheduler.Scheduler": "running",
+    "vllm.v1.core.kv_cache_manager.KVCacheManager": "block_pool",
+    "vllm.v1.core.block_pool.BlockPool": "get_num_free_blocks",
+    "vllm.v1.core.sched.scheduler.Scheduler": "cache_config connector kv_cache_manager max_model_len "
+    "max_num_running_reqs max_num_scheduled_tokens running waiting",
+    "vllm.v1.engine.core.EngineCore": "batch_queue post_step request_block_hasher scheduler step_fn vllm_config",
     "vllm.v1.worker.gpu.input_batch.InputBatch": "num_reqs idx_mapping positions query_start_loc req_ids "
     "seq_lens_cpu_upper_bound",
     "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids max_num_reqs max_num_tokens positions query_start_loc "
@@ -64,7 +68,7 @@ PATCHED = {
     "vllm.entrypoints.scale_out.token_in_token_out.serving.ServingTokens": "serve_tokens",
     "vllm.sampling_params.SamplingParams": "_validate_spec_decode",
     "vllm.v1.engine.async_llm.AsyncLLM": "shutdown",
-    "vllm.v1.engine.core.EngineCore": "post_step",
+    "vllm.v1.engine.core.EngineCore": "__init__ post_step",
     "vllm.v1.engine.input_processor.InputProcessor": "__init__ process_inputs",
     "vllm.v1.engine.output_processor.OutputProcessor": "abort_requests add_request process_outputs",
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "execute_model sample_tokens",

@@ -81,6 +81,23 @@ DENOISING_PASSES = Metric(
     ("mode",),
     LENGTHS,
 )
+AUTO_LENGTH = Metric("nld:auto_block_length", GAUGE, "Block length of auto requests in the latest step; 1 is AR.")
+AUTO_LENGTHS = Metric(
+    "nld:auto_step_block_length", HISTOGRAM, "Block length of auto requests, by step; 1 is AR.", (), LENGTHS
+)
+AUTO_PREDICTED = Metric(
+    "nld:auto_predicted_tokens_per_second",
+    GAUGE,
+    "Output speed that the choice for auto requests was expected to give.",
+)
+AUTO_MEASURED = Metric(
+    "nld:auto_measured_tokens_per_second", GAUGE, "Output speed of auto requests, averaged over the latest steps."
+)
+AUTO_FALLBACK = Metric(
+    "nld:auto_fallback_seconds",
+    COUNTER,
+    "Time in which auto requests decoded as AR because few drafts were accepted, not because of the load.",
+)
 LATENCY = Metric(
     "nld:request_latency_seconds",
     HISTOGRAM,

@@ -16,7 +16,7 @@ from vllm_nld.metrics import definitions as m
 from vllm_nld.metrics.labels import counts_prefill, default_mode, forwards, takes_blocks
 from vllm_nld.metrics.registry import REGISTRY
 from vllm_nld.metrics.requests import Given, RequestTally, Seen, log_end, serve
-from vllm_nld.metrics.rounds import LORA, ROUNDS, Round
+from vllm_nld.metrics.rounds import AUTO, LORA, ROUNDS, Round
 from vllm_nld.model.configs import is_ours
 from vllm_nld.serving.requests import ServerModes
 from vllm_nld.serving.settings import Settings
@@ -76,8 +76,22 @@ class NldStatLogger(AggregateStatLoggerBase):
             self.count_rounds([Round(*fields) for fields in carried[ROUNDS]], engine_idx)
             if carried[LORA] is not None:
                 REGISTRY.child(m.LORA_ACTIVE, engine_idx).set(carried[LORA])
+            if (chosen := carried.get(AUTO)) is not None:
+                self.count_choices(chosen, engine_idx)
         for given in getattr(iteration_stats, "nld", ()):
             self.count_output(given, engine_idx)
+
+    @staticmethod
+    def count_choices(chosen: dict[str, Any], engine: int) -> None:
+        """Count the block lengths that the scheduler chose for auto requests."""
+        REGISTRY.child(m.AUTO_LENGTH, engine).set(chosen["length"])
+        REGISTRY.child(m.AUTO_PREDICTED, engine).set(chosen["predicted"])
+        REGISTRY.child(m.AUTO_MEASURED, engine).set(chosen["measured"])
+        REGISTRY.child(m.AUTO_FALLBACK, engine).inc(chosen["fallback"])
+        histogram = REGISTRY.child(m.AUTO_LENGTHS, engine)
+        for length, steps in chosen["lengths"].items():
+            for _ in range(steps):
+                histogram.observe(float(length))
 
     def count_rounds(self, rounds: list[Round], engine: int) -> None:
         """Count the blocks of a step's target forward."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 LORA, ROUNDS = "lora", "rounds"  # keys of what `take` returns
+AUTO = "auto"  # key of the choices of `auto`, see `spec_worker.auto`
 
 
 class Round(NamedTuple):

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-AUTO = "auto"  # a request's way to ask for the server's mode
-DEFAULT = "linear"
+AUTO = "auto"  # on a server that does not offer it, a request that asks for it gets the server's mode
+DEFAULT = AUTO
 
 # Request fields, and the attribute of `Decoding` that each one sets. The default is the server's setting of the same
 # name without the prefix.
@@ -62,6 +62,7 @@ class Mode:
     accept: "verify": vLLM's rejection sampler decides, so the output is lossless. "take": the block is taken as
         drafted. A taken block is scheduled whole or not at all, and no schedule of draft lengths shortens it,
         because the output would otherwise depend on the load.
+    by_load: whether the scheduler chooses the block length in each step, for the load; a request's own is the limit.
     counts_prefill: whether the reference counts the prefill as a forward (NFE).
     refused: sampling parameters that the mode does not support, with the only value that it accepts.
     """
@@ -71,6 +72,7 @@ class Mode:
     fields: tuple[str, ...] = ()
     drafting: Drafting | None = None
     accept: Literal["verify", "take"] = "verify"
+    by_load: bool = False
     counts_prefill: bool = True
     refused: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,6 +83,8 @@ class Mode:
             raise ValueError(f"mode {self.name!r} drafts nothing, so it has no fields and no blocks to take")
         if self.drafting is not None and (self.drafting.sampling == "final") != (self.accept == "take"):
             raise ValueError(f"mode {self.name!r}: drafts are final exactly if blocks are taken as drafted")
+        if self.by_load and (self.drafting is None or self.takes_blocks):
+            raise ValueError(f"mode {self.name!r}: only the length of verified blocks can depend on the load")
 
     @property
     def drafts(self) -> bool:
@@ -101,6 +105,13 @@ class Mode:
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
+        Mode(
+            AUTO,
+            "linear with the block length that is best for the load, or ar: the same output as ar",
+            fields=("nld_block_length",),
+            drafting=Drafting("draft", adapter=True, sampling="draft"),
+            by_load=True,
+        ),
         Mode("ar", "one token per forward, as in any causal model"),
         Mode(
             "linear",

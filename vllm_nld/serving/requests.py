@@ -79,10 +79,10 @@ class ServerModes:
                 f"{WHERE}.{next(iter(asked))} is not possible here: the server speculates with another drafter, "
                 "chosen by its --speculative-config"
             )
-        name = asked.pop(MODE, AUTO)
-        if not isinstance(name, str) or name not in (AUTO, *MODES):
-            raise ValueError(f"{WHERE}.nld_mode must be one of {', '.join((AUTO, *MODES))}, not {name!r}")
-        return self._decoding(self.mode if name == AUTO else name, asked)
+        name = asked.pop(MODE, self.mode)
+        if not isinstance(name, str) or name not in MODES:
+            raise ValueError(f"{WHERE}.nld_mode must be one of {', '.join(MODES)}, not {name!r}")
+        return self._decoding(self.mode if name == AUTO and AUTO not in self.modes else name, asked)
 
     def _known(self, record: Any) -> Decoding:
         """A record that an earlier stage made. Raises ValueError if this server cannot have made it."""

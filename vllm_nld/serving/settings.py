@@ -18,7 +18,7 @@ FIELD = "--additional-config nld"
 class Settings:
     """The modes that the server offers, and defaults for requests that don't set a field.
 
-    mode: the mode of requests that don't choose one, see `serving.modes`; None: linear, unless --speculative-config
+    mode: the mode of requests that don't choose one, see `serving.modes`; None: auto, unless --speculative-config
         asks for another drafter.
     allowed_modes: the modes that requests may choose; None: all of them, or only "ar" if that is the server's mode.
     block_length: the last accepted token and its drafts, at least 2; None: the checkpoint's block_size. An upper bound
@@ -26,6 +26,8 @@ class Settings:
     threshold: in diffusion mode, a pass commits the tokens that are at least this probable.
     max_denoise_steps: in diffusion mode, at most this many passes per block; None: no limit.
     draft_threshold: in linear mode, 0 drafts in one pass; above 0, a pass keeps drafts that are at least this probable.
+    min_acceptance_length: in auto mode, blocks that are expected to yield fewer tokens per round are not drafted, so
+        requests decode as in ar instead; at least 1.
     draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
     """
 
@@ -35,6 +37,7 @@ class Settings:
     threshold: float = 0.9
     max_denoise_steps: int | None = None
     draft_threshold: float = 0.0
+    min_acceptance_length: float = 1.0
     draft_lora: str = "auto"
 
     def __post_init__(self) -> None:
@@ -45,6 +48,9 @@ class Settings:
         _check_integer("max_denoise_steps", self.max_denoise_steps, least=1)
         _check_fraction("threshold", self.threshold)
         _check_fraction("draft_threshold", self.draft_threshold)
+        _check_number("min_acceptance_length", self.min_acceptance_length)
+        if not self.min_acceptance_length >= 1:
+            raise ValueError(f"{FIELD}.min_acceptance_length must be at least 1, not {self.min_acceptance_length}")
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
             raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
 
@@ -105,8 +111,12 @@ def _check_integer(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{FIELD}.{name} must be at least {least}, not {value}")
 
 
-def _check_fraction(name: str, value: Any) -> None:
+def _check_number(name: str, value: Any) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{FIELD}.{name} must be a number, not {value!r}")
+
+
+def _check_fraction(name: str, value: Any) -> None:
+    _check_number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{FIELD}.{name} must lie in [0, 1], not {value}")

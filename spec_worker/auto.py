@@ -1,0 +1,133 @@
+"""Block lengths of `auto` requests: feeds the controller with what the scheduler sees, and reports its choices.
+
+    length = auto.choose(decoding, scheduler)          # while a step is scheduled
+    auto.note(drafted, accepted)                       # each block that the step verified
+    auto.finish(scheduler_output, busy)                # when the step's output has arrived
+
+A step's time is the time since the previous output arrived, so it includes what the engine does between forwards. The
+time before the first step after a pause does not count.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from vllm.logger import init_logger
+
+from spec_worker.controller import Controller, Load, lengths_up_to
+from vllm_nld.serving.decoding import Decoding
+from vllm_nld.serving.requests import ServerModes
+from vllm_nld.serving.settings import Settings
+
+logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
+
+SMOOTHING = 0.2  # weight of the latest step in averages over steps
+QUIET = 60.0  # seconds between log lines about the fallback
+
+
+class Step(NamedTuple):
+    """What a scheduled step is about to do. It travels with the step's SchedulerOutput, in plain types."""
+
+    begun: float  # seconds, on the engine core's clock
+    resumed: bool  # the engine had nothing to do before
+    verified: int  # block length of `auto` requests that the step verifies
+    drafted: int  # and that it drafts
+    requests: int  # `auto` requests that decode
+    rows: int  # tokens that the step verifies or drafts, of all requests
+
+
+class Auto:
+    """One engine's controller and its measurements."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        modes, settings = ServerModes.of(vllm_config), Settings.of(vllm_config)
+        self.controller = Controller(
+            lengths_up_to(modes.block_length),
+            vllm_config.scheduler_config.max_num_seqs,
+            settings.min_acceptance_length,
+        )
+        self.forced: int | None = None  # a length to use whatever the load, see `calibrate.py`
+        self.times: list[float] = []  # milliseconds of steps with the forced length
+        self._length = 1  # of the latest choice
+        self._others = [0.0, 0.0]  # rows and tokens per step of all other requests, smoothed
+        self._blocks: tuple[list[int], list[int]] = ([], [])  # drafted and accepted tokens of the step's blocks
+        self._arrived, self._busy = 0.0, False  # when the latest output arrived, and whether there was more to do
+        self._lengths: Counter[int] = Counter()  # choices since the last report
+        self._fallback, self._told = 0.0, 0.0
+        self._measured = 0.0  # tokens per second of `auto` requests, smoothed
+
+    def choose(self, decoding: Iterable[Decoding], other_rows: int, other_tokens: float, room: int) -> int:
+        """The block length for the requests of a step. `decoding`: one record per `auto` request that decodes."""
+        limits = Counter(one.block_length for one in decoding)
+        for index, now in enumerate((other_rows, other_tokens)):
+            self._others[index] += SMOOTHING * (now - self._others[index])
+        load = Load(limits.total(), limits, round(self._others[0]), self._others[1], room)
+        self._length = self.forced or (self.controller.choose(load) if limits else 1)
+        return self._length
+
+    def step(self, verified: int, requests: int, rows: int) -> Step:
+        """The record of the step that was just scheduled. `verified`: the length of its `auto` blocks."""
+        return Step(time.perf_counter(), not self._busy, verified, self._length, requests, rows)
+
+    @property
+    def length(self) -> int:
+        """The latest choice."""
+        return self._length
+
+    def tokens_of(self, rows: int) -> float:
+        """The tokens that a request of another drafting mode gets from a step in which it has this many rows."""
+        return self.controller.yields[min(rows, len(self.controller.yields) - 1)]
+
+    def note(self, drafted: int, accepted: int) -> None:
+        """Count a block that the step verified."""
+        self._blocks[0].append(drafted)
+        self._blocks[1].append(accepted)
+
+    def finish(self, step: Step | None, busy: bool) -> None:
+        """Count a step whose output has arrived. `busy`: there is more to do."""
+        now = time.perf_counter()
+        begun = self._arrived if step is not None and not step.resumed else step.begun if step is not None else now
+        self._arrived, self._busy = now, busy
+        blocks, self._blocks = self._blocks, ([], [])
+        if step is None or not step.requests:
+            return
+        milliseconds = 1e3 * (now - begun)
+        if self.forced is not None:
+            if step.verified == step.drafted == self.forced:
+                self.times.append(milliseconds)
+            return
+        self.controller.verified(*blocks)
+        if step.verified == step.drafted:
+            self.controller.took(step.drafted, step.requests, step.rows, milliseconds)
+        self._lengths[step.drafted] += 1
+        tokens = step.requests + sum(blocks[1])
+        self._measured += SMOOTHING * (1e3 * tokens / milliseconds - self._measured)
+        self._watch(milliseconds / 1e3, now)
+
+    def _watch(self, seconds: float, now: float) -> None:
+        """Add up the time in AR because of poor acceptance, and say so."""
+        if not self.controller.fallback:
+            return
+        self._fallback += seconds
+        if now - self._told > QUIET:
+            self._told = now
+            logger.warning(
+                "Requests in mode auto decode as AR: few drafts are accepted (%.2f tokens per round with the shortest "
+                "block). Drafting is tried again now and then.",
+                self.controller.yields[self.controller.lengths[1]],
+            )
+
+    def take(self) -> dict[str, Any] | None:
+        """What happened since the last call, in plain types; None if no `auto` request had a step."""
+        if not self._lengths:
+            return None
+        lengths, self._lengths = self._lengths, Counter()
+        fallback, self._fallback = self._fallback, 0.0
+        return {
+            "length": self._length,
+            "lengths": dict(lengths),
+            "predicted": 1e3 * self.controller.predicted,
+            "measured": self._measured,
+            "fallback": fallback,
+        }

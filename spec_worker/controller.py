@@ -1,0 +1,164 @@
+"""Chooses the block length of `auto` requests, step by step: the one that yields the most tokens per second.
+
+    tokens of a step        requests x tokens that a round yields, see `survival.py`
+    milliseconds of a step  see `costs.py`
+
+All `auto` requests of a step get the same length; 1 means AR. A longer block is cut to a request's own limit. The
+choice changes only for a clear gain, and lengths next to it are tried now and then, at a bounded cost, because only
+use tells what they yield and take. Without a clock, without torch: the caller times steps and counts blocks.
+
+    controller = Controller((1, 4, 8, 16, 32), most_requests=64)
+    length = controller.choose(Load(16, {32: 16}))
+    controller.verified([7] * 16, accepted)              # blocks of a step that ended
+    controller.took(length, requests=16, rows=256, milliseconds=7.4)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from spec_worker.costs import Costs
+from spec_worker.survival import Tracker, usual_yields
+
+LENGTHS = (1, 4, 8, 16, 32)
+GAIN = 1.05  # another length has to be this much better
+PATIENCE = 3  # for this many steps in a row
+TRIAL_SHARE = 0.01  # of the time that trials may cost
+TRIAL_GAP = 16  # steps between trials, at least
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The requests of a step.
+
+    requests: `auto` requests that decode.
+    limits: how many of them have each block length as their own limit.
+    rows: tokens that all other requests verify or draft, prompts included.
+    tokens: tokens that all other requests get.
+    room: the most rows that blocks may take; None: no limit.
+    """
+
+    requests: int
+    limits: Mapping[int, int] = field(default_factory=dict)
+    rows: int = 0
+    tokens: float = 0
+    room: int | None = None
+
+
+def lengths_up_to(longest: int) -> tuple[int, ...]:
+    """The block lengths to choose from on a server with blocks of at most `longest`."""
+    return (*(length for length in LENGTHS if length < longest), longest)
+
+
+class Controller:
+    """Chooses for one engine."""
+
+    def __init__(self, lengths: Sequence[int], most_requests: int, least_yield: float = 0.0) -> None:
+        """least_yield: an operator's floor; a length that yields fewer tokens per round is not used."""
+        self.lengths = tuple(lengths)
+        self.costs = Costs(self.lengths, most_requests)
+        self.survival = Tracker(self.lengths[-1] - 1)
+        self.yields = usual_yields(self.lengths[-1] - 1)
+        self.predicted = 0.0  # tokens per millisecond of the choice
+        self.fallback = False  # AR because drafts are rejected more often than usual
+        self._usual = self.yields
+        self._least_yield = least_yield
+        self._current: int | None = None  # index of the choice
+        self._streak = 0
+        self._trial = 0  # index of the length on trial
+        self._left = 0  # steps that the trial still lasts
+        self._again = False  # the trial went well, so it is repeated
+        self._credit = 0.0  # milliseconds that trials may cost
+        self._used = [0] * len(self.lengths)  # the step in which each length was last used
+        self._step = 0
+
+    def choose(self, load: Load) -> int:
+        """The block length of the next drafts."""
+        self._step += 1
+        rates = self._rates(load, self.yields)
+        best = max(range(len(rates)), key=rates.__getitem__)
+        self._settle(best, rates)
+        assert self._current is not None
+        self.predicted = rates[self._current]
+        self.fallback = self._current == 0 and self._usually_drafts(load)
+        index = self._on_trial(load, rates)
+        self._used[index] = self._step
+        return self.lengths[index]
+
+    def verified(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """Count the blocks that a step verified, and repeat a trial that went well."""
+        if not drafted:
+            return
+        self.survival.observe(drafted, accepted)
+        self.yields = self.survival.yields(self.lengths[1])
+        length = self.lengths[self._trial]
+        if self._current is not None and self._trial > self._current and max(drafted) == length - 1:
+            found = len(drafted) + sum(accepted)
+            self._again = found > self.predicted * self.costs.of(len(drafted))[self._trial]
+
+    def took(self, length: int, requests: int, rows: int, milliseconds: float) -> None:
+        """Count a step's time. `length`: of the blocks that it verified and drafted; `rows`: of all its requests."""
+        self._credit += TRIAL_SHARE * milliseconds
+        self.costs.observe(length, requests, rows, milliseconds)
+
+    def _rates(self, load: Load, yields: Sequence[float]) -> list[float]:
+        """Tokens per millisecond for each length; 0 if there is no room for it, or it yields too little."""
+        rates: list[float] = []
+        others, longest = load.rows * self.costs.per_row, max(load.limits, default=self.lengths[-1])
+        for shorter, length, cost in zip((0, *self.lengths), self.lengths, self.costs.of(load.requests), strict=False):
+            usable = length == 1 or (
+                shorter < longest  # no request could use more
+                and (load.room is None or load.requests * length <= load.room)
+                and yields[length] >= min(self._least_yield, length)
+            )
+            rates.append((self._tokens(load, length, yields) + load.tokens) / (cost + others) if usable else 0.0)
+        return rates
+
+    @staticmethod
+    def _tokens(load: Load, length: int, yields: Sequence[float]) -> float:
+        if not load.limits:
+            return load.requests * yields[length]
+        return sum(count * yields[min(length, limit)] for limit, count in load.limits.items())
+
+    def _usually_drafts(self, load: Load) -> bool:
+        """Whether drafting would pay at this load if drafts were accepted as often as usual."""
+        rates = self._rates(load, self._usual)
+        return max(rates) > GAIN * rates[0]
+
+    def _settle(self, best: int, rates: Sequence[float]) -> None:
+        """Change the choice if another one has been clearly better for a while, or the old one is not possible."""
+        if self._current is None or not rates[self._current]:
+            self._current, self._streak = best, 0
+        elif rates[best] > GAIN * rates[self._current]:
+            self._streak += 1
+            if self._streak >= PATIENCE:
+                self._current, self._streak, self._left = best, 0, 0
+        else:
+            self._streak = 0
+
+    def _on_trial(self, load: Load, rates: Sequence[float]) -> int:
+        """The index to use in this step: the choice, or a length next to it."""
+        assert self._current is not None
+        if self._left and rates[self._trial]:
+            self._left -= 1
+            return self._trial
+        self._left = 0
+        around = [i for i in (self._current - 1, self._current + 1) if 0 <= i < len(rates) and rates[i]]
+        if not around:
+            return self._current
+        again, self._again = self._again and self._trial in around, False
+        if not again:
+            self._trial = min(around, key=self._used.__getitem__)
+        steps = 1 if self._current == 0 else 2  # two: one that both drafts and verifies with the length
+        loss = steps * self._loss(load, rates)
+        due = self._credit >= loss and self._step - max(self._used[i] for i in around) >= TRIAL_GAP
+        if not (again or due):
+            return self._current
+        self._credit -= max(loss, 0.0)
+        self._left = steps - 1
+        return self._trial
+
+    def _loss(self, load: Load, rates: Sequence[float]) -> float:
+        """Milliseconds that a step with the length on trial wastes."""
+        assert self._current is not None
+        cost = self.costs.of(load.requests)[self._trial] + load.rows * self.costs.per_row
+        return cost * (1 - rates[self._trial] / max(rates[self._current], 1e-9))

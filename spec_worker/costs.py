@@ -1,0 +1,91 @@
+"""What a step takes, in milliseconds, by block length and number of requests: measured at start-up, corrected since.
+
+    costs = Costs(lengths=(1, 4, 8, 16, 32), most=64)
+    costs.calibrate(8, 16, 7.1)            # 16 requests with blocks of 8, see `calibrate.py`
+    costs.observe(8, 16, 256, 7.4)         # a real step with 256 rows: verified and drafted tokens
+    costs.of(16)                           # milliseconds for 16 requests, for each of the lengths
+
+A round verifies one block per request and drafts the next one, so its cost depends on both numbers, not only on their
+product. Between measured numbers of requests it is interpolated; beyond them it grows by the row.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+LEAST_RATE = 0.05  # weight of a new observation in a correction, once there are many
+FEW, UNKNOWN = 3, 100.0  # the first few observations of an entry may change it this many times
+MOST_CHANGE = 2.0  # later, an observation counts as at most this many times as slow or fast as expected
+IMPURE = 0.5  # a step with more than this share of other rows says nothing about its blocks
+
+
+class Costs:
+    """Milliseconds per step. Without calibration: a guess, which observations replace."""
+
+    def __init__(self, lengths: Sequence[int], most: int) -> None:
+        self.lengths = tuple(lengths)
+        self._sizes = np.array([*(2**power for power in range(most.bit_length()) if 2**power < most), most])
+        self._measured: list[dict[int, float]] = [{} for _ in lengths]  # ratio to the guess, by number of requests
+        self._base = np.array([[guess(length, size) for size in self._sizes] for length in lengths])
+        self._factor = np.ones_like(self._base)
+        self._seen = np.zeros(self._base.shape, dtype=np.int64)
+        self._counts = np.arange(most + 1)
+        self._table = np.zeros((len(lengths), most + 1))
+        self.per_row = 0.0
+        self._refresh()
+
+    def calibrate(self, length: int, requests: int, milliseconds: float) -> None:
+        """Set what a step takes. Between measurements, and beyond them, their ratio to the guess is interpolated."""
+        self._measured[self.lengths.index(length)][requests] = milliseconds / guess(length, requests)
+        for row in range(len(self.lengths)):
+            near = next(known for known in (*self._measured[row::-1], *self._measured) if known)
+            sizes = sorted(near)
+            ratio = np.interp(np.log(self._sizes), np.log(sizes), [near[size] for size in sizes])
+            expected = ratio * [guess(self.lengths[row], size) for size in self._sizes]
+            self._base[row] = np.maximum.accumulate(expected)
+        self._refresh()
+
+    def of(self, requests: int) -> list[float]:
+        """Milliseconds of a step in which this many requests have blocks, for each length."""
+        found: list[float] = self._table[:, min(requests, self._table.shape[1] - 1)].tolist()
+        return found
+
+    def observe(self, length: int, requests: int, rows: int, milliseconds: float) -> None:
+        """Correct an entry. `rows`: tokens that the step verified or drafted, of all requests."""
+        extra = rows - requests * rows_per_request(length)
+        if abs(extra) > IMPURE * rows or not requests:
+            return
+        row = self.lengths.index(length)
+        size = int(np.abs(np.log(self._sizes / requests)).argmin())
+        expected = max(self.of(requests)[row] + extra * self.per_row, 1e-6)
+        if not self._seen[row, size]:
+            self._factor[row, size] = self._common()
+        self._seen[row, size] += 1
+        most = MOST_CHANGE if self._seen[row, size] > FEW else UNKNOWN
+        change = min(max(milliseconds / expected, 1 / most), most)
+        rate = max(LEAST_RATE, 1 / (1 + self._seen[row, size]))
+        self._factor[row, size] *= change**rate
+        self._refresh()
+
+    def _common(self) -> float:
+        """The correction of entries that no step has confirmed: the mean of those that have been."""
+        return float(self._factor[self._seen > 0].mean()) if self._seen.any() else 1.0
+
+    def _refresh(self) -> None:
+        corrected = self._base * np.where(self._seen > 0, self._factor, self._common())
+        for row, values in enumerate(corrected):
+            self._table[row] = np.interp(self._counts, self._sizes, values)
+        most = int(self._sizes[-1])
+        added = most * (rows_per_request(self.lengths[-1]) - rows_per_request(self.lengths[0]))
+        self.per_row = max(0.0, float(corrected[-1, -1] - corrected[0, -1])) / added if added else 0.0
+
+
+def rows_per_request(length: int) -> int:
+    """The tokens of a request's round: a block to verify and a block to draft."""
+    return 1 if length == 1 else 2 * length
+
+
+def guess(length: int, requests: int) -> float:
+    """A round without any measurement: two forwards, in which a row costs a fiftieth of the rest."""
+    rows = rows_per_request(length) * requests
+    return (1.0 if length == 1 else 2.0) + rows / 50

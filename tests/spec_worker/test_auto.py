@@ -1,0 +1,105 @@
+"""Mode `auto` in the engine: the text is AR's, whatever lengths are chosen, and what it reports is what it did."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engines import engine
+from tests.spec_worker.batches import BLOCK, Ask, stepped, together, tokens, watched
+from tests.spec_worker.conftest import TOKENS, allow_async, linear, metric
+from tests.spec_worker.leaks import assert_nothing_left
+from vllm_nld.serving.modes import MODES
+
+TIGHT = {"max_num_batched_tokens": 48, "num_gpu_blocks_override": 12, "max_num_seqs": 6}
+
+
+@pytest.fixture(scope="module", params=["sync", "async"])
+def llm(request: pytest.FixtureRequest, agreeable_checkpoint: Path) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "async":
+            allow_async(patch)
+        with engine(agreeable_checkpoint, **linear(BLOCK, mode="auto"), **TIGHT) as llm:
+            yield llm
+
+
+def scheduler(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+@pytest.fixture
+def cycling(llm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The engine, with another length in every step."""
+    lengths = itertools.cycle([8, 1, 4, 8, 4, 1, 1, 8, 8])
+    monkeypatch.setattr(scheduler(llm).auto.controller, "choose", lambda load: next(lengths))
+    yield llm
+
+
+def test_the_text_is_that_of_ar_while_the_length_changes(
+    cycling: Any, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    preempted, accepted = metric(cycling, "num_preemptions"), metric(cycling, "spec_decode_num_accepted_tokens")
+    with watched(cycling) as steps:
+        found = tokens(together(cycling, [Ask(prompt, {}, sampling={"max_tokens": TOKENS}) for prompt in prompts]))
+    assert found == expected
+    assert {rows for step in steps for rows in step.passes} >= {4, 8}, "blocks of several lengths were drafted"
+    assert metric(cycling, "num_preemptions") > preempted
+    assert metric(cycling, "spec_decode_num_accepted_tokens") > accepted
+    assert_nothing_left(cycling)
+
+
+def test_every_mode_beside_it(cycling: Any, prompts: list[list[int]], reference: Any) -> None:
+    modes = [mode for mode in MODES for _ in range(3)]
+    asks = [Ask(prompt, {"nld_mode": mode}) for prompt, mode in zip(prompts, modes, strict=False)]
+    assert tokens(together(cycling, asks)) == [list(ask.rounds(reference).tokens) for ask in asks]
+
+
+def test_a_request_limits_its_blocks(cycling: Any, prompts: list[list[int]]) -> None:
+    with watched(cycling) as steps:
+        together(cycling, [Ask(prompts[3], {"nld_block_length": 3})])
+    assert {rows for step in steps for rows in step.passes} == {3}
+
+
+def test_it_chooses_by_itself(llm: Any, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    asks = [Ask(prompt, {}, sampling={"max_tokens": TOKENS}) for prompt in prompts]
+    for _ in range(3):
+        assert tokens(together(llm, asks)) == expected
+    auto = scheduler(llm).auto
+    assert auto.length in auto.controller.lengths and auto.controller.predicted > 0
+
+
+def test_costs_were_measured_at_start_up(llm: Any) -> None:
+    measured = scheduler(llm).auto.controller.costs._measured
+    assert all(1 in sizes for sizes in measured), "each length, for one request"
+    assert_nothing_left(llm)
+
+
+def test_a_first_token_does_not_wait_for_drafts(llm: Any, prompts: list[list[int]]) -> None:
+    """With asynchronous scheduling it does not wait anyway: outputs are copied before drafts are made."""
+    synchronous = not llm.llm_engine.vllm_config.scheduler_config.async_scheduling
+    scheduler(llm).auto.forced = BLOCK
+    try:
+        with watched(llm) as steps:
+            stepped(llm, [Ask(prompts[3], {})], steps=6)
+    finally:
+        scheduler(llm).auto.forced = None
+    assert bool(steps[0].passes) != synchronous
+    assert steps[1].passes
+
+
+def test_it_reports_its_choices(llm: Any, prompts: list[list[int]]) -> None:
+    auto = scheduler(llm).auto
+    auto.take()
+    front = llm.llm_engine
+    front.add_request("one", {"prompt_token_ids": prompts[3]}, Ask(prompts[3], {}).params)
+    reports = []
+    while front.has_unfinished_requests():
+        front.step()
+        reports.append(auto.take())
+    found = [report for report in reports if report]
+    assert found
+    assert {length for report in found for length in report["lengths"]} <= set(auto.controller.lengths)
+    assert all(report["predicted"] > 0 and report["measured"] >= 0 and report["fallback"] >= 0 for report in found)
+    assert auto.take() is None, "nothing since"

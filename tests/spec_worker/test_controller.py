@@ -1,0 +1,213 @@
+"""The controller of `auto` against a simulated machine and simulated acceptance: no engine, no clock, fixed seeds."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from spec_worker.controller import LENGTHS, Controller, Load, lengths_up_to
+from spec_worker.costs import Costs, rows_per_request
+from spec_worker.survival import Survival
+
+MOST = 64
+Cost = Callable[[int, int], float]  # (block length, requests) -> milliseconds
+Rejection = Callable[[int], float]  # position -> share of drafts that fail there
+
+
+def cpu(length: int, requests: int) -> float:
+    """Rows cost much: long blocks pay for few requests only."""
+    forwards = 1 if length == 1 else 2
+    return 1.2 + 0.8 * forwards + 0.012 * rows_per_request(length) * requests + 0.03 * requests
+
+
+def gpu(length: int, requests: int) -> float:
+    """Rows cost little."""
+    forwards = 1 if length == 1 else 2
+    return forwards * max(5.0, 4.5 + 0.0135 * length * requests)
+
+
+def good(position: int) -> float:
+    return 0.16 if position < 3 else 0.08
+
+
+def bad(position: int) -> float:
+    return 0.9
+
+
+@dataclass(slots=True)
+class World:
+    """A machine and its traffic."""
+
+    cost: Cost
+    rejection: Rejection
+    rng: random.Random
+    verified: int = 1  # block length of the step to come
+    tokens: float = 0.0
+    milliseconds: float = 0.0
+
+    def run(self, controller: Controller, requests: int, steps: int) -> list[int]:
+        """Let the controller choose for so many steps; returns its choices, and sums tokens and time up."""
+        chosen = []
+        for _ in range(steps):
+            length = controller.choose(Load(requests))
+            took = self.cost(self.verified, requests) * self.rng.uniform(0.95, 1.05)
+            accepted = [self.accepted(self.verified - 1) for _ in range(requests)] if self.verified > 1 else []
+            controller.verified([self.verified - 1] * len(accepted), accepted)
+            if length == self.verified:
+                controller.took(length, requests, requests * rows_per_request(length), took)
+            self.tokens += requests + sum(accepted)
+            self.milliseconds += took
+            self.verified = length
+            chosen.append(length)
+        return chosen
+
+    def accepted(self, drafts: int) -> int:
+        return next((n for n in range(drafts) if self.rng.random() < self.rejection(n)), drafts)
+
+    def rate(self, length: int, requests: int) -> float:
+        """Tokens per millisecond with a fixed length."""
+        survival, expected = 1.0, 1.0
+        for position in range(length - 1):
+            survival *= 1 - self.rejection(position)
+            expected += survival
+        return requests * expected / self.cost(length, requests)
+
+
+def world(cost: Cost, rejection: Rejection) -> World:
+    return World(cost, rejection, random.Random(7))
+
+
+def calibrated(cost: Cost) -> Controller:
+    controller = Controller(LENGTHS, MOST)
+    for requests in (1, 4, 16, 64):
+        for length in LENGTHS:
+            controller.costs.calibrate(length, requests, cost(length, requests))
+    return controller
+
+
+@pytest.mark.parametrize("requests", [1, 4, 16, 64])
+@pytest.mark.parametrize("rejection", [good, bad, lambda position: 0.45], ids=["good", "bad", "middling"])
+@pytest.mark.parametrize("cost", [cpu, gpu])
+def test_close_to_the_best_fixed_length(cost: Cost, rejection: Rejection, requests: int) -> None:
+    here = world(cost, rejection)
+    controller = calibrated(cost)
+    here.run(controller, requests, 100)
+    here.tokens = here.milliseconds = 0
+    here.run(controller, requests, 4000 // requests + 400)
+    rate, fixed = here.tokens / here.milliseconds, [here.rate(length, requests) for length in LENGTHS]
+    assert rate > 0.945 * max(fixed), "it changes only for a gain of 5 %"
+    assert rate > 0.98 * fixed[0], "never slower than AR"
+
+
+def test_without_calibration_it_learns() -> None:
+    here, controller = world(cpu, good), Controller(LENGTHS, MOST)
+    here.run(controller, 16, 600)
+    here.tokens = here.milliseconds = 0
+    here.run(controller, 16, 600)
+    assert here.tokens / here.milliseconds > 0.93 * max(here.rate(length, 16) for length in LENGTHS)
+
+
+def test_bad_traffic_ends_in_ar_and_good_traffic_brings_drafting_back() -> None:
+    here, controller = world(cpu, good), calibrated(cpu)
+    here.run(controller, 1, 200)
+    assert controller.yields[8] > 4
+    here.rejection = bad
+    here.run(controller, 1, 50)
+    here.tokens = here.milliseconds = 0
+    assert set(here.run(controller, 1, 400)) <= {1, 4}
+    assert here.tokens / here.milliseconds > 0.97 * here.rate(1, 1)
+    assert controller.fallback
+    here.rejection = good
+    here.run(controller, 1, 200)
+    here.tokens = here.milliseconds = 0
+    assert min(here.run(controller, 1, 200)) >= 8
+    assert not controller.fallback
+
+
+def test_high_load_is_no_fallback() -> None:
+    def dear(length: int, requests: int) -> float:
+        return 2.0 + 0.1 * requests * rows_per_request(length)
+
+    here, controller = world(dear, good), calibrated(dear)
+    assert here.run(controller, 64, 50)[-1] == 1
+    assert not controller.fallback
+
+
+def test_blocks_that_are_always_accepted_grow() -> None:
+    """A policy that takes a full block of 4 for all there is would stay there."""
+    controller, here = calibrated(gpu), world(gpu, bad)
+    here.run(controller, 4, 100)
+    assert controller.yields[8] < 2
+    here.rejection = lambda position: 0.0
+    assert here.run(controller, 4, 300)[-1] == 32
+
+
+def test_it_does_not_flap() -> None:
+    here, controller = world(cpu, good), calibrated(cpu)
+    chosen = here.run(controller, 16, 1000)[100:]
+    changes = sum(a != b for a, b in zip(chosen, chosen[1:], strict=False))
+    assert changes < 100
+
+
+def test_room_and_own_limits_and_a_floor() -> None:
+    controller = calibrated(gpu)
+    assert controller.choose(Load(4, {32: 4})) == 32
+    assert controller.choose(Load(4, {32: 4}, room=40)) == 8
+    assert controller.choose(Load(4, {32: 4}, room=3)) == 1
+    assert calibrated(gpu).choose(Load(4, {4: 4})) == 4, "longer blocks would be cut"
+    strict = Controller(LENGTHS, MOST, least_yield=12)
+    assert strict.choose(Load(1)) == 1
+
+
+def test_other_requests_count() -> None:
+    """A step that is long anyway makes long blocks cheap."""
+    controller = calibrated(cpu)
+    alone = controller.choose(Load(16))
+    assert calibrated(cpu).choose(Load(16, rows=4000)) > alone
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(2, (1, 2)), (8, (1, 4, 8)), (32, LENGTHS), (40, (*LENGTHS, 40))])
+def test_lengths(longest: int, expected: tuple[int, ...]) -> None:
+    assert lengths_up_to(longest) == expected
+
+
+def test_survival_knows_what_a_block_cannot_tell() -> None:
+    survival = Survival(31)
+    for _ in range(200):
+        survival.observe([3] * 8, [3] * 8)
+    assert survival.yields()[4] > 3.95
+    assert survival.yields()[32] > 24, "nothing was ever rejected"
+    for _ in range(200):
+        survival.observe([31] * 4, [0, 1, 3, 31])
+    found = survival.yields()
+    assert found[2] == pytest.approx(1.75, abs=0.05)
+    assert found[32] == pytest.approx(1 + (0 + 1 + 3 + 31) / 4, rel=0.1)
+    assert len(found) == 33 and found[1] == 1
+
+
+def test_costs_between_and_beyond_measurements() -> None:
+    costs = Costs((1, 8), MOST)
+    for requests in (1, 16):
+        for length in (1, 8):
+            costs.calibrate(length, requests, cpu(length, requests))
+    for requests in range(1, 17):
+        for length, found in zip((1, 8), costs.of(requests), strict=True):
+            assert found == pytest.approx(cpu(length, requests), rel=0.1)
+    assert costs.of(64)[1] > 2 * costs.of(16)[1]
+    assert costs.of(1000) == costs.of(64), "beyond the server's limit"
+
+
+def test_observed_costs_replace_calibrated_ones() -> None:
+    costs = Costs((1, 8), MOST)
+    for length in (1, 8):
+        costs.calibrate(length, 4, 10.0)
+    for _ in range(30):
+        costs.observe(8, 4, 64, 20.0)
+        costs.observe(1, 4, 4, 10.0)
+    assert costs.of(4) == pytest.approx([10.0, 20.0], rel=0.05)
+    before = costs.of(4)
+    costs.observe(8, 4, 300, 500.0)
+    assert costs.of(4) == before, "a step with mostly other rows says nothing"
+    costs.observe(8, 4, 64, 2000.0)
+    assert costs.of(4)[1] < 1.1 * before[1], "a pause of the machine"
