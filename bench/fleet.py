@@ -1,4 +1,6 @@
-"""All servers of a benchmark, started together so that runs can alternate; a server runs only in its turn.
+"""All servers of a benchmark, started first so that runs can alternate; a server runs only in its turn.
+
+That holds for its start as well, when `auto` measures what it costs.
 
 with fleet(SERVERS, ["stock", "ar"], model, folder) as servers:
     servers.turn("ar").url                      # warmed up, and all others are stopped
@@ -6,7 +8,6 @@ with fleet(SERVERS, ["stock", "ar"], model, folder) as servers:
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from bench.contenders import COMMON, Setup
 from bench.turns import Turns
 from vllm_nld.tools.server import Server
 
-AT_A_TIME = 2  # servers that start in parallel; imports keep one core busy each
 WARM_UP_TOKENS = 16
 
 
@@ -52,17 +52,13 @@ def fleet(
 ) -> Iterator[Fleet]:
     """Start the named servers and end them all at the end, even if one fails to start."""
     servers: dict[str, Server] = {}
-    for name in names:
-        log, arguments = folder / f"{name.replace(' ', '-')}.log", [*COMMON, *setups[name].flags, *flags]
-        servers[name] = Server(model, arguments, log=log, environment=setups[name].environment)
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(AT_A_TIME) as pool:
-        for server in servers.values():
-            stack.callback(server.stop)
-        turns = stack.enter_context(Turns())  # left first: stopped servers continue, then they are told to end
-        started = pool.map(Server.__enter__, servers.values())
-        for name, server in zip(
-            servers, tqdm(started, desc="starting servers", total=len(servers), unit="server"), strict=True
-        ):
+    with contextlib.ExitStack() as stack:
+        turns = Turns()
+        for name in tqdm(names, desc="starting servers", unit="server"):
+            log, arguments = folder / f"{name.replace(' ', '-')}.log", [*COMMON, *setups[name].flags, *flags]
+            server = Server(model, arguments, log=log, environment=setups[name].environment)
+            servers[name] = stack.enter_context(server)
+            stack.callback(turns.drop, name)  # before it is told to end, which it could not hear
             assert server.process is not None
             turns.add(name, server.process.pid)
         yield Fleet(servers, turns)

@@ -143,16 +143,14 @@ def serve(model: Path, block: int, batch: int, compiled: bool, pipe: Connection)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
-    settings: dict[str, Any] = {"additional_config": {"nld": {"mode": "ar"}}}
+    settings: dict[str, Any] = {"additional_config": {"nld": {"mode": "ar" if block == AR else "linear"}}}
     if block != AR:
-        settings = {
-            "speculative_config": {
-                "method": "draft_model",
-                "model": str(model),
-                "num_speculative_tokens": block - 1,
-                "rejection_sample_method": "synthetic",
-                "synthetic_acceptance_length": min(ACCEPTANCE_LENGTHS["linear, LoRA"], block),
-            }
+        settings["speculative_config"] = {
+            "method": "draft_model",
+            "model": str(model),
+            "num_speculative_tokens": block - 1,
+            "rejection_sample_method": "synthetic",
+            "synthetic_acceptance_length": min(ACCEPTANCE_LENGTHS["linear, LoRA"], block),
         }
     llm = LLM(
         str(model),

@@ -57,6 +57,7 @@ class Driver:
         self._engine, self._mode, self._requests = llm.llm_engine, mode, requests
         self._model = self._engine.model_executor.driver_worker.worker.model_runner.model
         self._adapter = self._model.draft_adapter and self._model.draft_adapter.adapter
+        self._auto = self._engine.engine_core.engine_core.scheduler.auto
         self._good = itertools.cycle(prompts or questions(llm.get_tokenizer()))
         self._random = random_words(llm.llm_engine.model_config.get_vocab_size())
         self._numbers = itertools.count()
@@ -85,6 +86,8 @@ class Driver:
 
     def steps(self, count: int) -> tuple[int, float]:
         """Run some steps; output tokens and seconds. New requests replace those that end, outside the time."""
+        if self._auto is not None:
+            self._auto.finish(None, busy=False)  # the time since the last step was another engine's
         tokens, seconds = 0, 0.0
         for _ in range(count):
             begin = time.perf_counter()

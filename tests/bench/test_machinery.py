@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import plots
+from bench import overhead, plots
 from bench.provenance import describe, provenance
 from bench.spans import Spans
 from bench.spread import bounds, interval, ratios, spread, table
@@ -86,6 +86,11 @@ def test_interval_contains_the_true_median_as_often_as_it_says() -> None:
         low, high = bounds([source.lognormvariate(0, 0.3) for _ in range(30)])
         hits.append(low <= 1 <= high)
     assert 0.9 < statistics.mean(hits) < 0.99
+
+
+def test_overhead_is_a_share_of_the_step() -> None:
+    row = {"requests": 64.0, "step": 20.0, overhead.CORE: 0.02, overhead.AUTO: 0.1, overhead.SERVER: 0.4}
+    assert "| 64 | 20.00 | 0.0200 (0.10%) | 0.1000 (0.50%) | 0.4000 (2.00%) |" in overhead.report([row])
 
 
 def test_provenance_has_machine_versions_and_revision_but_no_path() -> None:
