@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bench import first_token, modes_report, plots, recovery, roofline, steps
+from bench import auto, first_token, modes_report, plots, recovery, roofline, steps
 from bench.results import RESULTS, load
 
 PLOTS = {
@@ -23,6 +23,7 @@ PARTS = {  # name of the result -> command
     "recovery": ("recovery",),
     "first-token": ("first_token",),
     "roofline": ("roofline",),
+    "auto": ("auto",),
 }
 
 
@@ -63,6 +64,8 @@ def text() -> str:
             picture("roofline"),
             roofline.discussion(),
         ]
+    if result := load("auto"):
+        parts += ["## What `auto` would choose on a B200", auto.report(result)]
     return "\n\n".join(parts) + "\n"
 
 

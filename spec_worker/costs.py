@@ -9,6 +9,7 @@ A round verifies one block per request and drafts the next one, so its cost depe
 product. Between measured numbers of requests it is interpolated; beyond them it grows by the row.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 LEAST_RATE = 0.05  # weight of a new observation in a correction, once there are many
 FEW, UNKNOWN = 3, 100.0  # the first few observations of an entry may change it this many times
 MOST_CHANGE = 2.0  # later, an observation counts as at most this many times as slow or fast as expected
+REFRESH = 32  # observations between updates of everything
 IMPURE = 0.5  # a step with more than this share of other rows says nothing about its blocks
 
 
@@ -31,6 +33,7 @@ class Costs:
         self._seen = np.zeros(self._base.shape, dtype=np.int64)
         self._counts = np.arange(most + 1)
         self._table = np.zeros((len(lengths), most + 1))
+        self._observations = 0
         self.per_row = 0.0
         self._refresh()
 
@@ -56,23 +59,26 @@ class Costs:
         if abs(extra) > IMPURE * rows or not requests:
             return
         row = self.lengths.index(length)
-        size = int(np.abs(np.log(self._sizes / requests)).argmin())
+        size = min(round(math.log2(requests)), len(self._sizes) - 1)
         expected = max(self.of(requests)[row] + extra * self.per_row, 1e-6)
-        if not self._seen[row, size]:
-            self._factor[row, size] = self._common()
         self._seen[row, size] += 1
         most = MOST_CHANGE if self._seen[row, size] > FEW else UNKNOWN
         change = min(max(milliseconds / expected, 1 / most), most)
         rate = max(LEAST_RATE, 1 / (1 + self._seen[row, size]))
         self._factor[row, size] *= change**rate
-        self._refresh()
+        self._observations += 1
+        if self._seen[row, size] <= FEW or self._observations % REFRESH == 0:
+            self._refresh()  # unconfirmed entries follow the mean of the confirmed ones
+        else:
+            self._table[row] = np.interp(self._counts, self._sizes, self._base[row] * self._factor[row])
 
     def _common(self) -> float:
         """The correction of entries that no step has confirmed: the mean of those that have been."""
         return float(self._factor[self._seen > 0].mean()) if self._seen.any() else 1.0
 
     def _refresh(self) -> None:
-        corrected = self._base * np.where(self._seen > 0, self._factor, self._common())
+        self._factor = np.where(self._seen > 0, self._factor, self._common())
+        corrected = self._base * self._factor
         for row, values in enumerate(corrected):
             self._table[row] = np.interp(self._counts, self._sizes, values)
         most = int(self._sizes[-1])

@@ -27,48 +27,60 @@ class Survival:
 
     def __init__(self, drafts: int, half_life: float = SLOW) -> None:
         self._decay = 0.5 ** (1 / half_life)
-        self._reached = np.zeros(drafts)  # recent blocks that reached each position
-        self._rejected = np.zeros(drafts)  # and those that ended there
+        self._counts = np.zeros((2, drafts))  # recent blocks that reached each position, and that ended there
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Count a step's verified blocks, and let all earlier steps count a little less."""
-        most = len(self._reached)
-        drafts, kept = np.minimum(drafted, most), np.minimum(accepted, most)
-        reached = np.bincount(np.minimum(kept + 1, drafts), minlength=most + 1)  # blocks by how far they came
-        self._reached *= self._decay
-        self._rejected *= self._decay
-        self._reached += reached[::-1].cumsum()[::-1][1:]
-        self._rejected += np.bincount(kept[kept < drafts], minlength=most)[:most]
+        self.add(counted(drafted, accepted, self._counts.shape[1]))
+
+    def add(self, counts: np.ndarray) -> None:  # [2, drafts]
+        """Count what `counted` found in a step's blocks."""
+        self._counts *= self._decay
+        self._counts += counts
 
     def forget(self, recent: "Survival") -> None:
         """Know only what another estimate knows, one with a shorter memory."""
-        self._reached, self._rejected = recent._reached.copy(), recent._rejected.copy()
+        self._counts = recent._counts.copy()
 
-    def yields(self) -> list[float]:  # [drafts + 2], by block length; the first entry has no meaning
-        """The expected number of tokens of a round, the bonus token included, by block length."""
-        average = (self._rejected.sum() + REJECTION * PRIOR) / (self._reached.sum() + PRIOR)
-        rejection = (self._rejected + average * SMOOTHING) / (self._reached + SMOOTHING)
-        return [0.0, 1.0, *(1 + (1 - rejection).cumprod().cumsum()).tolist()]
+    def yields(
+        self, length: int | None = None
+    ) -> list[float]:  # [length + 1], by block length; the first means nothing
+        """The expected number of tokens of a round, the bonus token included, by block length up to the given one."""
+        all_reached, all_rejected = self._counts.sum(axis=1).tolist()
+        average = (all_rejected + REJECTION * PRIOR) / (all_reached + PRIOR)
+        reached, rejected = self._counts if length is None else self._counts[:, : length - 1]
+        kept = 1 - (rejected + average * SMOOTHING) / (reached + SMOOTHING)
+        return [0.0, 1.0, *(1 + kept.cumprod().cumsum()).tolist()]
+
+
+def counted(drafted: Sequence[int], accepted: Sequence[int], most: int) -> np.ndarray:  # [2, most]
+    """How many blocks reached each position, and how many were rejected there."""
+    drafts, kept = np.array(drafted), np.array(accepted)
+    reached = np.bincount(np.minimum(kept + 1, drafts), minlength=most + 1)  # blocks by how far they came
+    rejected = np.bincount(kept, kept < drafts, minlength=most)  # a block that was accepted whole is not counted
+    return np.array([reached[:0:-1].cumsum()[::-1], rejected[:most]])
 
 
 class Tracker:
     """An estimate that is steady while traffic is, and quick to follow when traffic changes."""
 
     def __init__(self, drafts: int) -> None:
+        self._drafts = drafts
         self._slow, self._fast = Survival(drafts, SLOW), Survival(drafts, FAST)
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Count a step's verified blocks."""
-        self._slow.observe(drafted, accepted)
-        self._fast.observe(drafted, accepted)
+        counts = counted(drafted, accepted, self._drafts)
+        self._slow.add(counts)
+        self._fast.add(counts)
 
     def yields(self, length: int) -> list[float]:  # [drafts + 2], by block length
         """See `Survival.yields`. `length`: the block length that decides whether traffic has changed."""
-        slow, fast = self._slow.yields(), self._fast.yields()
-        if abs(fast[length] - slow[length]) <= CHANGED * slow[length]:
+        slow, fast = self._slow.yields(), self._fast.yields(length)[length]
+        if abs(fast - slow[length]) <= CHANGED * slow[length]:
             return slow
         self._slow.forget(self._fast)
-        return fast
+        return self._slow.yields()
 
 
 def usual_yields(drafts: int) -> list[float]:

@@ -43,7 +43,8 @@ PATIENCE = 180  # seconds for an alert to fire on a busy machine
 def arguments(model: Path, **speculative: Any) -> list[str]:
     config = {"method": "draft_model", "model": str(model), "num_speculative_tokens": BLOCK - 1} | speculative
     common = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
-    return [*common, "--speculative-config", json.dumps(config)]
+    linear = ["--additional-config", json.dumps({"nld": {"mode": "linear"}})]
+    return [*common, *linear, "--speculative-config", json.dumps(config)]
 
 
 @dataclass

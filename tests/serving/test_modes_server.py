@@ -21,7 +21,7 @@ from vllm_nld.tools.server import Server
 
 pytestmark = pytest.mark.server
 
-NAMES = ["--served-model-name", "nld", "nld:ar", "nld:linear", "nld:diffusion"]
+NAMES = ["--served-model-name", "nld", "nld:auto", "nld:ar", "nld:linear", "nld:diffusion"]
 EXACT = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", "1024", *UNI]
 MASK = json.loads((checkpoint_path() / "config.json").read_text())["mask_token_id"]
 THINK_END = 13
@@ -226,7 +226,7 @@ def chat(server: Server, name: str, **options: Any) -> Any:
 
 def test_structured_output_in_every_mode(server: Server) -> None:
     """The answer is one of the choices: a denoised token that the grammar forbids is not taken."""
-    for name in ("nld:ar", "nld:linear", "nld:diffusion"):
+    for name in ("nld:auto", "nld:ar", "nld:linear", "nld:diffusion"):
         for choices in (["yes", "no"], ["SELECT 1", "DELETE 2"]):
             answer = chat(server, name, max_tokens=16, structured_outputs={"choice": choices})
             assert answer["message"]["content"] in choices, name
@@ -240,7 +240,7 @@ def test_diffusion_logprobs_are_those_of_the_commit(server: Server) -> None:
     assert sum(value >= -0.1054 for value in logprobs) > len(logprobs) / 3, "0.9 is exp(-0.1054)"
 
 
-@pytest.mark.parametrize("name", ["nld:ar", "nld:linear", "nld:diffusion"])
+@pytest.mark.parametrize("name", ["nld:auto", "nld:ar", "nld:linear", "nld:diffusion"])
 @pytest.mark.parametrize("budget", [0, 1, 5])
 def test_thinking_budget(name: str, budget: int, server: Server) -> None:
     thinking = {"chat_template_kwargs": {"enable_thinking": True}, "thinking_token_budget": budget}
@@ -248,7 +248,7 @@ def test_thinking_budget(name: str, budget: int, server: Server) -> None:
     assert THINK_END in ids[: budget + 1], ids
 
 
-@pytest.mark.parametrize("name", ["nld:ar", "nld:linear"])
+@pytest.mark.parametrize("name", ["nld:auto", "nld:ar", "nld:linear"])
 def test_tool_calls(name: str, client: openai.OpenAI) -> None:
     """nano gets most of these calls right in either mode."""
     prompts = [prompt for prompt in heldout() if prompt.tools and not prompt.thinking][:4]

@@ -39,9 +39,11 @@ def test_demo_answers_correctly_and_writes_json(tmp_path: Path) -> None:
     assert all(row.keys() == KEYS for row in rows)
     assert sum(row["correct"] for row in rows) > len(rows) / 2
     assert all(row["answer"] in result.stdout for row in rows)
-    ar, linear, diffusion = ([row for row in rows if row["mode"] == mode] for mode in MODES)
+    by_mode = {mode: [row for row in rows if row["mode"] == mode] for mode in MODES}
+    ar = by_mode.pop("ar")
     assert all(row["nfe"] == row["tokens"] and row["tpf"] == 1 and row["acceptance_length"] is None for row in ar)
-    assert [row["prompt"] for row in ar] == [row["prompt"] for row in linear] == [row["prompt"] for row in diffusion]
-    assert sum(row["answer"] == other["answer"] for row, other in zip(ar, linear, strict=True)) >= len(ar) - 1
-    for mode in (linear, diffusion):
-        assert sum(row["tokens"] for row in mode) > 1.5 * sum(row["nfe"] for row in mode)
+    for mode, answers in by_mode.items():
+        assert [row["prompt"] for row in answers] == [row["prompt"] for row in ar]
+        assert sum(row["tokens"] for row in answers) > 1.3 * sum(row["nfe"] for row in answers), mode
+        if not MODES[mode].takes_blocks:
+            assert sum(a["answer"] == b["answer"] for a, b in zip(ar, answers, strict=True)) >= len(ar) - 1

@@ -35,7 +35,7 @@ def test_passes_on_a_good_checkpoint_and_speaks_json(tiny_checkpoint: Path) -> N
     assert all(check["passed"] for check in checks.values())
     expected = {"versions", "vllm", "plugin", "architectures", "attention", "triton", "device", "checkpoint"}
     assert expected <= checks.keys()
-    assert "ar, linear" in checks["modes"]["detail"]
+    assert "auto, ar, linear" in checks["modes"]["detail"]
     assert "plugin (imports vLLM" in result.stderr, "progress"
     assert "NemotronLabsDiffusionModel" in checks["checkpoint"]["detail"]
     assert "linear_spec_lora" in checks["draft adapter"]["detail"]

@@ -110,6 +110,18 @@ def table(answers: list[Answer]) -> str:
     return "\n".join(lines)
 
 
+def lossless(answers: list[Answer]) -> str:
+    """How many answers of each mode that verifies its drafts are the same text as ar's."""
+    texts = {mode: [answer.answer for answer in answers if answer.mode == mode] for mode in MODES}
+    same = {
+        mode: sum(a == b for a, b in zip(texts["ar"], texts[mode], strict=True))
+        for mode, policy in MODES.items()
+        if policy.drafts and not policy.takes_blocks
+    }
+    counts = ", ".join(f"{mode} {count} of {len(texts['ar'])}" for mode, count in same.items())
+    return f"Answers that are the same text as ar's: {counts}."
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vllm-nld demo`."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answers to this file")
@@ -144,9 +156,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n{error}\n\nRun vllm-nld doctor to find out why.", file=sys.stderr)
             return 1
     print("\n" + table(answers))
-    ar, linear = ([answer.answer for answer in answers if answer.mode == mode] for mode in ("ar", "linear"))
-    same = sum(a == b for a, b in zip(ar, linear, strict=True))
-    print(f"\nlinear is lossless: {same} of {len(prompts)} answers are the same text as ar's.")
+    print(f"\n{lossless(answers)}")
     if args.json:
         args.json.write_text(json.dumps([asdict(answer) for answer in answers], indent=2) + "\n", encoding="utf-8")
         print(f"\nWritten to {args.json}.")

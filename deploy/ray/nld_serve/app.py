@@ -2,7 +2,7 @@
 
     model: a folder, a repository, or nano, the checkpoint that comes with vllm-nld
     arguments: `vllm serve` flags for both deployments
-    stable, canary: additional flags for one of them; by default stable decodes in AR mode and canary in linear mode
+    stable, canary: additional flags for one of them; by default stable decodes in AR mode and canary in auto mode
 
 Set an API key as VLLM_API_KEY in the replicas' environment, so that their own probes have it too.
 """
