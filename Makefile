@@ -63,7 +63,7 @@ lint: $(VENV)/.ready ## Format, lint, type, layering and generated-text checks
 	@$(BIN)/python -m bench.readme --check
 	@$(BIN)/python deploy/grafana/dashboard.py --check
 
-bench: $(VENV)/.ready ## Measure the modes (20 minutes); writes bench/results/report.md and the README's figures
+bench: $(VENV)/.ready ## Measure the modes (2 to 3 hours); writes bench/results/report.md and the README's figures
 	@$(BIN)/python -m bench report
 
 clean: ## Remove the environment and everything generated

@@ -16,11 +16,13 @@ from typing import Any
 BENCHMARKS = {
     "modes": "every mode and its peers in `vllm serve`: tokens/s, latencies, acceptance, accuracy",
     "steps": "the time of a decode step: forwards, draft LoRA, sampling, host; by batch and block length",
+    "first_token": "what a request waits for until its first token: HTTP, tokeniser, queue, prefill, first draft pass",
     "auto": "the controller of mode auto, simulated against published forward times",
     "roofline": "the predicted speed of every mode on several machines, against published and measured figures",
+    "recovery": "how fast `auto` falls back to AR when drafts turn bad, and speeds up again afterwards",
     "runners": "AR tokens/s of vLLM's model runners on the CPU, and host time per decode step",
-    "report": "run modes, steps and roofline; write the report, its plots and the README's figures",
-    "overhead": "the time that metrics take in a decode step",
+    "report": "run what the report quotes; write it, its plots and the README's figures",
+    "overhead": "the time that metrics and `auto` take in a decode step",
     "dashboard": "draw the Grafana dashboard's panels from a real Prometheus into one image",
 }
 

@@ -52,11 +52,11 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of the client's result that we keep: throughput, latencies and vLLM's speculation counters."""
     kept: dict[str, Any] = {
         "tokens": result["total_output_tokens"],
-        "seconds": result["duration"],
-        "tokens_per_s": result["output_throughput"],
+        "seconds": round(result["duration"], 4),
+        "tokens_per_s": round(result["output_throughput"], 2),
     }
     for name, theirs in LATENCIES.items():
-        kept[name] = {f"p{p}": result[f"p{p}_{theirs}_ms"] for p in (50, 95)}
+        kept[name] = {f"p{p}": round(result[f"p{p}_{theirs}_ms"], 3) for p in (50, 95)}
     if result.get(DRAFTS):
         kept["rounds"] = result[DRAFTS]
         kept["drafted"] = result["spec_decode_draft_tokens"]

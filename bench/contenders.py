@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_CONCURRENCY = 32
-COMMON = ["--max-num-seqs", str(MAX_CONCURRENCY), "--max-model-len", "1024", "--no-enable-prefix-caching"]
+CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
+FEW = (1, 8, 64)  # for contenders whose curve is of less interest
+COMMON = ["--max-num-seqs", str(max(CONCURRENCIES)), "--max-model-len", "1024", "--no-enable-prefix-caching"]
+COMMON += ["--max-num-batched-tokens", "4096"]  # 64 blocks of 32, and as much again for prompts
 COMMON += ["--served-model-name", "bench"]
 COUNTED = ("--per-request-spec-decode-metrics", "summary")  # servers without speculation reject it
 
@@ -27,13 +29,16 @@ class Contender:
     """A way to decode: a server (None: plain PyTorch in the benchmark's own process) and its requests' extra fields.
 
     forwards: how to derive a request's NFE from its output tokens and verify steps, see `nfe`.
+    at: the concurrencies at which it is timed; none: not timed, only its answers count.
+    moves: also timed under the moving load, see `bench.load`.
     """
 
     server: str | None
     forwards: str
     body: Mapping[str, Any] = field(default_factory=dict)
     block_length: int | None = None
-    most: int = MAX_CONCURRENCY  # highest concurrency at which it is timed; 0: not timed, only its answers count
+    at: tuple[int, ...] = CONCURRENCIES
+    moves: bool = False
     quick: bool = False  # included in --quick
 
 
@@ -57,7 +62,7 @@ SERVERS = {
     "stock": Setup(nld(mode="ar"), STOCK),
     "stock ngram": Setup((*ngram(4), *COUNTED), STOCK),
     "ar": Setup(nld(mode="ar")),
-    "nld": Setup(COUNTED),  # the defaults: linear unless a request chooses another mode
+    "nld": Setup(COUNTED),  # the defaults; requests choose the mode
     "trees": Setup((*nld(mode="linear", tree_nodes=max(TREE_NODES)), *COUNTED)),
 }
 
@@ -67,28 +72,39 @@ def request_body(**fields: Any) -> dict[str, Any]:
     return {"vllm_xargs": {f"nld_{name}": value for name, value in fields.items()}}
 
 
-def diffusion(threshold: float, most: int = 0, quick: bool = False) -> Contender:
+def linear(block_length: int, quick: bool = False) -> Contender:
+    body = request_body(mode="linear", block_length=block_length)
+    return Contender("nld", "rounds", body, block_length, moves=True, quick=quick)
+
+
+def diffusion(threshold: float, at: tuple[int, ...] = (), quick: bool = False) -> Contender:
     body = request_body(mode="diffusion", threshold=threshold)
-    return Contender("nld", "server", body, block_length=32, most=most, quick=quick)
+    return Contender("nld", "server", body, block_length=32, at=at, quick=quick)
 
 
 def tree(nodes: int) -> Contender:
     body = request_body(mode="linear", tree_nodes=nodes)
-    return Contender("trees", "rounds", body, block_length=32, most=16)
+    return Contender("trees", "rounds", body, block_length=32, at=FEW)
 
 
+AUTO, AR_SETTING = "auto", "AR, by request"
+FIXED = {  # what `auto` chooses among, in its own server, so that only the requests differ
+    AR_SETTING: Contender("nld", "tokens", request_body(mode="ar"), moves=True, quick=True),
+    "linear, B 4": linear(4),
+    "linear, B 8": linear(8),
+    "linear, B 16": linear(16),
+    "linear, B 32": linear(32, quick=True),
+}
 STOCK_AR, AR = "stock vLLM, AR", "AR"
 CONTENDERS = {
-    "plain PyTorch, AR": Contender(None, "tokens", most=1),
-    STOCK_AR: Contender("stock", "tokens", quick=True),
-    "stock vLLM, ngram": Contender("stock ngram", "lookup"),
+    "plain PyTorch, AR": Contender(None, "tokens", at=(1,)),
+    STOCK_AR: Contender("stock", "tokens", at=FEW, quick=True),
+    "stock vLLM, ngram": Contender("stock ngram", "lookup", at=FEW),
     AR: Contender("ar", "tokens", quick=True),
-    "AR, by request": Contender("nld", "tokens", request_body(mode="ar")),
-    "linear, B 32": Contender("nld", "rounds", block_length=32, quick=True),
-    "linear, B 16": Contender("nld", "rounds", request_body(block_length=16), block_length=16),
-    "linear, B 8": Contender("nld", "rounds", request_body(block_length=8), block_length=8),
+    AUTO: Contender("nld", "server", request_body(mode="auto"), moves=True, quick=True),
+    **FIXED,
     **{f"linear, tree of {nodes}": tree(nodes) for nodes in TREE_NODES},
-    "diffusion, 0.9": diffusion(0.9, most=MAX_CONCURRENCY, quick=True),
+    "diffusion, 0.9": diffusion(0.9, at=FEW, quick=True),
     "diffusion, 0.7": diffusion(0.7),
     "diffusion, 0.5": diffusion(0.5),
 }

@@ -23,7 +23,7 @@ from vllm_nld.tools.server import Server
 
 DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards" / "vllm-nld.json"
 COLUMNS, WIDTH, HEIGHT = 3, 5.2, 2.7  # columns of the image; inches per panel
-MODES = ("linear", "diffusion", "linear", "ar")  # of the load's requests, in turn
+MODES = ("auto", "diffusion", "auto", "linear", "ar")  # of the load's requests, in turn
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """Tokens/s, latencies, acceptance and accuracy of each mode, compared with the alternatives that a user has.
 
-All servers are started first; then the contenders alternate, round by round, so that a slow minute of the machine
-affects them equally. vLLM's own client measures speed (`bench.client`); a separate, untimed client collects answers and
-forwards (`bench.quality`).
+All servers are started first; then the contenders alternate with short runs, round by round, so that a slow minute of
+the machine affects them equally, and the servers of all others are stopped meanwhile. Two contenders' runs of a round
+with the same questions are a pair, and the report compares pairs. vLLM's own client measures speed (`bench.client`), at
+fixed concurrencies and under a moving load (`bench.load`); a separate, untimed client collects answers and forwards
+(`bench.quality`).
 """
 
 import argparse
@@ -14,30 +16,52 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench import modes_report, peers
+from bench import load, modes_report, peers
 from bench.client import drive
-from bench.contenders import COMMON, CONTENDERS, SERVERS, Contender
-from bench.fleet import fleet
+from bench.contenders import COMMON, CONCURRENCIES, CONTENDERS, SERVERS, Contender
+from bench.fleet import Fleet, fleet
 from bench.prompts import Question, read, write
 from bench.provenance import provenance
 from bench.quality import Answer, ask_all, by_category, figures, forwards
 from bench.store import Store
 from vllm_nld.nano import checkpoint_path
-from vllm_nld.tools.server import Server
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much to measure. A run at concurrency C sends `requests(C)` questions."""
+    """How much to measure. A run at concurrency C sends `requests(C)` questions, one of the moving load its stages'."""
 
     contenders: tuple[str, ...]
-    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    rounds: int = 3
-    least: int = 12
+    concurrencies: tuple[int, ...] = CONCURRENCIES
+    stages: tuple[load.Stage, ...] = tuple(load.ramp(load.PEAK))
+    rounds: int = 30
+    least: int = 8
     flags: tuple[str, ...] = ()
 
     def requests(self, concurrency: int) -> int:
-        return max(self.least, 2 * concurrency)
+        return max(self.least, 3 * concurrency)
+
+    def loads(self, contender: Contender) -> list[str]:
+        """The concurrencies at which a contender is timed, and the moving load."""
+        fixed = [str(concurrency) for concurrency in self.concurrencies if concurrency in contender.at]
+        return [*fixed, load.MOVING] if contender.moves and self.stages else fixed
+
+    def order(self, turn: int) -> tuple[str, ...]:
+        """The contenders in a round's order: it rotates, and each order is played forwards, then backwards."""
+        first = turn // 2 % len(self.contenders)
+        order = self.contenders[first:] + self.contenders[:first]
+        return order[::-1] if turn % 2 else order
+
+    def runs(self) -> list[tuple[int, str, str]]:
+        """Round, load and contender of every timed run."""
+        loads = [*map(str, self.concurrencies), load.MOVING]
+        return [
+            (turn, at, name)
+            for turn in range(self.rounds)
+            for at in loads
+            for name in self.order(turn)
+            if at in self.loads(CONTENDERS[name])
+        ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset-path", type=Path, help="JSONL of Spec-Bench, SPEED-Bench or prompts (default: nano's)"
     )
-    parser.add_argument("--rounds", type=int, help="number of timed rounds (default: 3, quick: 5)")
+    parser.add_argument("--rounds", type=int, help="number of timed rounds (default: 30, quick: 5)")
+    parser.add_argument("--concurrencies", type=int, nargs="+", choices=CONCURRENCIES, metavar="N", help="only these")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="only these contenders")
     parser.add_argument("--limit", type=int, help="only this many questions")
     parser.add_argument("--eager", action="store_true", help="no torch.compile, for all servers (quick: always)")
@@ -58,8 +83,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
     flags = (*(["--enforce-eager"] if options.eager or options.quick else []), *shlex.split(options.flags))
     if options.quick:
         chosen = options.only or [name for name, contender in CONTENDERS.items() if contender.quick]
-        return Plan(tuple(chosen), (1, 4), options.rounds or 5, 4, flags)
-    return Plan(tuple(options.only or CONTENDERS), rounds=options.rounds or 3, flags=flags)
+        return Plan(tuple(chosen), (1, 4), tuple(load.ramp(4)), options.rounds or 5, 4, flags)
+    chosen, at = options.only or list(CONTENDERS), tuple(options.concurrencies or CONCURRENCIES)
+    return Plan(tuple(chosen), at, rounds=options.rounds or 30, flags=flags)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,54 +127,46 @@ class Bench:
         self.plan, self.model, self.questions, self.dataset, self.folder = plan, model, questions, dataset, folder
 
     def run(self, store: Store) -> dict[str, Any]:
-        """Returns `quality` by contender, and `speed`: samples by contender and concurrency."""
+        """Returns `quality` by contender, and `speed`: samples by contender and load."""
         with fleet(SERVERS, servers_of(self.plan), self.model, self.folder, self.plan.flags) as servers:
             quality = {name: self.quality(name, servers, store) for name in self.plan.contenders}
-            for _, concurrency, name in tqdm(self.warm_ups(), desc="warm-up", unit="mode"):
-                self.time(CONTENDERS[name], servers, concurrency)
+            for at, name in tqdm(self.warm_ups(), desc="warm-up", unit="mode"):
+                self.time(CONTENDERS[name], servers, at)
             speed: dict[str, dict[str, list[Any]]] = {name: {} for name in self.plan.contenders}
-            for turn, concurrency, name in tqdm(self.turns(), desc="timing", unit="run"):
-                key = ("speed", turn, concurrency, name)
+            for turn, at, name in tqdm(self.plan.runs(), desc="timing", unit="run"):
                 sample = store.sample(
-                    key,
-                    lambda c=CONTENDERS[name], n=concurrency: self.time(c, servers, n),  # type: ignore[misc]
+                    ("speed", turn, at, name),
+                    lambda c=CONTENDERS[name], n=at: self.time(c, servers, n),  # type: ignore[misc]
                 )
-                speed[name].setdefault(str(concurrency), []).append(sample)
+                speed[name].setdefault(at, []).append(sample)
         return {"quality": quality, "speed": speed}
 
-    def warm_ups(self) -> list[tuple[int, int, str]]:
+    def warm_ups(self) -> list[tuple[str, str]]:
         """One run per timed contender, at its highest concurrency."""
-        last = {name: (turn, concurrency, name) for turn, concurrency, name in self.turns()}
-        return list(last.values())
+        loads = {name: self.plan.loads(CONTENDERS[name]) for name in self.plan.contenders}
+        return [([at for at in found if at != load.MOVING][-1], name) for name, found in loads.items() if found]
 
-    def turns(self) -> list[tuple[int, int, str]]:
-        """Round, concurrency and contender of every run; the order rotates from round to round."""
-        names = self.plan.contenders
-        turns = []
-        for turn in range(self.plan.rounds):
-            order = names[turn % len(names) :] + names[: turn % len(names)]
-            for concurrency in self.plan.concurrencies:
-                at = [name for name in order if concurrency <= CONTENDERS[name].most]
-                turns += [(turn, concurrency, name) for name in at]
-        return turns
-
-    def time(self, contender: Contender, servers: dict[str, Server], concurrency: int) -> dict[str, Any]:
+    def time(self, contender: Contender, servers: Fleet, at: str) -> dict[str, Any]:
         """One timed run."""
-        count = self.plan.requests(concurrency)
         if contender.server is None:
-            return peers.time_reference(self.model, self.questions[: min(count, len(self.questions))])
-        url, log = servers[contender.server].url, self.folder / "client.log"
-        return drive(url, self.model, self.dataset, count, concurrency, contender.body, log)
+            servers.pause()
+            return peers.time_reference(self.model, self.questions[: self.plan.requests(int(at))])
+        url = servers.turn(contender.server, contender.body).url
+        if at == load.MOVING:
+            return load.drive(url, self.questions, self.plan.stages, contender.body)
+        log, count = self.folder / "client.log", self.plan.requests(int(at))
+        return drive(url, self.model, self.dataset, count, int(at), contender.body, log)
 
-    def quality(self, name: str, servers: dict[str, Server], store: Store) -> dict[str, Any] | None:
+    def quality(self, name: str, servers: Fleet, store: Store) -> dict[str, Any] | None:
         """Figures over all questions, each answered once; None for a contender that is only timed."""
         contender = CONTENDERS[name]
         if contender.server is None:
             return None
 
-        url = servers[contender.server].url
+        server = contender.server
 
         def measure() -> dict[str, Any]:
+            url = servers.turn(server, contender.body).url
             before = forwards(url) if contender.forwards == "server" else None
             with tqdm(total=len(self.questions), desc=name, unit="question") as progress:
                 answers = [asdict(a) for a in ask_all(url, self.questions, contender, progress)]

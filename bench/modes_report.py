@@ -4,9 +4,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bench.contenders import AR, STOCK_AR
+from bench.contenders import AR, AR_SETTING, AUTO, FIXED, STOCK_AR
+from bench.load import MOVING
 from bench.provenance import describe
-from bench.spread import ratios, spread, table
+from bench.spread import CONFIDENCE, interval, ratios, spread, table
 
 POSITIONS = (1, 2, 4, 8, 16, 31)  # in a draft
 
@@ -14,9 +15,16 @@ POSITIONS = (1, 2, 4, 8, 16, 31)  # in a draft
 def report(result: dict[str, Any]) -> str:
     """The whole report: summary, tokens/s, ratios, latencies, acceptance."""
     parts = [method(result), summary(result)]
-    parts += ["Tokens/s by concurrency:", throughput(result)]
+    if AUTO in result["speed"]:
+        parts += [
+            "`auto` compared with the fixed settings of the same server, ratio of tokens/s (the best: the one with the "
+            "lowest ratio at that load):",
+            auto_table(result),
+        ]
+    parts += [f"Tokens/s by concurrency{moving_load(result)}:", throughput(result)]
     for other, name in (
         (AR, "AR on the same build with the same flags"),
+        (AR_SETTING, "AR requests in the server that drafts"),
         (STOCK_AR, "stock vLLM AR on its default runner"),
     ):
         if other in result["speed"]:
@@ -36,13 +44,28 @@ def method(result: dict[str, Any]) -> str:
     flags = " ".join([*plan["common"], *plan["flags"]])
     return (
         f"{result['model']}, {result['questions']} questions ({result['dataset']}), greedy, "
-        f"{plan['rounds']} alternating rounds, median (range). Flags of every server: `{flags}`.\n"
+        f"{plan['rounds']} alternating rounds. Speeds: median (range); ratios: median of the pairs "
+        f"[{CONFIDENCE} % confidence interval]. Flags of every server: `{flags}`.\n"
         f"{describe(result['provenance'])}"
     )
 
 
 def concurrencies(result: dict[str, Any]) -> list[str]:
     return [str(value) for value in result["plan"]["concurrencies"]]
+
+
+def loads(result: dict[str, Any]) -> list[str]:
+    """The concurrencies, and the moving load if any contender was timed under it."""
+    moves = any(MOVING in samples for samples in result["speed"].values())
+    return [*concurrencies(result), MOVING] if moves else concurrencies(result)
+
+
+def moving_load(result: dict[str, Any]) -> str:
+    """What the moving load is; empty if there was none."""
+    if MOVING not in loads(result):
+        return ""
+    clients = [stage[0] for stage in result["plan"]["stages"]]
+    return f", and under a load that moves from {clients[0]} to {max(clients)} clients and back to {clients[-1]}"
 
 
 def speeds(result: dict[str, Any], name: str, concurrency: str) -> list[float]:
@@ -81,20 +104,37 @@ def summary(result: dict[str, Any]) -> str:
         row.append(spread(speeds(result, name, low), 0))
         for other, at in ((AR, low), (STOCK_AR, low), (AR, high)):
             timed = other in result["speed"]
-            row.append("1" if name == other else spread(against(result, name, other, at), 2) if timed else "–")
+            row.append("1" if name == other else interval(against(result, name, other, at), 2) if timed else "–")
         rows.append(row)
     return table(header, rows)
 
 
 def throughput(result: dict[str, Any]) -> str:
-    at = concurrencies(result)
+    at = loads(result)
     rows = [[name, *(spread(speeds(result, name, c), 0) for c in at)] for name in result["speed"]]
     return table(["mode", *at], rows)
 
 
 def ratio_table(result: dict[str, Any], other: str) -> str:
-    at, names = concurrencies(result), [name for name in result["speed"] if name != other]
-    return table(["mode", *at], [[name, *(spread(against(result, name, other, c), 2) for c in at)] for name in names])
+    at, names = loads(result), [name for name in result["speed"] if name != other]
+    return table(["mode", *at], [[name, *(interval(against(result, name, other, c), 2) for c in at)] for name in names])
+
+
+def auto_table(result: dict[str, Any]) -> str:
+    """`auto` against the best fixed setting at each load, and against each of them."""
+    at, names = loads(result), [name for name in FIXED if name in result["speed"]]
+    best = [f"{AUTO} / best fixed", *(best_cell(result, names, c) for c in at)]
+    rows = [[f"{AUTO} / {name}", *(interval(against(result, AUTO, name, c), 2) for c in at)] for name in names]
+    return table(["", *at], [best, *rows])
+
+
+def best_cell(result: dict[str, Any], names: Sequence[str], concurrency: str) -> str:
+    """The lowest ratio of `auto` to a fixed setting, and that setting."""
+    found = {name: gains for name in names if (gains := against(result, AUTO, name, concurrency))}
+    if not found:
+        return "–"
+    name = min(found, key=lambda setting: statistics.median(found[setting]))
+    return f"{interval(found[name], 2)}, {name}"
 
 
 def latencies(result: dict[str, Any]) -> str:

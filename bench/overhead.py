@@ -1,10 +1,11 @@
-"""The cost of metrics: the time that our hooks take in each decode step, compared with the step itself.
+"""The cost of metrics and of `auto`: the time that our hooks take in each decode step, compared with the step itself.
 
     python -m bench overhead
 
-The engine core's part (the scheduler's records, the worker's report) is in every step. The API server's part (requests,
-Prometheus) runs in parallel to the engine in a real server and is listed separately. Both are timed hook by hook in a
-running engine on nano, because the difference between two whole runs would be noise.
+The engine core's part of the metrics (the scheduler's records, the worker's report) and the choice of block lengths are
+in every step. The API server's part (requests, Prometheus) runs in parallel to the engine in a real server, so it is
+listed separately. All are timed hook by hook in a running engine on nano, because the difference between two whole runs
+would be noise.
 """
 
 import argparse
@@ -14,17 +15,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from bench.spread import table
 from vllm_nld.nano import checkpoint_path, heldout
 
 SIZES = (1, 8, 64)  # concurrent requests
-CORE, SERVER = "engine core", "API server"
+CORE, AUTO, SERVER = "metrics, engine core", "auto", "metrics, API server"
+GROUPS = (CORE, AUTO, SERVER)
 
 
 class Clock:
     """Seconds that each group of hooks has spent in the current step."""
 
     def __init__(self) -> None:
-        self.spent = {CORE: 0.0, SERVER: 0.0}
+        self.spent = dict.fromkeys(GROUPS, 0.0)
 
     def timed(self, group: str, hook: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap the hook so that its time is added to the group's."""
@@ -42,6 +45,8 @@ class Clock:
 def install(clock: Clock) -> None:
     """Time every hook in this process."""
     from spec_worker import report
+    from spec_worker.auto import Auto
+    from spec_worker.scheduler import ModeScheduler
     from vllm_nld.metrics.exporter import NldStatLogger
     from vllm_nld.metrics.requests import RequestTally
     from vllm_nld.metrics.rounds import RoundLog
@@ -51,6 +56,9 @@ def install(clock: Clock) -> None:
         (RoundLog, "note", CORE),
         (RoundLog, "take", CORE),
         (report, "report", CORE),
+        (ModeScheduler, "_choose_length", AUTO),
+        (Auto, "note", AUTO),
+        (Auto, "finish", AUTO),
         (RequestTally, "step", SERVER),
         (NldStatLogger, "record", SERVER),
     ):
@@ -67,14 +75,14 @@ def measure(llm: Any, clock: Clock, requests: int, tokens: int) -> dict[str, flo
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         text = prompts[number % len(prompts)].messages[-1]["content"]
         core.add_request(f"{requests}-{number}-{time.time()}", {"prompt": text}, params)
-    steps: list[tuple[float, float, float]] = []
+    steps: list[tuple[float, ...]] = []
     while core.has_unfinished_requests():
-        clock.spent = {CORE: 0.0, SERVER: 0.0}
+        clock.spent = dict.fromkeys(GROUPS, 0.0)
         begin = time.perf_counter()
         core.step()
-        steps.append((time.perf_counter() - begin, clock.spent[CORE], clock.spent[SERVER]))
-    step, core_time, server_time = (1000 * statistics.median(column) for column in zip(*steps, strict=True))
-    return {"requests": requests, "steps": len(steps), "step": step, CORE: core_time, SERVER: server_time}
+        steps.append((time.perf_counter() - begin, *clock.spent.values()))
+    step, *groups = (1000 * statistics.median(column) for column in zip(*steps, strict=True))
+    return {"requests": requests, "steps": len(steps), "step": step, **dict(zip(GROUPS, groups, strict=True))}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,8 +108,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     install(clock)
     measure(llm, clock, 4, 32)
     rows = [measure(llm, clock, size, 32 if options.quick else 128) for size in SIZES]
-    print(f"{'requests':>8} {'step ms':>9} {CORE + ' ms':>15} {'share':>7} {SERVER + ' ms':>14}")
-    for row in rows:
-        share = row[CORE] / row["step"]
-        print(f"{row['requests']:>8} {row['step']:>9.2f} {row[CORE]:>15.4f} {share:>7.2%} {row[SERVER]:>14.4f}")
+    print(report(rows))
     return {"rows": rows}
+
+
+def report(rows: list[dict[str, float]]) -> str:
+    """Markdown: milliseconds of a step and of each group's hooks, with their share of it."""
+    lines = []
+    for row in rows:
+        shares = [f"{row[group]:.4f} ({row[group] / row['step']:.2%})" for group in GROUPS]
+        lines.append([f"{row['requests']:.0f}", f"{row['step']:.2f}", *shares])
+    return table(["requests", "step, ms", *(f"{group}, ms (share)" for group in GROUPS)], lines)

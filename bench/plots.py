@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.contenders import AR, STOCK_AR
 from bench.modes_report import against, concurrencies
+from bench.spread import bounds
 
 Plot = Callable[[Any, Any], None]  # draws a result on axes
 
@@ -51,15 +52,16 @@ def is_current(plot: Plot, result: dict[str, Any], file: Path) -> bool:
 
 
 def speedup(result: dict[str, Any], axes: Any) -> None:
-    """Tokens/s relative to AR by concurrency, one line per mode with its range."""
+    """Tokens/s relative to AR by concurrency, one line per mode with its confidence interval."""
     at = concurrencies(result)
     for name in result["speed"]:
         points = [(int(c), against(result, name, AR, c)) for c in at if against(result, name, AR, c)]
         if name == AR or len(points) < 2:
             continue
         middles = [statistics.median(gains) for _, gains in points]
-        below = [middle - min(gains) for middle, (_, gains) in zip(middles, points, strict=True)]
-        above = [max(gains) - middle for middle, (_, gains) in zip(middles, points, strict=True)]
+        limits = [bounds(gains) for _, gains in points]
+        below = [middle - low for middle, (low, _) in zip(middles, limits, strict=True)]
+        above = [high - middle for middle, (_, high) in zip(middles, limits, strict=True)]
         style = "--" if name.startswith(STOCK_AR.split(",")[0]) else "-"
         axes.errorbar([c for c, _ in points], middles, yerr=[below, above], label=name, marker="o", ls=style, capsize=3)
     axes.axhline(1, color="black", lw=1)

@@ -49,7 +49,8 @@ def runners_table() -> str:
     if not (result := load("runners")):
         return ""
     method = (
-        "vLLM's model runners on a 2-core CPU, AR, the shipped checkpoint (`python -m bench runners`; median, range).\n"
+        "vLLM's model runners on a 2-core CPU, AR, the shipped checkpoint (`python -m bench runners`; medians,\n"
+        "with their range for speeds and their 95 % confidence interval for ratios).\n"
         "V1 runs with vLLM's own C++ kernels, as it does without this plugin's Triton backend:"
     )
     return f"{method}\n\n{runners.table(result)}"

@@ -2,7 +2,8 @@
 
 V2 with native kernels runs twice: in an AR-only engine, and in an engine that can speculate, where AR requests should
 be no slower. Each runner is an engine in its own process; all are loaded first and then alternate, so that a slow
-minute of the machine affects them equally. Requests decode greedily (AR, no speculation) and ignore EOS.
+minute of the machine affects them equally, and those that wait are stopped. Requests decode greedily (AR, no
+speculation) and ignore EOS.
 """
 
 import argparse
@@ -13,9 +14,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.engines import Engine
+from bench.engines import engines
 from bench.provenance import provenance
-from bench.spread import ratios, spread
+from bench.spread import interval, ratios, spread
 from bench.spread import table as markdown
 from vllm_nld.nano import checkpoint_path
 
@@ -24,6 +25,7 @@ INTERPRETED = "V2 interpreted"  # slower than all others together, so it runs on
 RUNNERS = ("V2 native", SPECULATING, INTERPRETED, "V1")
 CONCURRENCIES = (1, 8)
 PROMPT_TOKENS = 16
+WARM_UP_TOKENS = 8  # per request, untimed, when a runner's turn begins
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,21 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Returns samples by runner: tokens/s at each concurrency, and milliseconds per step outside the model."""
     rounds, runs, tokens = (2, 1, 24) if options.quick else (7, 5, 96)
-    engines: dict[str, Engine] = {}
-    try:
-        for name in RUNNERS:  # sequentially, because engines that start together compete for ports and compile caches
-            engines[name] = Engine(name, serve, name, options.model, options.eager)
-            engines[name].wait()
+    with engines() as start:  # one after another, because engines that start together compete for ports and caches
+        running = {name: start(name, serve, name, options.model, options.eager) for name in RUNNERS}
         speed: dict[str, dict[str, list[float]]] = {name: {str(c): [] for c in CONCURRENCIES} for name in RUNNERS}
         for turn, run_, concurrency in itertools.product(range(rounds), range(runs), CONCURRENCIES):
-            first = (turn + run_) % len(RUNNERS)
+            first, warm_up = (turn + run_) % len(RUNNERS), ("speed", concurrency, WARM_UP_TOKENS)
             for name in RUNNERS[first:] + RUNNERS[:first]:
                 if run_ == 0 or name != INTERPRETED:
-                    speed[name][str(concurrency)].append(engines[name].ask("speed", concurrency, tokens))
-        host = {name: engines[name].ask("host", 1, tokens) for name in RUNNERS}
-    finally:
-        for engine in engines.values():
-            engine.close()
+                    sample = running[name].ask("speed", concurrency, tokens, warm_up=warm_up)
+                    speed[name][str(concurrency)].append(sample)
+        host = {name: running[name].ask("host", 1, tokens, warm_up=("speed", 1, WARM_UP_TOKENS)) for name in RUNNERS}
     result = {
         "provenance": provenance(),
         "model": "nano" if options.model == checkpoint_path() else options.model.name,
@@ -62,7 +59,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table: the median and, in brackets, the minimum and maximum of all rounds."""
+    """The result as a Markdown table: medians with their range, ratios with their confidence interval."""
     speed = result["tokens_per_s"]
     rows = []
     for name in RUNNERS:
@@ -71,7 +68,7 @@ def table(result: dict[str, Any]) -> str:
     for other in RUNNERS[1:]:
         pairs = [(speed[RUNNERS[0]][str(c)], speed[other][str(c)]) for c in CONCURRENCIES]
         gains = [ratios(ours[:: len(ours) // len(theirs)], theirs) for ours, theirs in pairs]
-        rows.append([f"{RUNNERS[0]} / {other}", *(spread(gain, 2) for gain in gains), ""])
+        rows.append([f"{RUNNERS[0]} / {other}", *(interval(gain, 2) for gain in gains), ""])
     return markdown(["runner", *(f"tokens/s at {c}" for c in CONCURRENCIES), "host ms per step at 1"], rows)
 
 

@@ -1,11 +1,15 @@
-"""How all benchmarks summarise samples: the median and, in brackets, the minimum and maximum.
+"""How all benchmarks summarise samples.
 
-spread([3.0, 1.0, 2.0], 1)                      # "2.0 (1.0–3.0)"
-ratios(ours, theirs)                            # round by round, so that a slow minute affects both equally
+spread([3.0, 1.0, 2.0], 1)                      # "2.0 (1.0–3.0)": median, minimum and maximum
+ratios(ours, theirs)                            # pair by pair, so that a slow minute affects both equally
+interval(ratios(ours, theirs), 2)               # "1.02 [0.99, 1.04]": median and its 95 % confidence interval
 """
 
 import statistics
 from collections.abc import Iterable, Sequence
+
+CONFIDENCE = 95  # per cent
+RESAMPLES = 2000
 
 
 def spread(samples: Sequence[float], digits: int) -> str:
@@ -15,8 +19,28 @@ def spread(samples: Sequence[float], digits: int) -> str:
     return f"{statistics.median(samples):.{digits}f} ({min(samples):.{digits}f}–{max(samples):.{digits}f})"
 
 
+def interval(samples: Sequence[float], digits: int) -> str:
+    """Median and its confidence interval; a dash if there are no samples."""
+    if not samples:
+        return "–"
+    low, high = bounds(samples)
+    return f"{statistics.median(samples):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def bounds(samples: Sequence[float]) -> tuple[float, float]:
+    """The confidence interval of the median, by bootstrap: the range of medians of samples drawn with replacement."""
+    import numpy as np
+
+    draw = np.random.RandomState(0)  # this generator's stream never changes, so generated tables don't either
+    values = np.asarray(samples, dtype=float)
+    medians = np.median(values[draw.randint(len(values), size=(RESAMPLES, len(values)))], axis=1)
+    outside = (100 - CONFIDENCE) / 2
+    low, high = np.percentile(medians, [outside, 100 - outside])
+    return float(low), float(high)
+
+
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Each round's ratio. Raises ValueError if the numbers of rounds differ."""
+    """Each pair's ratio. Raises ValueError if the numbers of samples differ."""
     return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
 

@@ -17,18 +17,14 @@ from tqdm import tqdm
 
 from bench import verification
 from bench.devices import cpu_rates
-from bench.engines import Engine
+from bench.engines import engines
+from bench.parts import DRAFT, HOST, PARTS, PROPOSE, SAMPLING, VERIFY, watch
 from bench.provenance import describe, provenance
 from bench.published import ACCEPTANCE_LENGTHS
 from bench.shapes import SHAPES, write
-from bench.spans import Spans
 from bench.spread import spread, table
 from vllm_nld.nano import checkpoint_path
 
-VERIFY, DRAFT, LORA = "verify forward", "draft forward", "draft LoRA"
-VERIFY_LOGITS, DRAFT_LOGITS, SAMPLING = "verify logits", "draft logits", "sampling"
-PROPOSE, HOST = "host, drafting", "host"
-SPANS = (VERIFY, VERIFY_LOGITS, DRAFT, DRAFT_LOGITS, SAMPLING, PROPOSE, HOST)
 HOST_SPANS = (SAMPLING, PROPOSE, HOST)
 CONTEXT = 128  # prompt tokens
 AR = 1  # block length without drafts
@@ -67,18 +63,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         nano = options.shape == "nano"
         compiled = options.compile or nano and not options.quick  # eager is as fast where matrices are large
         model = checkpoint_path() if nano else write(Path(folder), SHAPES[options.shape], layers)
-        for block in tqdm(blocks, desc="engines", unit="engine"):
-            engine = Engine(f"block length {block}", serve, model, block, max(batches), compiled)
-            try:
-                engine.wait()
+        with engines() as start:
+            for block in tqdm(blocks, desc="engines", unit="engine"):
+                engine = start(f"block length {block}", serve, model, block, max(batches), compiled)
                 steps = options.steps or (5 if options.quick else 12)
                 result["spans"][str(block)] = {str(n): engine.ask("steps", n, steps) for n in batches}
                 if block != AR:
                     result["lora"][str(block)] = {str(n): engine.ask("lora", n, steps) for n in batches}
                 if not torch.cuda.is_available():  # alternate with the steps: a shared machine's rate varies
+                    engine.pause()
                     result["cpu_rates"].append(cpu_rates())
-            finally:
-                engine.close()
+                engine.close()  # the next one may need its memory
     if options.shape != "nano":
         for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
             result["verification"][kind] = verification.milliseconds(temperature)
@@ -107,9 +102,9 @@ def spans_table(result: dict[str, Any]) -> str:
             share = [sum(step.get(name, 0) for name in HOST_SPANS) / sum(step.values()) for step in steps]
             lora = result["lora"].get(block, {}).get(batch, [])
             row = ["AR" if block == str(AR) else block, batch, spread(totals, 1)]
-            row += [spread([step.get(name, 0) for step in steps], 2) for name in SPANS]
+            row += [spread([step.get(name, 0) for step in steps], 2) for name in PARTS]
             rows.append([*row, spread(lora, 2), f"{statistics.median(share):.0%}"])
-    return table(["block", "batch", "step", *SPANS, "draft LoRA (in draft forward)", "sampling and host share"], rows)
+    return table(["block", "batch", "step", *PARTS, "draft LoRA (in draft forward)", "sampling and host share"], rows)
 
 
 def projection(result: dict[str, Any]) -> list[str]:
@@ -133,7 +128,7 @@ def projection(result: dict[str, Any]) -> list[str]:
 def full_step(result: dict[str, Any], block: str, batch: str, depth: int) -> float:
     """Milliseconds of a step with `depth` layers: forwards scale with the layers, the rest doesn't."""
     steps = result["spans"][block][batch]
-    middle = {name: statistics.median(step.get(name, 0) for step in steps) for name in SPANS}
+    middle = {name: statistics.median(step.get(name, 0) for step in steps) for name in PARTS}
     forwards = middle[VERIFY] + middle[DRAFT]
     return sum(middle.values()) + forwards * (depth / result["layers"] - 1)
 
@@ -148,16 +143,14 @@ def serve(model: Path, block: int, batch: int, compiled: bool, pipe: Connection)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
-    settings: dict[str, Any] = {"additional_config": {"nld": {"mode": "ar"}}}
+    settings: dict[str, Any] = {"additional_config": {"nld": {"mode": "ar" if block == AR else "linear"}}}
     if block != AR:
-        settings = {
-            "speculative_config": {
-                "method": "draft_model",
-                "model": str(model),
-                "num_speculative_tokens": block - 1,
-                "rejection_sample_method": "synthetic",
-                "synthetic_acceptance_length": min(ACCEPTANCE_LENGTHS["linear, LoRA"], block),
-            }
+        settings["speculative_config"] = {
+            "method": "draft_model",
+            "model": str(model),
+            "num_speculative_tokens": block - 1,
+            "rejection_sample_method": "synthetic",
+            "synthetic_acceptance_length": min(ACCEPTANCE_LENGTHS["linear, LoRA"], block),
         }
     llm = LLM(
         str(model),
@@ -185,35 +178,16 @@ class Probe:
 
         self.llm, self.block = llm, block
         self.synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-        self.spans = Spans(self.synchronize)
+        self.spans = watch(llm)
         self.scheduled = 0
         self.runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        self._wrap()
-
-    def _wrap(self) -> None:
-        """Wrap the parts of a step; the remaining time is the host's."""
-        spans, runner = self.spans, self.runner
-        kind = type(runner.model)
-
-        def drafting() -> bool:
-            return spans.inside(PROPOSE)
-
-        kind.__call__ = spans.wrap(lambda: DRAFT if drafting() else VERIFY, kind.__call__)
-        kind.draft = spans.wrap(DRAFT, kind.draft)
-        kind.compute_logits = spans.wrap(lambda: DRAFT_LOGITS if drafting() else VERIFY_LOGITS, kind.compute_logits)
-        if graphs := getattr(runner, "cudagraph_manager", None):
-            graphs.run_fullgraph = spans.wrap(VERIFY, graphs.run_fullgraph)
-        runner.sample = spans.wrap(SAMPLING, runner.sample)
-        if runner.speculator is not None:
-            runner.speculator.propose = spans.wrap(PROPOSE, runner.speculator.propose)
-        execute = runner.execute_model
+        execute = self.runner.execute_model
 
         def record_scheduled(scheduler_output: Any, *args: Any, **options: Any) -> Any:
             self.scheduled = scheduler_output.total_num_scheduled_tokens
             return execute(scheduler_output, *args, **options)
 
-        runner.execute_model = record_scheduled
-        self.llm.llm_engine.step = spans.wrap(HOST, self.llm.llm_engine.step)
+        self.runner.execute_model = record_scheduled
 
     def steps(self, requests: int, count: int) -> list[dict[str, float]]:
         """Milliseconds by span for `count` decode steps of a full batch."""

@@ -1,9 +1,10 @@
-"""CUDA graphs of the draft pass: one graph per padded number of whole blocks.
+"""CUDA graphs of the draft pass: one graph per block length and padded number of whole blocks.
 
-A graph replays one shape, so it fits a pass whose blocks all have the server's block length, padded to the next
-captured number of blocks. Shapes of up to `--max-cudagraph-capture-size` tokens are captured. All other passes run
-without graphs: blocks that a request shortened, more blocks than were captured, and user LoRA, because vLLM keeps part
-of its mapping of rows to adapters on the CPU.
+A graph replays one shape, so it fits a pass whose blocks all have one length: the server's, or one of those that mode
+`auto` chooses from (`compat.speculation.capture_chosen_lengths`). The number of blocks is padded to the next captured
+one. Shapes of up to `--max-cudagraph-capture-size` tokens are captured. All other passes run without graphs: other
+lengths, blocks of several lengths, more blocks than were captured, and user LoRA, because vLLM keeps part of its
+mapping of rows to adapters on the CPU.
 
 The same graph serves passes with the draft adapter and without, because the adapter's switch is a number on the device.
 Committing tokens is not part of the graph.

@@ -1,14 +1,16 @@
 """Shared parts of the benchmarks: sample store, spans, spreads, plots, provenance."""
 
+import random
+import statistics
 import time
 from pathlib import Path
 
 import pytest
 
-from bench import plots
+from bench import overhead, plots
 from bench.provenance import describe, provenance
 from bench.spans import Spans
-from bench.spread import ratios, spread, table
+from bench.spread import bounds, interval, ratios, spread, table
 from bench.store import Store
 
 
@@ -68,6 +70,27 @@ def test_spread_and_ratios() -> None:
     with pytest.raises(ValueError):
         ratios([1.0], [1.0, 2.0])
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_interval_of_known_data() -> None:
+    assert interval([], 2) == "–"
+    assert interval([1.5], 2) == interval([1.5] * 30, 2) == "1.50 [1.50, 1.50]"
+    low, high = bounds(range(1, 32))  # by the binomial distribution: the 10th and the 22nd of 31 samples
+    assert abs(low - 10) <= 1 and abs(high - 22) <= 1
+    assert bounds([*range(1, 31), 1e9]) == bounds(range(1, 32)), "one slow minute has no influence"
+
+
+def test_interval_contains_the_true_median_as_often_as_it_says() -> None:
+    source, hits = random.Random(0), []
+    for _ in range(200):
+        low, high = bounds([source.lognormvariate(0, 0.3) for _ in range(30)])
+        hits.append(low <= 1 <= high)
+    assert 0.9 < statistics.mean(hits) < 0.99
+
+
+def test_overhead_is_a_share_of_the_step() -> None:
+    row = {"requests": 64.0, "step": 20.0, overhead.CORE: 0.02, overhead.AUTO: 0.1, overhead.SERVER: 0.4}
+    assert "| 64 | 20.00 | 0.0200 (0.10%) | 0.1000 (0.50%) | 0.4000 (2.00%) |" in overhead.report([row])
 
 
 def test_provenance_has_machine_versions_and_revision_but_no_path() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from bench import steps
 from bench.__main__ import main
+from bench.parts import DRAFT, HOST, PARTS, SAMPLING, VERIFY, VERIFY_LOGITS
 
 
 def test_quick_run_on_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,13 +17,13 @@ def test_quick_run_on_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     result = json.loads(file.read_text())
     plain, linear = (result["spans"][block]["1"] for block in ("1", "32"))
     assert len(plain) == len(linear) == 5
-    assert all(step.keys() == {steps.VERIFY, steps.VERIFY_LOGITS, steps.SAMPLING, steps.HOST} for step in plain)
-    assert all(step.keys() == set(steps.SPANS) and min(step.values()) > 0 for step in linear)
+    assert all(step.keys() == {VERIFY, VERIFY_LOGITS, SAMPLING, HOST} for step in plain)
+    assert all(step.keys() == set(PARTS) and min(step.values()) > 0 for step in linear)
     assert min(result["lora"]["32"]["1"]) > 0
 
 
 def test_projection_scales_only_the_forwards() -> None:
-    step = {steps.VERIFY: 4.0, steps.DRAFT: 6.0, steps.HOST: 1.0}
+    step = {VERIFY: 4.0, DRAFT: 6.0, HOST: 1.0}
     result = {"shape": "3b", "layers": 2, "spans": {"32": {"1": [step]}}}
     assert steps.full_step(result, "32", "1", depth=2) == pytest.approx(11)
     assert steps.full_step(result, "32", "1", depth=20) == pytest.approx(101)

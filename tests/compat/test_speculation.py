@@ -169,3 +169,31 @@ def test_without_calibrate_at_start_auto_guesses_what_lengths_cost(checkpoint: P
         assert not measured(llm)
     with engine(checkpoint, **options(mode="auto")) as llm:
         assert measured(llm)
+
+
+def test_without_capture_chosen_lengths_short_blocks_have_no_graphs(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shapes that would be captured, of target forwards and of draft passes. Capturing itself needs a GPU."""
+    from vllm.config.compilation import CUDAGraphMode
+    from vllm.platforms import current_platform
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+
+    from spec_worker.graphs import DraftGraphs
+
+    monkeypatch.setattr(type(current_platform), "_global_graph_pool", (0, 0))
+
+    def lengths(kind: Any, config: Any) -> set[int]:
+        sizes = [1, 2, 4, 8, 16]
+        config.compilation_config.cudagraph_capture_sizes = sizes
+        config.compilation_config.max_cudagraph_capture_size = max(sizes)
+        graphs = kind(config, torch.device("cpu"), CUDAGraphMode.FULL_DECODE_ONLY, decode_query_len=BLOCK)
+        assert not config.speculative_config.num_speculative_tokens_per_batch_size, "as it was"
+        return {desc.uniform_token_count for descs in graphs._candidates.values() for desc in descs}
+
+    with engine(checkpoint, **options(mode="auto")) as llm:
+        config = llm.llm_engine.vllm_config
+        assert lengths(CudaGraphManager, config) == {1, 4, BLOCK}
+        assert lengths(DraftGraphs, config) == {4, BLOCK}
+        with without(speculation.capture_chosen_lengths):
+            assert lengths(CudaGraphManager, config) == lengths(DraftGraphs, config) == {BLOCK}

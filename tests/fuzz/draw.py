@@ -5,11 +5,12 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from tests.fuzz.case import Case, Variant
+from tests.fuzz.case import SGLANG, Case, Variant
 from tests.fuzz.endpoints import BEAMS, ENDPOINTS
 from tests.fuzz.options import BAD, BAD_XARGS, TEMPERATURES, UNICODE, VALUES
 from tests.fuzz.render import VOCABULARY, encode, rendered
 from vllm_nld.nano import Prompt, heldout
+from vllm_nld.serving.modes import DEFAULT
 
 CONTEXT = 1024  # --max-model-len of the server
 WEIGHTS = {"chat": 6, "completions": 5, "responses": 3, "messages": 2, "generate": 4, "batch": 1}
@@ -17,6 +18,7 @@ KINDS = {"good": 70, "beams": 3, "bad": 12, "bad field": 6, "abort": 9}
 SIMPLE: dict[str, Any] = {"temperature": 1.0, "max_tokens": 8}  # at 0 vLLM drops parameters without a look
 FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "ar": {},
+    "auto": {"nld_block_length": (2, 3, 8, 31, 32)},
     "linear": {
         "nld_block_length": (2, 3, 8, 31, 32),
         "nld_draft_threshold": (0, 0.0, 0.5, 0.9, 1, 1.0),
@@ -133,13 +135,16 @@ def parameters(rng: random.Random, prompt: Prompt, endpoint: str) -> dict[str, A
 def variants(rng: random.Random, case: Case) -> tuple[Variant, ...]:
     """The AR answer first, then the same in other modes and streamed. A sampled request without seed has one."""
     one = [Variant(spelled=rng.choice(("field", "name", "sglang")))]
-    for mode in ("linear", "linear", "diffusion"):
+    for mode in ("auto", "linear", "diffusion"):
         known = FIELDS[mode]
-        fields = {name: rng.choice(known[name]) for name in rng.sample(sorted(known), rng.choice((0, 0, 1, 2)))}
+        fields = {
+            name: rng.choice(known[name])
+            for name in rng.sample(sorted(known), min(len(known), rng.choice((0, 0, 1, 2))))
+        }
         if fields.get("nld_tree_nodes") and "nld_draft_threshold" in fields:
             fields["nld_draft_threshold"] = 0  # they exclude each other
-        asked = None if mode == "linear" and rng.random() < 0.3 else mode
-        spelled = "name" if fields else rng.choice(("field", "name", "sglang"))
+        asked = None if mode == DEFAULT and rng.random() < 0.5 else mode
+        spelled = rng.choice(("field", "name", "sglang") if mode in SGLANG else ("field", "name"))
         one.append(Variant(asked, rng.choice(("field", "name")) if fields else spelled, fields))
     if not case.repeatable:
         one = [rng.choice(one)]

@@ -168,6 +168,24 @@ def test_an_adapter_that_graphs_leave_out_ends_start_up(served: Served) -> None:
         served.emulation.baked = False
 
 
+def test_graphs_of_every_length_that_auto_chooses(agreeable_checkpoint: Path, reference: ReferenceModel) -> None:
+    """Blocks of 4 and of 8 each have graphs; blocks that a request cut to 3 have none."""
+    with engine(agreeable_checkpoint, **linear(B, mode="auto"), num_gpu_blocks_override=64) as llm:
+        speculator = runner(llm).speculator
+        auto = llm.llm_engine.engine_core.engine_core.scheduler.auto
+        with emulated_graphs(speculator, sizes=[1, 8, 16, 32]) as emulation:
+            capture(speculator)
+            assert {desc.uniform_token_count for desc in speculator.graphs.graphs} == {4, B}
+            for length, asked in ((4, {}), (B, {}), (B, {"nld_block_length": 3})):
+                auto.forced = length
+                emulation.replayed.clear()
+                emulation.forwards = 0
+                found = answers(llm, PROMPTS[:2], [asked] * 2)
+                assert found == ar_tokens(reference, PROMPTS[:2], TOKENS)
+                assert {real for _, real in emulation.replayed} == (set() if asked else {length, 2 * length})
+                assert bool(emulation.forwards) == bool(asked)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "backend"), [("float32", "TRITON_ATTN"), ("bfloat16", "FLASH_ATTN")], ids=["fp32", "bf16"]

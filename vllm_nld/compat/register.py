@@ -18,6 +18,7 @@ PATCHES: tuple[Patch, ...] = (
     speculation.admit_one_block_budget,
     speculation.charge_only_scheduled_tokens,
     speculation.hand_over_draft_plan,
+    speculation.capture_chosen_lengths,
     speculation.skip_draft_round_trip,
     speculation.calibrate_at_start,
     metrics.add_scheduler_stats_field,

@@ -194,3 +194,40 @@ def calibrate_at_start(module: Any) -> Iterator[Change]:
             importlib.import_module("spec_worker.calibrate").calibrate(self)
 
     yield module.EngineCore, "__init__", __init__
+
+
+@patch("vllm.v1.worker.gpu.cudagraph_utils")
+def capture_chosen_lengths(module: Any) -> Iterator[Change]:
+    """If `auto` is the server's mode, capture graphs of every block length that it chooses from.
+
+    Symptom: a step with shorter blocks than the server's longest runs without full graphs.
+    Cause: the graph manager captures one length, or those of a user's `num_speculative_tokens_per_batch_size`.
+    Delete when: a plugin can tell the graph manager which lengths to capture.
+    """
+    from vllm_nld.serving.modes import AUTO
+    from vllm_nld.serving.requests import ServerModes
+    from vllm_nld.serving.speculation import drafts_for_itself
+
+    inherited = module.CudaGraphManager._init_candidates
+
+    def _init_candidates(self: Any) -> None:
+        speculative = self.vllm_config.speculative_config
+        asked = speculative.num_speculative_tokens_per_batch_size if speculative is not None else None
+        if asked or not drafts_for_itself(self.vllm_config) or ServerModes.of(self.vllm_config).mode != AUTO:
+            return inherited(self)
+        lengths = importlib.import_module("spec_worker.controller").lengths_up_to(
+            self.vllm_config.num_speculative_tokens + 1
+        )
+        drafts = [length - 1 for length in lengths if length > 1 or type(self).__module__ != "spec_worker.graphs"]
+        few = sorted(drafts, reverse=True)[
+            : self.max_num_reqs
+        ]  # each for one batch size: the manager captures them all
+        speculative.num_speculative_tokens_per_batch_size = [
+            (size, size, few[size - 1]) for size in range(1, len(few) + 1)
+        ]
+        try:
+            return inherited(self)
+        finally:
+            speculative.num_speculative_tokens_per_batch_size = asked
+
+    yield module.CudaGraphManager, "_init_candidates", _init_candidates

@@ -30,7 +30,8 @@ OBJECTS = {
     "return_sampling_mask revision",
     "vllm.config.SpeculativeConfig": "attention_backend draft_sample_method enable_adaptive_verification "
     "draft_model_config kv_cache_dtype max_model_len method model num_speculative_tokens quantization "
-    "rejection_sample_method target_model_config use_local_argmax_reduction uses_draft_model",
+    "num_speculative_tokens_per_batch_size rejection_sample_method target_model_config use_local_argmax_reduction "
+    "uses_draft_model",
     "vllm.config.AttentionConfig": "use_non_causal",
     "vllm.config.CompilationConfig": "cudagraph_mode static_forward_context",
     "vllm.config.ParallelConfig": "enable_batch_sharded_sampling",
@@ -49,7 +50,7 @@ OBJECTS = {
     "vllm.v1.worker.gpu.block_table.BlockTables": "block_sizes cp_size get_dummy_block_tables get_dummy_slot_mappings "
     "input_block_tables num_blocks",
     "vllm.v1.worker.gpu.cudagraph_utils.BatchExecutionDescriptor": "cg_mode num_reqs num_tokens",
-    "vllm.v1.worker.gpu.cudagraph_utils.CudaGraphManager": "needs_capture",
+    "vllm.v1.worker.gpu.cudagraph_utils.CudaGraphManager": "max_num_reqs needs_capture vllm_config",
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "draft_tokens_handler execute_model_state num_speculative_steps "
     "speculator",
     "vllm.v1.worker.gpu.attn_utils.AttentionCGSupportInfo": "min_cg_attn_backend min_cg_support",
@@ -85,6 +86,7 @@ PATCHED = {
     "vllm.v1.engine.core.EngineCore": "__init__ post_step",
     "vllm.v1.engine.input_processor.InputProcessor": "__init__ process_inputs",
     "vllm.v1.engine.output_processor.OutputProcessor": "abort_requests add_request process_outputs",
+    "vllm.v1.worker.gpu.cudagraph_utils.CudaGraphManager": "_init_candidates",
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "execute_model sample_tokens",
 }
 REPLACED = {

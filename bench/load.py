@@ -1,0 +1,86 @@
+"""A moving load: a closed loop in which the number of clients rises from 1 to a peak and falls again.
+
+Clients change with the questions that were sent, not with the clock, so every contender does the same work and its
+total time counts. Requests go through the functions of vLLM's own benchmark client.
+
+    sample = drive(server.url, questions, ramp(32), body={})
+    sample["tokens_per_s"]
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from bench.prompts import Question
+
+PEAK = 32
+MOVING = "moving"  # the name of this load in results, next to the concurrencies
+
+Stage = tuple[int, int]  # clients, and the number of questions that they send
+
+
+def ramp(peak: int) -> list[Stage]:
+    """Clients doubled up to `peak` and halved down to 1. A stage sends a little more than two questions per client."""
+    up = [1]
+    while up[-1] < peak:
+        up.append(min(2 * up[-1], peak))
+    return [(clients, 2 * clients + 2) for clients in [*up, *up[-2::-1]]]
+
+
+async def closed_loop(stages: Sequence[Stage], ask: Callable[[int], Awaitable[Any]]) -> list[Any]:
+    """Ask question 0, 1, 2, ..., each as soon as fewer requests run than its stage has clients; the answers.
+
+    An exception of `ask` ends the loop.
+    """
+    tasks: list[asyncio.Task[Any]] = []
+    running: set[asyncio.Task[Any]] = set()
+    for clients, count in stages:
+        for _ in range(count):
+            while len(running) >= clients:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # raises what `ask` raised
+            task = asyncio.ensure_future(ask(len(tasks)))
+            tasks.append(task)
+            running.add(task)
+    return await asyncio.gather(*tasks)
+
+
+def drive(
+    url: str, questions: Sequence[Question], stages: Sequence[Stage], body: Mapping[str, Any]
+) -> dict[str, float]:
+    """Time one run."""
+    begin = time.perf_counter()
+    tokens = sum(answer.output_tokens for answer in ask_all(url, questions, stages, body))
+    seconds = time.perf_counter() - begin
+    return {"tokens": tokens, "seconds": round(seconds, 4), "tokens_per_s": round(tokens / seconds, 2)}
+
+
+def ask_all(url: str, questions: Sequence[Question], stages: Sequence[Stage], body: Mapping[str, Any]) -> list[Any]:
+    """Greedy streams, as vLLM's client reports them. Raises RuntimeError if a request failed."""
+    return asyncio.run(_ask_all(url, questions, stages, {"temperature": 0, "add_special_tokens": False, **body}))
+
+
+async def _ask_all(url: str, questions: Sequence[Question], stages: Sequence[Stage], body: dict[str, Any]) -> list[Any]:
+    import aiohttp
+    from vllm.benchmarks.lib.endpoint_request_func import RequestFuncInput, async_request_openai_completions
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def ask(index: int) -> Any:
+            question = questions[index % len(questions)]
+            request = RequestFuncInput(
+                prompt=question.prompt,
+                api_url=f"{url}/v1/completions",
+                prompt_len=0,  # unknown, and not needed
+                output_len=question.max_tokens,
+                model="bench",
+                extra_body=body,
+            )
+            answer = await async_request_openai_completions(request, session)
+            if not answer.success:
+                raise RuntimeError(f"a request failed: {answer.error}")
+            return answer
+
+        return await closed_loop(stages, ask)
