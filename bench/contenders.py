@@ -84,7 +84,7 @@ def diffusion(threshold: float, at: tuple[int, ...] = (), quick: bool = False) -
 
 def tree(nodes: int) -> Contender:
     body = request_body(mode="linear", tree_nodes=nodes)
-    return Contender("trees", "rounds", body, block_length=32, at=FEW)
+    return Contender("trees", "rounds", body, block_length=32, at=(1, 4, 16))
 
 
 AUTO, AR_SETTING = "auto", "AR, by request"
