@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tests.fuzz
+from tests.fuzz.case import NAMES
 from tests.fuzz.client import Client
 from tests.fuzz.draw import CONTEXT
 from tests.fuzz.fuzzer import Fuzzer, Report, summary
@@ -20,7 +21,7 @@ from vllm_nld.tools.server import Server
 
 MARKERS = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
 # The worker runs in the engine's process, as on a GPU, which saves a process.
-ARGUMENTS = ["--served-model-name", "nld", "nld:ar", "nld:linear", "nld:diffusion", "--enable-scale-out"]
+ARGUMENTS = ["--served-model-name", *NAMES, "--enable-scale-out"]
 ARGUMENTS += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", str(CONTEXT)]
 ARGUMENTS += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
 ARGUMENTS += ["--reasoning-parser", "deepseek_v3", "--reasoning-config", json.dumps(MARKERS)]
