@@ -1,10 +1,13 @@
 """How drafts are accepted, see `Mode.accept`.
 
-"verify": vLLM's rejection sampler decides. "take": the samplers see a distribution that contains only the drafted
-token, so it is accepted at any temperature. The row after the block's last token is not changed: from it the token that
-starts the next block is sampled, with all sampling parameters. If these rule a drafted token out (a grammar, bad words,
-the minimum length, the thinking budget), it is not forced: the block ends there, and a token is sampled from the AR
-distribution instead.
+"verify": vLLM's rejection sampler decides. Of trees, and of sampled requests whose block length depends on the load, it
+does not: there each row is sampled as AR would sample it, with the noise of its position, and a draft is accepted if it
+is the sample. Greedy drafts are accepted as often either way, but this way a seed gives AR's text whatever is drafted.
+
+"take": the samplers see a distribution that contains only the drafted token, so it is accepted at any temperature. The
+row after the block's last token is not changed: from it the token that starts the next block is sampled, with all
+sampling parameters. If these rule a drafted token out (a grammar, bad words, the minimum length, the thinking budget),
+it is not forced: the block ends there, and a token is sampled from the AR distribution instead.
 
 Letters in shapes: R requests, L rows of logits, N state slots, K drafts, V vocabulary.
 """
@@ -89,10 +92,7 @@ class ForcedBlockSampler(Sampler):
 
 
 class AcceptingSampler(RejectionSampler):
-    """vLLM's rejection sampler over a ForcedBlockSampler, and the walk through draft trees.
-
-    A tree's rows are sampled like AR's, with the same noise at the same position, and the walk follows the samples.
-    """
+    """vLLM's rejection sampler over a ForcedBlockSampler, and the walk along samples, see above."""
 
     def __init__(
         self, forced_sampler: ForcedBlockSampler, trees: Trees, speculative: SpeculativeConfig, device: torch.device
@@ -162,7 +162,7 @@ class AcceptingSampler(RejectionSampler):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As vLLM's; then walk the trees, none of whose drafts it has accepted."""
+        """As vLLM's; then walk along the samples of trees, none of whose drafts it has accepted, and of some chains."""
         processed, sampled, num_sampled = super()._verify(
             logits,
             draft_logits,
@@ -176,7 +176,10 @@ class AcceptingSampler(RejectionSampler):
             **kwargs,
         )
         self._order = None
-        requests = np.flatnonzero(self._trees.stands[idx_mapping_np])
+        walked = self._trees.stands[idx_mapping_np]
+        if draft_logits is None:  # otherwise drafts are samples themselves, and acceptance depends on their probability
+            walked |= self._slots.samples_first[idx_mapping_np]
+        requests = np.flatnonzero(walked)
         if len(requests):
             state = self.sampler.sampling_states
             drawn = gumbel_sample(

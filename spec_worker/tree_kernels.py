@@ -102,8 +102,8 @@ def walk_trees_kernel(
     count_ptr,  # [R] int32, written for trees: the length of the path, including the anchor
     path_ptr,  # [N, B] int32, written for trees: the rows of the path
     order_ptr,  # [L] int64, written for trees: the rows of the path come first
-    plan_ptr,  # [2, M] int64: request, slot
-    parents_ptr,  # [N, P] int32
+    plan_ptr,  # [3, M] int64: request, slot, and whether it is a tree, not a chain
+    parents_ptr,  # [N, P] int32, of trees
     cu_num_logits_ptr,  # [R + 1] int32
     sampled_ptr,  # [L] int64, the sample after each row
     tokens_ptr,  # [L] int32, the token of each row
@@ -112,7 +112,10 @@ def walk_trees_kernel(
     block_length,  # B
     WIDTH: tl.constexpr,  # P or more, a power of 2
 ):
-    """[M] programs. From the anchor on, follow the child that holds the sample, as long as there is one."""
+    """[M] programs. From the anchor on, follow the child that holds the sample, as long as there is one.
+
+    In a chain each row follows the one before it.
+    """
     tree = tl.program_id(0)
     request = tl.load(plan_ptr + tree)
     slot = tl.load(plan_ptr + trees + tree)
@@ -120,6 +123,7 @@ def walk_trees_kernel(
     rows = tl.load(cu_num_logits_ptr + request + 1) - first
     lane = tl.arange(0, WIDTH)
     parents = tl.load(parents_ptr + slot * width + lane, lane < rows, other=-1)
+    parents = tl.where(tl.load(plan_ptr + 2 * trees + tree) != 0, parents, lane - 1)
     tokens = tl.load(tokens_ptr + first + lane, lane < rows, other=-1)
     row = 0
     length = 0

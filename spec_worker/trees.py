@@ -4,7 +4,7 @@ A tree's nodes are its request's draft tokens, so scheduling, KV slots and preem
 tree is `parents`, in a table by state slot. Its rows need three things of the step that verifies them:
 
     trees.mask(...)     before the forward: each row sees its ancestors, at the position that its depth says
-    trees.walk(...)     after sampling: the path that the samples take; its last sample is the bonus token
+    trees.walk(...)     after sampling: the path that the samples take, the last of which is the bonus token
     trees.accepted(...) before the next draft: the rows whose KV moves to the slots of an ordinary sequence
 
 Letters in shapes: M trees, N state slots, K nodes of the largest tree, B tokens per block, L rows of logits.
@@ -133,10 +133,10 @@ class Trees:
         sampled: torch.Tensor,  # [L] int64, the sample after each row
         tokens: torch.Tensor,  # [L] int32, the token of each row
         cu_num_logits: torch.Tensor,  # [R + 1] int32
-        out: torch.Tensor,  # [R, K + 1] int64, written for the trees
-        lengths: torch.Tensor,  # [R] int32, written for the trees
+        out: torch.Tensor,  # [R, K + 1] int64, written for these requests
+        lengths: torch.Tensor,  # [R] int32, written for these requests
     ) -> torch.Tensor:  # [L] int64
-        """Follow the samples through their trees. Returns the rows of logits, each tree's path first."""
+        """Follow the samples through trees and chains. Returns the rows of logits, each tree's path first."""
         order = torch.arange(len(sampled), device=sampled.device)
         walk_trees_kernel[(len(requests),)](
             out,
@@ -144,7 +144,7 @@ class Trees:
             lengths,
             self.path,
             order,
-            async_tensor_h2d(np.stack([requests, slots]).astype(np.int64), out.device),
+            async_tensor_h2d(np.stack([requests, slots, self.stands[slots]]).astype(np.int64), out.device),
             self.parents,
             cu_num_logits,
             sampled,

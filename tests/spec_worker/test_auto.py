@@ -50,6 +50,24 @@ def test_the_text_is_that_of_ar_while_the_length_changes(
     assert_nothing_left(cycling)
 
 
+@pytest.mark.parametrize(
+    "others", [{}, {"top_k": 3}, {"top_p": 0.8, "logprobs": 2}, {"repetition_penalty": 1.3}], ids=str
+)
+def test_a_seed_gives_the_text_of_ar(cycling: Any, prompts: list[list[int]], others: dict[str, Any]) -> None:
+    """Sampled requests too, whatever the lengths: noise belongs to a position."""
+    kept = metric(cycling, "spec_decode_num_accepted_tokens")
+
+    def sampled(mode: str) -> list[list[int]]:
+        sampling = [{"temperature": 0.9, "seed": seed} | others for seed in range(len(prompts))]
+        asks = [Ask(prompt, {"nld_mode": mode}, sampling=own) for prompt, own in zip(prompts, sampling, strict=True)]
+        return tokens(together(cycling, asks))
+
+    exact = sampled("ar")
+    assert sampled("auto") == exact
+    assert metric(cycling, "spec_decode_num_accepted_tokens") > kept, "drafts were accepted"
+    assert sampled("auto") == exact
+
+
 def test_every_mode_beside_it(cycling: Any, prompts: list[list[int]], reference: Any) -> None:
     modes = [mode for mode in MODES for _ in range(3)]
     asks = [Ask(prompt, {"nld_mode": mode}) for prompt, mode in zip(prompts, modes, strict=False)]

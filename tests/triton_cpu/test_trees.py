@@ -115,8 +115,9 @@ def test_walk(seed: int, trees: int, others: int, most: int) -> None:
     start = starts(ints(g, 1, width, requests))
     total = int(start[-1])
     request, slot = slots(g, trees, requests, torch.int64), slots(g, trees, slot_count, torch.int64)
-    parents, tokens, sampled = random_parents(g, slot_count, width), torch.arange(total).int(), ints(g, 0, 3, total)
-    for index in range(trees):  # siblings hold different tokens
+    parents, tokens, sampled = random_parents(g, slot_count, width), ints(g, 0, 1, total), ints(g, 0, 3, total)
+    is_tree = ints(g, 0, 1, trees, dtype=torch.int64)
+    for index in is_tree.nonzero().flatten().tolist():  # siblings hold different tokens
         seen: dict[int, int] = {}
         for row in range(1, int(start[request[index] + 1] - start[request[index]])):
             parent = int(parents[slot[index], row])
@@ -131,7 +132,7 @@ def test_walk(seed: int, trees: int, others: int, most: int) -> None:
         count_ptr=torch.full((requests,), -7, dtype=torch.int32),
         path_ptr=torch.full((slot_count, width), -7, dtype=torch.int32),
         order_ptr=torch.arange(total),
-        plan_ptr=torch.stack([request, slot]),
+        plan_ptr=torch.stack([request, slot, is_tree]),
         parents_ptr=parents,
         cu_num_logits_ptr=start,
         sampled_ptr=sampled.long(),
@@ -143,7 +144,7 @@ def test_walk(seed: int, trees: int, others: int, most: int) -> None:
     )
     for index in range(trees):
         at, end = int(start[request[index]]), int(start[request[index] + 1])
-        own = parents[slot[index], : end - at].tolist()
+        own = parents[slot[index], : end - at].tolist() if is_tree[index] else list(range(-1, end - at - 1))
         nodes = next((row for row in range(1, end - at) if own[row] < 0), end - at)
         tree = reference.Tree(tuple(tokens[at : at + nodes].tolist()), tuple(own[:nodes]))
         path: list[int] = [0]

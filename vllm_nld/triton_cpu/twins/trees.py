@@ -102,9 +102,10 @@ def walk_trees(
     for tree in range(grid_0):
         request, slot = plan[tree], plan[trees + tree]
         first, end = cu_num_logits[request], cu_num_logits[request + 1]
-        last, length = -1, 0
+        last, length, chain = -1, 0, plan[2 * trees + tree] == 0
         for row in range(end - first):
-            if parents[slot * width + row] == last and (row == 0 or tokens[first + row] == sampled[first + last]):
+            parent = row - 1 if chain else parents[slot * width + row]
+            if parent == last and (row == 0 or tokens[first + row] == sampled[first + last]):
                 out[request * out_stride + length] = sampled[first + row]
                 path[slot * block_length + length] = row
                 order[first + length] = first + row
