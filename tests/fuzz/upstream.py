@@ -56,6 +56,10 @@ KNOWN: tuple[Known, ...] = (
         lambda f: f.name == CRASH and grammar(f.case) and bool(MASKS & f.case.options.keys()),
     ),
     Known(
+        "structured_outputs that are no object fail while the body is parsed: HTTP 500",
+        lambda f: f.name == CRASH and not isinstance(f.case.options.get("structured_outputs", {}), dict),
+    ),
+    Known(
         "a tool call that is cut or not JSON is text in a whole answer; a stream holds it back, or makes it a call",
         lambda f: f.name == STREAMED and bool(f.case.tools) and broken_call(f),
     ),
