@@ -211,20 +211,17 @@ def capture_chosen_lengths(module: Any) -> Iterator[Change]:
     inherited = module.CudaGraphManager._init_candidates
 
     def _init_candidates(self: Any) -> None:
-        speculative = self.vllm_config.speculative_config
+        config, speculative = self.vllm_config, self.vllm_config.speculative_config
         asked = speculative.num_speculative_tokens_per_batch_size if speculative is not None else None
-        if asked or not drafts_for_itself(self.vllm_config) or ServerModes.of(self.vllm_config).mode != AUTO:
+        if asked or not drafts_for_itself(config) or (modes := ServerModes.of(config)).mode != AUTO:
             return inherited(self)
-        lengths = importlib.import_module("spec_worker.controller").lengths_up_to(
-            self.vllm_config.num_speculative_tokens + 1
-        )
-        drafts = [length - 1 for length in lengths if length > 1 or type(self).__module__ != "spec_worker.graphs"]
-        few = sorted(drafts, reverse=True)[
-            : self.max_num_reqs
-        ]  # each for one batch size: the manager captures them all
-        speculative.num_speculative_tokens_per_batch_size = [
-            (size, size, few[size - 1]) for size in range(1, len(few) + 1)
-        ]
+        lengths = importlib.import_module("spec_worker.controller").lengths_up_to(modes.block_length)
+        drafts = {length - 1 for length in lengths} | {config.num_speculative_tokens}  # a tree's may be more
+        if type(self).__module__ == "spec_worker.graphs":
+            drafts.remove(0)
+        few = sorted(drafts, reverse=True)[: self.max_num_reqs]
+        # A number of drafts for each batch size: the manager captures all numbers that it finds in a schedule.
+        speculative.num_speculative_tokens_per_batch_size = [(at, at, count) for at, count in enumerate(few, start=1)]
         try:
             return inherited(self)
         finally:
