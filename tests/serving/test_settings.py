@@ -37,6 +37,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "threshold too high": ({"draft_threshold": 1.1}, r"nld\.draft_threshold must lie in \[0, 1\], not 1\.1"),
     "threshold is not a number": ({"draft_threshold": float("nan")}, r"nld\.draft_threshold must lie in \[0, 1\]"),
     "adapter as bool": ({"draft_lora": False}, r"nld\.draft_lora must be 'auto', 'off' or a folder, not False"),
+    "unknown kernel": ({"mask_kernel": "cuda"}, r"nld\.mask_kernel must be one of auto, triton, xformers, not 'cuda'"),
     "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use if only mode 'ar' is served"),
     "denoising in ar": ({"mode": "ar", "threshold": 0.5}, r"nld\.threshold has no use"),
     "no passes": ({"max_denoise_steps": 0}, r"nld\.max_denoise_steps must be at least 1, not 0"),

@@ -12,6 +12,7 @@ from typing import Any, Self
 from vllm_nld.serving.modes import DEFAULT, MODES
 
 FIELD = "--additional-config nld"
+MASK_KERNELS = ("auto", "triton", "xformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Settings:
     max_denoise_steps: in diffusion mode, at most this many passes per block; None: no limit.
     draft_threshold: in linear mode, 0 drafts in one pass; above 0, a pass keeps drafts that are at least this probable.
     draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
+    mask_kernel: the kernel for attention masks among the rows of a step on a GPU: "triton", which is our own and what
+        "auto" means, or "xformers".
     """
 
     mode: str | None = None
@@ -36,6 +39,7 @@ class Settings:
     max_denoise_steps: int | None = None
     draft_threshold: float = 0.0
     draft_lora: str = "auto"
+    mask_kernel: str = "auto"
 
     def __post_init__(self) -> None:
         if self.mode not in (None, *MODES):
@@ -47,6 +51,8 @@ class Settings:
         _check_fraction("draft_threshold", self.draft_threshold)
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
             raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
+        if self.mask_kernel not in MASK_KERNELS:
+            raise ValueError(f"{FIELD}.mask_kernel must be one of {', '.join(MASK_KERNELS)}, not {self.mask_kernel!r}")
 
     def _check_allowed_modes(self) -> None:
         allowed = self.allowed_modes
