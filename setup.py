@@ -35,7 +35,8 @@ setup(
         # An extra: it is large (280 MB), and one machine needs none of it. 2.60 is what the Ray executor and the Serve
         # application are tested with. Not ray[llm], which pins another vLLM.
         "ray": ["ray[serve]==2.60.*"],  # see above
-        "xformers": ["xformers"],  # optional attention kernels on GPUs; any version that matches the installed torch
+        # Another kernel for attention masks on GPUs. Only its Triton kernels are used; 0.0.35 is what is tested.
+        "xformers": ["xformers==0.0.35"],  # see above
         "bench": [
             "matplotlib>=3.9",  # plots; 3.9 is the first release for numpy 2
             "pandas>=2.2",  # vLLM's bench client reads prompts with it; 2.2 is the first release for numpy 2

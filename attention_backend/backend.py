@@ -27,14 +27,17 @@ class Kernel:
     """A backend whose kernel supports `causal=False` over a paged cache (checked in its source)."""
 
     per_request_causal: bool  # whether it accepts that per request
-    masked: str  # module of the kernel for row masks beside it
+    masked: dict[str, str]  # modules of the kernels for row masks beside it, by name
     movable: bool = True  # whether its cache is a tensor of tokens, so that `moves.py` can move rows in place
 
 
+CPU = {"auto": "attention_backend.kernels.cpu"}
+GPU = dict.fromkeys(("auto", "triton"), "attention_backend.kernels.gpu")
+GPU["xformers"] = "attention_backend.kernels.xformers"
 KERNELS = {
-    "CPU_ATTN": Kernel(per_request_causal=True, masked="attention_backend.kernels.cpu", movable=False),
-    "TRITON_ATTN": Kernel(per_request_causal=True, masked="attention_backend.kernels.gpu"),
-    "FLASH_ATTN": Kernel(per_request_causal=False, masked="attention_backend.kernels.gpu"),
+    "CPU_ATTN": Kernel(per_request_causal=True, masked=CPU, movable=False),
+    "TRITON_ATTN": Kernel(per_request_causal=True, masked=GPU),
+    "FLASH_ATTN": Kernel(per_request_causal=False, masked=GPU),
 }
 
 
@@ -124,20 +127,20 @@ class BlockMaskBackend(AttentionBackend):
         raise NotImplementedError("BlockMaskBackend needs a kernel: BlockMaskBackend.over(backend)")
 
     @classmethod
-    def over(cls, kernel: type[AttentionBackend]) -> type[AttentionBackend]:
+    def over(cls, kernel: type[AttentionBackend], mask_kernel: str = "auto") -> type[AttentionBackend]:
         """Wrap a platform's backend. Raises ValueError if its kernel cannot run a bidirectional pass."""
-        return _over(kernel)  # type: ignore[arg-type]  # a class is hashable
+        return _over(kernel, mask_kernel)  # type: ignore[arg-type]  # a class is hashable
 
 
 @cache
-def _over(kernel: type[AttentionBackend]) -> type[AttentionBackend]:
+def _over(kernel: type[AttentionBackend], mask_kernel: str) -> type[AttentionBackend]:
     name = kernel.get_name()
     if name not in KERNELS or not kernel.supports_non_causal():
         raise ValueError(
             f"attention backend {name} cannot run the bidirectional passes that draft blocks: "
             "omit --attention-backend, or set it to FLASH_ATTN or TRITON_ATTN"
         )
-    attributes = {"attend_masked": importlib.import_module(KERNELS[name].masked).attend}
+    attributes = {"attend_masked": importlib.import_module(KERNELS[name].masked[mask_kernel]).attend}
     bases = (*(() if KERNELS[name].movable else (KeptRows,)), BlockMaskImpl, kernel.get_impl_cls())
     impl: type = type(f"BlockMask{kernel.get_impl_cls().__name__}", bases, attributes)
     attributes = {"per_request_causal": KERNELS[name].per_request_causal}

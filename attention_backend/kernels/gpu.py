@@ -5,7 +5,7 @@ others are overwritten; FlashAttention plans a whole batch ahead, so a part of i
 vLLM's kernel does not run.
 
 Nothing here waits for the device. Grids and buffers depend on shapes only, so the kernels can be captured in a CUDA
-graph; see `RowMask` for what the graph's mask must be.
+graph; see `RowMask` for what the graph's mask must be. `xformers.py` launches a library's kernels instead.
 """
 
 from collections.abc import Callable
@@ -34,6 +34,8 @@ def attend(
     mask: RowMask,
     output: torch.Tensor,  # [T, H, D], written
     kernel: Callable[[Any], Any],  # vLLM's, over the whole batch; takes the metadata
+    *,
+    run: Callable[..., None] | None = None,  # `launch`, or another library's
 ) -> None:
     """Write every row's output."""
     requests = None
@@ -43,7 +45,7 @@ def attend(
     longest = min(metadata.max_query_len, WORD * mask.bits.shape[1])
     count, groups = len(mask.requests), kv_cache.shape[1]
     programs = count * groups * triton.cdiv(longest * query.shape[1] // groups, LANES)
-    launch(
+    (run or launch)(
         query,
         kv_cache,
         mask.bits,

@@ -1,5 +1,6 @@
 """Row masks on a GPU: the Triton kernels equal the dense reference, in the interpreter or on a device."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +8,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from vllm.triton_utils import tl
 
 from attention_backend.backend import BlockMaskBackend
 from attention_backend.kernels import bitset, gpu
@@ -35,11 +37,11 @@ def cache_of(step: Step) -> torch.Tensor:  # [N, G, P, 2 D]
     return memory.to(DEVICE).transpose(1, 2)
 
 
-def launch(step: Step, segments: int) -> torch.Tensor:  # [T, H, D], NaN where nothing was written
+def launch(step: Step, segments: int, run: Any = gpu.launch) -> torch.Tensor:  # [T, H, D], NaN where not written
     assert step.mask is not None
     output = torch.full_like(step.query, float("nan"), device=DEVICE)
     everyone = len(step.mask.requests) == len(step.lengths)
-    gpu.launch(
+    run(
         step.query.to(DEVICE),
         cache_of(step),
         step.mask.bits.to(DEVICE),
@@ -154,6 +156,45 @@ def test_vllms_kernel_runs_only_for_requests_without_a_mask(masks: list[Mask | N
     assert [given for given, _ in runs] == [metadata] * (2 if mixed else 0)
     if mixed:
         assert runs[0][1] is None and runs[1][1] is metadata.masked_requests
+
+
+@pytest.fixture
+def xformers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Our module for it. Without a GPU, its kernels run in the interpreter, if Triton still has block pointers."""
+    pytest.importorskip("xformers", reason="pip install xformers==0.0.35")
+    from attention_backend.kernels import xformers
+
+    if DEVICE == "cpu":
+        if tl.make_block_ptr.__doc__ and "removed" in tl.make_block_ptr.__doc__:
+            pytest.skip("needs a Triton with block pointers: pip install triton==3.7.1")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+        monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
+        for operator in (xformers.Prefix, xformers.Own):
+            monkeypatch.setattr(operator, "not_supported_reasons", lambda *_: [])
+        merge = xformers.fmha.triton_splitk.merge_attentions_varargs
+        merge.register_kernel("cpu")(merge._init_fn)
+    return xformers
+
+
+@settings(
+    max_examples=scaled(200),
+    deadline=None,
+    derandomize=True,
+    phases=PHASES,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(steps([16, 32], requests=3, heads=HEADS, dtypes=(torch.float16, torch.bfloat16)))
+def test_xformers_equals_the_reference(xformers: Any, step: Step) -> None:
+    output = launch(step, 1, xformers.launch)
+    plain = step.plain_rows()
+    assert output[plain].isnan().all(), "wrote rows of a request without a mask"
+    output[plain] = step.expected()[plain].to(output.dtype)
+    assert_close(output, step)
+
+
+def test_xformers_needs_the_tokens_of_a_page_in_a_row(xformers: Any) -> None:
+    with pytest.raises(ValueError, match="VLLM_KV_CACHE_LAYOUT=LBNHC"):
+        xformers._tokens(torch.zeros(3, 2, 16, 64))
 
 
 @pytest.mark.gpu

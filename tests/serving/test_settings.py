@@ -47,6 +47,7 @@ BAD: dict[str, tuple[Any, str]] = {
         r"tree_nodes 8 contradicts draft_threshold",
     ),
     "adapter as bool": ({"draft_lora": False}, r"nld\.draft_lora must be 'auto', 'off' or a folder, not False"),
+    "unknown kernel": ({"mask_kernel": "cuda"}, r"nld\.mask_kernel must be one of auto, triton, xformers, not 'cuda'"),
     "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use if only mode 'ar' is served"),
     "denoising in ar": ({"mode": "ar", "threshold": 0.5}, r"nld\.threshold has no use"),
     "no floor": ({"min_acceptance_length": 0.5}, r"nld\.min_acceptance_length must be at least 1, not 0\.5"),

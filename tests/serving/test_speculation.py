@@ -173,6 +173,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"speculative_config": drafter("MODEL")["speculative_config"] | {"rejection_sample_method": "fly"}},
         r"rejection_sample_method",
     ),
+    "a GPU's mask kernel": (nld(mask_kernel="triton"), r"nld\.mask_kernel 'triton' needs a GPU: remove it"),
     "unknown field": (nld(block=3), r"nld\.block is unknown"),
     "absent adapter": (nld(draft_lora="/no/such/folder"), r"/no/such/folder/adapter_config\.json is not a readable"),
 }

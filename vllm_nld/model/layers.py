@@ -18,6 +18,7 @@ from vllm.model_executor.models.mistral import MistralAttention, MistralDecoderL
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from vllm_nld.model.draft_lora import DraftLora
+from vllm_nld.serving.settings import Settings
 from vllm_nld.serving.speculation import drafts_for_itself
 
 
@@ -74,7 +75,9 @@ class NldAttention(MistralAttention):
             cache_config=kwargs.get("cache_config"),
             quant_config=kwargs.get("quant_config"),
             prefix=chosen.layer_name,
-            attn_backend=AttentionBackendEnum.CUSTOM.get_class().over(chosen.attn_backend),
+            attn_backend=AttentionBackendEnum.CUSTOM.get_class().over(
+                chosen.attn_backend, Settings.of(config).mask_kernel
+            ),
         )
 
 

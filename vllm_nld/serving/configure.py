@@ -8,6 +8,7 @@ server sets what
 would, with block_size - 1 from the checkpoint's config.
 """
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
@@ -46,6 +47,7 @@ def configure(vllm_config: "VllmConfig") -> None:
     if model.runner_type != "generate":
         return
     check_possible(vllm_config)
+    check_mask_kernel(settings.mask_kernel)
     if speculative is None:
         speculate(vllm_config, settings)
     else:
@@ -121,6 +123,18 @@ SHARED = (
 
 # Values of rejection_sample_method: two lossless ones, and fixed acceptance rates, for cost measurements.
 VERIFIERS = ("standard", "block", "synthetic")
+
+
+def check_mask_kernel(name: str) -> None:
+    """Raise ValueError if the kernel for attention masks cannot run here."""
+    if name == "auto":
+        return
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        raise ValueError(f"{FIELD}.mask_kernel {name!r} needs a GPU: remove it, the CPU has one kernel")
+    if name == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise ValueError(f"{FIELD}.mask_kernel 'xformers': pip install 'vllm-nld[xformers]', or remove it")
 
 
 def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:

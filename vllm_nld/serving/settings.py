@@ -13,6 +13,7 @@ from vllm_nld.serving.modes import DEFAULT, MODES
 
 FIELD = "--additional-config nld"
 MOST_NODES = 512  # of a draft tree; beyond a few hundred nodes hardly any is accepted
+MASK_KERNELS = ("auto", "triton", "xformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Settings:
     min_acceptance_length: in auto mode, blocks that are expected to yield fewer tokens per round are not drafted, so
         requests decode as in ar instead; at least 1.
     draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
+    mask_kernel: the kernel for attention masks among the rows of a step on a GPU: "triton", which is our own and what
+        "auto" means, or "xformers".
     """
 
     mode: str | None = None
@@ -42,6 +45,7 @@ class Settings:
     tree_nodes: int = 0
     min_acceptance_length: float = 1.0
     draft_lora: str = "auto"
+    mask_kernel: str = "auto"
 
     def __post_init__(self) -> None:
         if self.mode not in (None, *MODES):
@@ -62,6 +66,8 @@ class Settings:
             raise ValueError(f"{FIELD}.min_acceptance_length must be at least 1, not {self.min_acceptance_length}")
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
             raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
+        if self.mask_kernel not in MASK_KERNELS:
+            raise ValueError(f"{FIELD}.mask_kernel must be one of {', '.join(MASK_KERNELS)}, not {self.mask_kernel!r}")
 
     def _check_allowed_modes(self) -> None:
         allowed = self.allowed_modes
