@@ -84,7 +84,7 @@ DECODING = (
             (
                 "mean",
                 f"sum({rate('nld:auto_step_block_length_sum', SERVER)}) "
-                f"/ sum({rate('nld:auto_step_block_length_count', SERVER)})",
+                f"/ (sum({rate('nld:auto_step_block_length_count', SERVER)}) > 0)",
             ),
             ("now {{instance}}", f"nld:auto_block_length{{{SERVER}}}"),
             ("AR for want of acceptance", f"sum({rate('nld:auto_fallback_seconds_total', SERVER)})"),

@@ -17,7 +17,9 @@ class Client:
     """An HTTP client for one server."""
 
     def __init__(self, url: str) -> None:
-        self.http = httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=httpx.Limits(max_connections=64))
+        # The server closes a connection after an exception. A request that is sent on it meanwhile is not at fault.
+        limits = httpx.Limits(max_connections=64, max_keepalive_connections=0)
+        self.http = httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits)
 
     async def close(self) -> None:
         await self.http.aclose()

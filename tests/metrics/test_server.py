@@ -234,7 +234,7 @@ def test_every_query_returns_data_and_no_nan_when_idle(watched: Watched, good: S
         seen.update(query for query in queries() if query not in seen and watched.prometheus.query(query))
         return [query for query in queries() if query not in seen]
 
-    pump(good, 40, MOST_DRAFTING, until=lambda: not missing(), modes=("linear", "diffusion", "ar"))
+    pump(good, 40, MOST_DRAFTING, until=lambda: not missing(), modes=("linear", "diffusion", "ar", "auto"))
     assert not missing()
     wait_for("rates are back to 0", lambda: watched.prometheus.value("sum(mode:nld_output_tokens:rate5m)") == 0)
     for query in queries():

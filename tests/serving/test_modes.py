@@ -13,12 +13,15 @@ from tests.scale import scaled
 from vllm_nld.serving.decoding import Decoding
 from vllm_nld.serving.requests import ServerModes
 
-SERVED = ServerModes("linear", ("ar", "linear", "diffusion"), block_length=32, max_denoise_steps=None, most_nodes=64)
+SERVED = ServerModes(
+    "linear", ("auto", "ar", "linear", "diffusion"), block_length=32, max_denoise_steps=None, most_nodes=64
+)
 TREES = replace(SERVED, tree_nodes=16)
 
 GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
     "nothing": (None, Decoding("linear", 32)),
-    "auto": ({"nld_mode": "auto"}, Decoding("linear", 32)),
+    "auto": ({"nld_mode": "auto"}, Decoding("auto", 32)),
+    "auto with a limit": ({"nld_mode": "auto", "nld_block_length": 8}, Decoding("auto", 8)),
     "other arguments": ({"top_h": 3, "kv_transfer_params": {}}, Decoding("linear", 32)),
     "ar": ({"nld_mode": "ar"}, Decoding("ar")),
     "linear": ({"nld_draft_threshold": 1, "nld_block_length": 2}, Decoding("linear", 2, 1.0)),
@@ -38,6 +41,12 @@ GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
         Decoding("linear", 32, 0.5),
     ),
 }
+
+
+def test_a_server_without_auto_uses_its_own_mode_instead() -> None:
+    without = replace(SERVED, modes=("ar", "linear"))
+    assert without.read({"nld_mode": "auto"}) == without.default == Decoding("linear", 32)
+    assert without.read({"nld_mode": "auto", "nld_block_length": 8}) == Decoding("linear", 8)
 
 
 @pytest.mark.parametrize(("extra", "decoding"), GOOD.values(), ids=GOOD)

@@ -1,4 +1,4 @@
-"""`vllm serve` on nano in the default mode: exact answers, correct metrics, and no trace of aborted requests."""
+"""`vllm serve` on nano in linear mode: exact answers, correct metrics, and no trace of aborted requests."""
 
 import re
 import subprocess
@@ -21,7 +21,15 @@ pytestmark = pytest.mark.server
 
 B, TOKENS = 32, 96
 FLAGS = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
-FLAGS += [*UNI, "--max-model-len", "1024", "--per-request-spec-decode-metrics", "detailed"]
+FLAGS += [
+    "--additional-config",
+    '{"nld": {"mode": "linear"}}',
+    *UNI,
+    "--max-model-len",
+    "1024",
+    "--per-request-spec-decode-metrics",
+    "detailed",
+]
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ class ServerModes:
         if RECORD in extra:
             return self._known(extra[RECORD])
         asked = own_fields(extra)
-        if not asked or asked == {MODE: AUTO}:
+        if not asked or (asked == {MODE: AUTO} and AUTO not in self.modes):
             return self.default
         if not self.modes:
             raise ValueError(
