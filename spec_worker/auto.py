@@ -1,8 +1,9 @@
 """Block lengths of `auto` requests: feeds the controller with what the scheduler sees, and reports its choices.
 
-    length = auto.choose(decoding, scheduler)          # while a step is scheduled
-    auto.note(drafted, accepted)                       # each block that the step verified
-    auto.finish(scheduler_output, busy)                # when the step's output has arrived
+    auto.choose(decodings, other_rows, other_tokens, room)     # while a step is scheduled
+    step = auto.step(verified, requests, rows)                 # what the step is about to do; travels with it
+    auto.note(drafted, accepted)                               # each block that the step verified
+    auto.finish(step, busy)                                    # when the step's output has arrived
 
 A step's time is the time since the previous output arrived, so it includes what the engine does between forwards. The
 time before the first step after a pause does not count.
@@ -57,14 +58,18 @@ class Auto:
         self._fallback, self._told = 0.0, 0.0
         self._measured = 0.0  # tokens per second of `auto` requests, smoothed
 
-    def choose(self, decoding: Iterable[Decoding], other_rows: int, other_tokens: float, room: int) -> int:
-        """The block length for the requests of a step. `decoding`: one record per `auto` request that decodes."""
-        limits = Counter(one.block_length for one in decoding)
+    def choose(self, decodings: Iterable[Decoding], other_rows: int, other_tokens: float, room: int) -> None:
+        """Choose `length` for the requests of a step.
+
+        decodings: one record per `auto` request that decodes.
+        other_rows, other_tokens: what all other requests verify or draft in a step, and the tokens that they get.
+        room: the most rows that blocks may take.
+        """
+        limits = Counter(one.block_length for one in decodings)
         for index, now in enumerate((other_rows, other_tokens)):
             self._others[index] += SMOOTHING * (now - self._others[index])
         load = Load(limits.total(), limits, round(self._others[0]), self._others[1], room)
         self._length = self.forced or (self.controller.choose(load) if limits else 1)
-        return self._length
 
     def step(self, verified: int, requests: int, rows: int) -> Step:
         """The record of the step that was just scheduled. `verified`: the length of its `auto` blocks."""
@@ -86,13 +91,12 @@ class Auto:
 
     def finish(self, step: Step | None, busy: bool) -> None:
         """Count a step whose output has arrived. `busy`: there is more to do."""
-        now = time.perf_counter()
-        begun = self._arrived if step is not None and not step.resumed else step.begun if step is not None else now
+        before, now = self._arrived, time.perf_counter()
         self._arrived, self._busy = now, busy
         blocks, self._blocks = self._blocks, ([], [])
         if step is None or not step.requests:
             return
-        milliseconds = 1e3 * (now - begun)
+        milliseconds = 1e3 * (now - (step.begun if step.resumed else before))
         if self.forced is not None:
             if step.verified == step.drafted == self.forced:
                 self.times.append(milliseconds)

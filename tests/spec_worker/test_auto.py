@@ -121,3 +121,23 @@ def test_it_reports_its_choices(llm: Any, prompts: list[list[int]]) -> None:
     assert {length for report in found for length in report["lengths"]} <= set(auto.controller.lengths)
     assert all(report["predicted"] > 0 and report["measured"] >= 0 and report["fallback"] >= 0 for report in found)
     assert auto.take() is None, "nothing since"
+
+
+def test_an_operators_floor_is_kept(
+    agreeable_checkpoint: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    """No block of 8 is expected to yield 7.9 tokens, so nothing is drafted, though a round costs no more than a step.
+
+    An engine of its own, so it comes last.
+    """
+    asks = [Ask(prompt, {}, sampling={"max_tokens": TOKENS}) for prompt in prompts]
+    with engine(agreeable_checkpoint, **linear(BLOCK, mode="auto", min_acceptance_length=7.9)) as llm:
+        controller = scheduler(llm).auto.controller
+        for floor, drafts in ((7.9, False), (1.0, True)):
+            for length in controller.lengths:
+                controller.costs.calibrate(length, 1, 1.0)
+            assert floor == 1.0 or controller._least_yield == floor
+            controller._least_yield = floor
+            with watched(llm) as steps:
+                assert tokens(together(llm, asks)) == expected
+            assert any(step.passes for step in steps) == drafts
