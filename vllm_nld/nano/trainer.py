@@ -84,8 +84,9 @@ class Trainer:
         stream = itertools.chain(itertools.islice(first, args.ar_steps), second)
         for step, batch in self.numbered(stream, begin, steps, "base"):
             denoise = step >= args.ar_steps
+            revealing = 2 * (steps - step) <= args.decay_steps  # late: an unsure model reveals nothing
             with torch.autocast("cpu", torch.bfloat16):
-                ar, diffusion = losses(self.model, batch, denoise)
+                ar, diffusion = losses(self.model, batch, denoise, revealing)
             loss = AR_WEIGHT * ar + diffusion if denoise else ar
             self.update(loss, optimizers, rate(step, steps, args.decay_steps))
             self.note(step, ar=ar.item(), **({"diffusion": diffusion.item()} if denoise else {}))
