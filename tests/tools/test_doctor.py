@@ -28,9 +28,7 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_passes_on_a_good_checkpoint_and_speaks_json(
-    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_passes_on_a_good_checkpoint_and_speaks_json(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", str(tiny_checkpoint), "--json"]) == 0
     report, progress = capsys.readouterr()
     checks = {check["name"]: check for check in json.loads(report)}
