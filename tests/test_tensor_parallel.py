@@ -32,7 +32,7 @@ from tests.spec_worker.conftest import (
     token_ids,
     write_agreeable_checkpoint,
 )
-from tests.spec_worker.test_diffusion import MIXTURE, answers
+from tests.spec_worker.test_diffusion import GROUPS, MIXTURE, answers
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.tools.server import Server
@@ -91,7 +91,7 @@ def decode(llm: Any) -> tuple[list[list[int]], int]:
 @pytest.fixture(scope="module")
 def alone(checkpoint: Path) -> tuple[list[list[int]], int]:
     """The result with one rank."""
-    with ranks(checkpoint, **linear(32)) as llm:
+    with ranks(checkpoint, **linear(32, groups=GROUPS)) as llm:
         return decode(llm)
 
 
@@ -100,11 +100,11 @@ def test_two_ranks_equal_one(
     executor: str, checkpoint: Path, alone: tuple[list[list[int]], int], request: pytest.FixtureRequest
 ) -> None:
     """120 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node."""
-    assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
+    assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "quadratic", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
     options = {"worker_extension_cls": "tests.ranks.CertainRank"} if executor == "mp" else {}
-    with ranks(checkpoint, executor, **linear(32), **LOGITS, **options) as llm:
+    with ranks(checkpoint, executor, **linear(32, groups=GROUPS), **LOGITS, **options) as llm:
         assert llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == executor
         tokens, accepted = decode(llm)
         assert tokens == alone[0]

@@ -91,7 +91,8 @@ def test_quadratic(any_model: ReferenceModel, block_length: int, groups: int, lo
             lora=lora,
             ignore_eos=True,
         )
-        expected = naive.quadratic(any_model, prompt, limit, block_length, lora, groups or None)
+        sparse = groups if 0 < groups < block_length else None
+        expected = naive.quadratic(any_model, prompt, limit, block_length, lora, sparse)
         assert (found.tokens, found.nfe, list(found.rounds)) == expected
 
 
@@ -103,8 +104,8 @@ def test_groups_hit_and_miss(agreeable: ReferenceModel) -> None:
         found = [generate(agreeable, prompt, groups=groups, **common) for prompt in prompts(agreeable, 8)]
         passes.append(sum(one.nfe - 1 - len(one.rounds) for one in found))
         assert passes[-1] < sum(len(one.rounds) for one in found)
-    assert passes == sorted(passes, reverse=True) and passes[0] > passes[2] > passes[3]
-    assert passes[3] == 8, "one after each prefill"
+    assert passes[0] > passes[1] > passes[2] > 8, "more than one after each prefill"
+    assert passes[3] == 0, "the full form"
 
 
 def test_likeliest_ends() -> None:

@@ -70,7 +70,7 @@ def generate(
     tree_nodes: in linear mode, verify a draft tree of this many nodes instead of the chain of B - 1 drafts; 0: the
         chain. B - 1 is the tree's greatest depth.
     groups: in quadratic mode, groups of masks for this many acceptance lengths, the likeliest ones, and a draft forward
-        if another one occurs; 0: a group for each, which is the released algorithm.
+        if another one occurs; 0 or B: a group for each, which is the released algorithm.
 
     Raises ValueError for a value out of range, an empty prompt, a token outside the vocabulary, or a sequence longer
     than max_position_embeddings.

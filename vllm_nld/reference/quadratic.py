@@ -124,8 +124,9 @@ def decode_quadratic(model: ReferenceModel, prompt: list[int], settings: Setting
     context the masks' positions run past it; their KV is never kept.
     """
     cache = KVCache(model.config.num_hidden_layers)
+    sparse = 0 < settings.groups < settings.block_length
     block: Block | None
-    if settings.groups:
+    if sparse:
         output.emit(next_token(model, cache, prompt, settings, output.forced))
         output.nfe += 1
         block = None
@@ -133,5 +134,5 @@ def decode_quadratic(model: ReferenceModel, prompt: list[int], settings: Setting
         block = first_block(model, cache, prompt, settings, output)
     while not output.done:
         block = block or draft_block(model, cache, settings, output)
-        ends = likeliest_ends(block.confidence, settings.groups) if settings.groups else range(len(block.tokens))
+        ends = likeliest_ends(block.confidence, settings.groups) if sparse else range(len(block.tokens))
         block = verify(model, cache, block, ends, settings, output)

@@ -41,7 +41,7 @@ class Settings:
             raise ValueError(
                 f"groups must lie in [0, {self.block_length}], one for each token of a block, not {self.groups}"
             )
-        if self.groups and self.verifier_mix != 1:
+        if 0 < self.groups < self.block_length and self.verifier_mix != 1:
             raise ValueError(
                 f"verifier_mix {self.verifier_mix} needs the diffusion pathway after every draft: set groups to 0"
             )
