@@ -97,7 +97,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
             decoding, count = self.decoding(request), scheduler_output.num_scheduled_tokens[request.request_id]
             if not decoding.policy.by_load or request.is_prefill_chunk or self._delivers_first_token(request):
                 drafts = decoding.policy.drafts and not request.is_prefill_chunk
-                rows += 2 * count if drafts else count
+                rows += 2 * count if drafts and not decoding.groups else count  # masks draft in the same forward
                 tokens += self.auto.tokens_of(count) if drafts else not request.is_prefill_chunk
             else:
                 chosen.append(decoding)

@@ -27,7 +27,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], st.SearchStrategy[Any]]] = {
     "nld_threshold": ({"nld_mode": "diffusion"}, NO_SHARES),
     "nld_draft_threshold": ({"nld_mode": "linear"}, NO_SHARES),
     "nld_block_length": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(2, 32))),
-    "nld_tree_nodes": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(0, 64))),
+    "nld_tree_nodes": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(0, 512))),
     "nld_groups": ({"nld_mode": "quadratic"}, st.one_of(NO_WHOLE_NUMBERS, outside(1, 32))),
     "nld_max_denoise_steps": ({"nld_mode": "diffusion"}, st.one_of(NO_WHOLE_NUMBERS, outside(1, 31))),
     "diffusion_mode": ({}, NO_MODES.filter(lambda mode: mode is not None)),

@@ -22,11 +22,8 @@ MIXTURE += [
     {"nld_mode": "linear"},
     {"nld_mode": "linear", "nld_draft_threshold": 0.4},
     {"nld_tree_nodes": 20, "nld_block_length": 8},
-    {"nld_mode": "quadratic", "nld_block_length": 8},
-    {"nld_mode": "quadratic", "nld_block_length": 2},
     {},
 ]
-GROUPS = 3  # of masks, that engines for the mixture need to have room for
 
 
 def expected(

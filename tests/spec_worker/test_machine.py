@@ -80,6 +80,7 @@ def served(
         speculative = {"method": "draft_model", "model": str(agreeable_checkpoint), "num_speculative_tokens": ROWS}
         speculative["num_speculative_tokens_per_batch_size"] = SCHEDULE
         options |= loras.OPTIONS | {"speculative_config": speculative}
+        options["max_num_batched_tokens"] = options["max_num_seqs"] * (ROWS + 1)  # vLLM's least with user LoRA
     with pytest.MonkeyPatch.context() as patch:
         if "async" in request.param:
             allow_async(patch)

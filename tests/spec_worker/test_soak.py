@@ -34,7 +34,7 @@ def test_mixed_load_with_aborts(
     options = linear(8, groups=GROUPS) | (OPTIONS if more else {})
     works = answered(agreeable_checkpoint, requests, users, **options)
     allow_async(monkeypatch)
-    options |= {"max_num_batched_tokens": 160 if more else 64, "num_gpu_blocks_override": 20}
+    options |= {"max_num_batched_tokens": 16 * 24 if more else 64, "num_gpu_blocks_override": 20}
     with engine(agreeable_checkpoint, **options, **(scheduled(agreeable_checkpoint, 8) if more else {})) as llm:
         report = soak(llm, works, requests=scaled(120))
     assert report.wrong == []
