@@ -171,7 +171,8 @@ def test_modes_in_one_batch_are_counted_separately(linear_engine: Counted, promp
         )
         for mode in modes
     ]
-    linear_engine.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    given: list[Any] = [{"prompt_token_ids": prompt} for prompt in (prompts * 2)[: len(modes)]]
+    linear_engine.llm.generate(given, params, use_tqdm=False)
     for mode in MODES:
         assert linear_engine("nld:requests_total", mode=mode) == 3
         assert linear_engine("nld:output_tokens_total", mode=mode) == 3 * TOKENS

@@ -113,7 +113,7 @@ def test_samples_follow_the_ar_distribution(name: str, llm: Any, small_checkpoin
     probs = ar_probs(ReferenceModel.from_pretrained(small_checkpoint), **CASES[name])
     before = metric(llm, "spec_decode_num_accepted_tokens")
     counts = Counter(sample(llm, SAMPLES, **CASES[name]))
-    assert metric(llm, "spec_decode_num_accepted_tokens") - before > SAMPLES / 5, "few drafts are accepted"
+    assert metric(llm, "spec_decode_num_accepted_tokens") - before > SAMPLES / 10, "few drafts are accepted"
     found = fit(counts, probs)
     assert found.freedom > 20 and found.follows, f"chi-square {found.statistic:.1f}, at most {found.bound:.1f}"
 
