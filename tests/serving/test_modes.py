@@ -169,6 +169,11 @@ REFUSED: dict[str, tuple[ServerModes, dict[str, Any], str]] = {
         {"nld_tree_nodes": 8},
         "nld_tree_nodes must be 0, not 8, on this server: its CUDA graphs know no masks",
     ),
+    "a verifier that is not AR's": (
+        SPARSE,
+        {"nld_mode": "quadratic", "nld_verifier_mix": 0.5},
+        "nld_verifier_mix is unknown; known are nld_mode",
+    ),
     "more groups than the server's": (
         SPARSE,
         {"nld_mode": "quadratic", "nld_groups": 5},

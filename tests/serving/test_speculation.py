@@ -178,6 +178,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         nld(mode="quadratic", block_length=8) | {"max_num_batched_tokens": 64, "max_num_seqs": 4},
         r"--max-num-batched-tokens 64 has no room for a block of 8 and 8 groups of masks: .*nld.groups",
     ),
+    "groups of embeddings": (
+        nld(groups=2, block_length=3) | {"enable_prompt_embeds": True},
+        r"nld: mode 'quadratic' is not possible: .*--enable-prompt-embeds",
+    ),
     "groups of sampled drafts": (
         nld(groups=2, block_length=3) | drafter("MODEL", drafts=8, draft_sample_method="probabilistic"),
         r"nld: mode 'quadratic' is not possible: .*draft_sample_method",
