@@ -4,13 +4,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention_backend.masks import Causal, Tree
+from attention_backend.masks import Causal, QuadraticGroups, Tree
 from attention_backend.rows import pack, words
+from spec_worker.tree_kernels import GROUPS, TREE
 from tests.triton_cpu.harness import CASES, SEEDS, assert_equal, generator, ints, slots, starts
 from vllm_nld.reference import tree as reference
 
 MODULE = "spec_worker.tree_kernels"
 MASK, CONTEXT = 99, 40
+LAST = 108  # the last position of the context that rows are masked in
 
 
 def lane(width: int) -> int:
@@ -71,11 +73,15 @@ def test_grow(seed: int, trees: int, most: int, block_length: int, even: bool) -
 @CASES
 @given(SEEDS, st.integers(1, 3), st.sampled_from([1, 9, 31, 32, 40, 70]))
 def test_mask_rows(seed: int, requests: int, most: int) -> None:
+    """Of trees, of blocks with groups of masks, which may be cut anywhere, and of causal requests."""
     g = generator(seed)
     slot_count, width = requests + 2, most + 1
     rows = ints(g, 1, width, requests, dtype=torch.int64)
     first, slot = starts(rows)[:-1].long(), slots(g, requests, slot_count, torch.int64)
-    trees = torch.rand(requests, generator=g) < 0.7
+    kind = ints(g, 0, 2, requests, dtype=torch.int64)
+    drafts, size = (ints(g, least, 6, requests, dtype=torch.int64) for least in (0, 1))
+    groups = int(((rows - 1 - drafts).clamp(min=0) / size).ceil().max()) + 1
+    ends = ints(g, 0, 6, slot_count, groups) % (drafts.min() + 1).int()
     total = int(rows.sum())
     positions = torch.arange(total) + 100
     parents = random_parents(g, slot_count, width)
@@ -85,25 +91,41 @@ def test_mask_rows(seed: int, requests: int, most: int) -> None:
         (requests, int(rows.max())),
         bits_ptr=torch.full((total + 2, words(width)), 7, dtype=torch.int32),
         positions_ptr=positions,
-        plan_ptr=torch.stack([first, rows, slot, trees.long()]),
+        plan_ptr=torch.stack([first, rows, slot, kind, drafts, size]),
         parents_ptr=parents,
+        ends_ptr=ends,
         requests=requests,
         width=width,
+        groups=groups,
         words=words(width),
+        last_position=LAST,
         WORDS=lane(words(width)),
+        TREE=TREE,
+        GROUPS=GROUPS,
     )
     for index in range(requests):
         some, count = slice(int(first[index]), int(first[index] + rows[index])), int(rows[index])
-        own = parents[slot[index], :count].tolist()
-        nodes = count if not trees[index] else next((row for row in range(1, count) if own[row] < 0), count)
-        mask = Tree(tuple(own[:nodes])) if trees[index] else Causal(count)
-        dense = torch.eye(count, dtype=torch.bool)
-        dense[:nodes, :nodes] = mask.dense()
-        assert found["bits_ptr"][some].equal(pack(dense, words(width)))
         expected = positions[some].clone()
-        if trees[index]:
+        dense = torch.eye(count, dtype=torch.bool)
+        if kind[index] == TREE:
+            own = parents[slot[index], :count].tolist()
+            nodes = next((row for row in range(1, count) if own[row] < 0), count)
+            tree = Tree(tuple(own[:nodes]))
+            dense[:nodes, :nodes] = tree.dense()
             expected[:] = expected[0]
-            expected[:nodes] += mask.positions()
+            expected[:nodes] += tree.positions()
+        elif kind[index] == GROUPS:
+            some_ends = tuple(ends[slot[index]].tolist())
+            whole = QuadraticGroups(int(drafts[index]) + 1, some_ends, int(size[index]))
+            dense = whole.dense()[:count]
+            dense = torch.nn.functional.pad(dense, (0, words(width) * 32))[:, : words(width) * 32]
+            expected = (positions[some][0] + whole.positions()[:count]).where(
+                torch.arange(count) > int(drafts[index]), expected
+            )
+            expected = expected.where(torch.arange(count) <= int(drafts[index]), expected.clamp(max=LAST))
+        else:
+            dense = Causal(count).dense()
+        assert found["bits_ptr"][some].equal(pack(dense, words(width)))
         assert found["positions_ptr"][some].equal(expected)
 
 
