@@ -25,7 +25,6 @@ class DraftForward:
 
     def __init__(self, model: nn.Module, vllm_config: VllmConfig, buffers: InputBuffers) -> None:
         self.model, self.vllm_config, self.buffers = model, vllm_config, buffers
-        self.max_model_len = vllm_config.model_config.max_model_len
         self.inputs: Inputs
 
     def attach(self, attn_groups: Any, kv_cache_config: Any, block_tables: BlockTables) -> None:
@@ -33,6 +32,7 @@ class DraftForward:
         if len(attn_groups) != 1:
             raise ValueError(f"self-speculation needs one kind of attention layer, not {len(attn_groups)} KV groups")
         self.attn_groups, self.kv_cache_config = attn_groups, kv_cache_config
+        self.max_model_len = self.vllm_config.model_config.max_model_len
         self.prefilling = torch.zeros(self.buffers.max_num_reqs, dtype=torch.bool)
         width = block_tables.input_block_tables[0].shape[1]
         self.inputs = Inputs(self.buffers, block_tables.block_sizes[0], width, self.max_model_len)

@@ -54,7 +54,6 @@ class SelfSpeculator(DraftModelSpeculator):
         self.num_query_per_req = self.block_length
         self.mask_token_id: int = vllm_config.model_config.hf_config.mask_token_id
         self.blocks_per_pass = self.max_num_tokens // self.block_length
-        self.builder = BlockBuilder(self.mask_token_id, self.block_length, self.max_model_len, device)
         self.use_acceptance_estimator = False  # of adaptive verification, which gets each draft's probability
 
     # Set-up: the draft model is the target model, its layers and KV cache included.
@@ -76,6 +75,13 @@ class SelfSpeculator(DraftModelSpeculator):
 
     def set_attn(self, model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups):  # type: ignore[no-untyped-def]  # vLLM's own signature
         """Build attention groups for the target's layers, with separate metadata builders."""
+        self.max_model_len = self.vllm_config.model_config.max_model_len  # by now vLLM has fitted it to the memory
+        if self.max_model_len < self.block_length:
+            raise ValueError(
+                f"the KV cache has room for {self.max_model_len} tokens, not for a block of {self.block_length}: give "
+                "it more memory, or lower --additional-config nld.block_length"
+            )
+        self.builder = BlockBuilder(self.mask_token_id, self.block_length, self.max_model_len, self.device)
         self.model_state = model_state
         self.layers = self.vllm_config.compilation_config.static_forward_context
         self.kv_cache_config = kv_cache_config
@@ -86,6 +92,7 @@ class SelfSpeculator(DraftModelSpeculator):
         self.passes.attach(self.attn_groups, kv_cache_config, block_tables)
         sampling = model_state.sampler.sampling_states
         slots, trees = model_state.slots, model_state.trees
+        trees.max_model_len = self.max_model_len
         self.filler = Filler(
             self.model,
             self._run,

@@ -27,7 +27,7 @@ OBJECTS = {
     "load_config model_config num_lookahead_tokens num_speculative_tokens parallel_config scheduler_config "
     "speculative_config use_v2_model_runner",
     "vllm.config.ModelConfig": "architecture dtype enable_prompt_embeds enforce_eager hf_config logits_processors "
-    "max_model_len model return_sampling_mask revision",
+    "max_model_len model original_max_model_len return_sampling_mask revision",
     "vllm.config.SpeculativeConfig": "attention_backend draft_sample_method enable_adaptive_verification "
     "draft_model_config kv_cache_dtype max_model_len method model num_speculative_tokens quantization "
     "num_speculative_tokens_per_batch_size rejection_sample_method target_model_config use_local_argmax_reduction "

@@ -60,6 +60,7 @@ class ServedModel(VerifyAndUpdateConfig):
         if load_config.load_format == "auto":
             load_config.load_format = "safetensors"  # auto would fall back to pickle files if there are no others
         size_cpu_cache(vllm_config)
+        fit_context(vllm_config.model_config)
         run_eagerly_without_compiler(vllm_config)
         configure(vllm_config)
         if drafts_for_itself(vllm_config) and (adapter := draft_adapter(vllm_config)):
@@ -75,6 +76,19 @@ def check_local(path: Path, model_config: "ModelConfig") -> None:
         where=path,
         quantized=getattr(model_config.hf_config, "quantization_config", None) is not None,
     )
+
+
+def fit_context(model_config: "ModelConfig") -> None:
+    """Unless the user set a context, let vLLM cut the model's to what the KV cache has room for.
+
+    The released models' 262,144 tokens need more memory than many GPUs have.
+    """
+    if model_config.original_max_model_len is None:
+        model_config.original_max_model_len = -1  # as --max-model-len auto
+        logger.info(
+            "Context: %d tokens, or as many as the KV cache has room for; --max-model-len sets it.",
+            model_config.max_model_len,
+        )
 
 
 def size_cpu_cache(vllm_config: "VllmConfig") -> None:
