@@ -48,6 +48,11 @@ KNOWN: tuple[Known, ...] = (
         lambda f: f.name == UNNAMED and f.case.endpoint == "messages" and "max_completion_tokens=" in f.detail,
     ),
     Known(
+        "a request with one token to compute joins a running batch padded with placeholders for drafts, and the prompt's "
+        "logprobs count them",
+        lambda f: f.name == "prompt_logprobs" and "for 1 tokens" in f.detail,
+    ),
+    Known(
         "a prompt longer than the context is refused before anything else of the request is looked at",
         lambda f: f.name == UNNAMED and "maximum context length" in f.detail,
     ),
