@@ -38,5 +38,7 @@ def watch(llm: Any, replace: Callable[[Any, str, Any], None] = setattr) -> Spans
     wrap(runner, "sample", SAMPLING)
     if runner.speculator is not None:
         wrap(runner.speculator, "propose", PROPOSE)
+        if graphs := getattr(runner.speculator, "graphs", None):
+            wrap(graphs, "run_fullgraph", DRAFT)
     wrap(llm.llm_engine, "step", HOST)
     return spans

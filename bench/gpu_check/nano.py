@@ -1,0 +1,303 @@
+"""The shipped checkpoint in every mode: against the plain PyTorch reference, and the modes against one another."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from bench.gpu_check.answers import lossless, same
+from bench.gpu_check.record import DIFF, FAIL, OK, Check, Comparison, Finding, Setting, Subject
+from bench.gpu_check.served import MODES, Served, serving, token_ids
+from bench.gpu_check.waits import is_ours, waits
+
+B = 32
+STEPS = 6  # decode steps in which nothing may wait
+SMALL = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 2**28}  # several engines share a GPU
+SHARE = 0.1  # by which the acceptance length may differ from the reference's in bf16
+LOGITS = {"float32": 1e-4, "bfloat16": 0.1}  # error of draft logits, relative to their norm
+CHANGE = {"float32": 1e-2, "bfloat16": 0.3}  # and of what the adapter changes about them
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One engine."""
+
+    dtype: str
+    graphs: bool
+    backend: str
+
+    @property
+    def name(self) -> str:
+        return f"nano {self.backend} {self.dtype} {'graphs' if self.graphs else 'eager'}"
+
+    def opened(self, setting: Setting) -> Any:
+        return open_nano(self, setting)
+
+
+@contextlib.contextmanager
+def open_nano(case: Case, setting: Setting) -> Iterator[Served]:
+    """All modes on one server, whose default is `auto`, so that all block lengths have graphs."""
+    from tests.spec_worker.test_nano import token_prompts
+    from vllm_nld.nano import checkpoint_path
+
+    count, tokens = amount(setting)
+    options: dict[str, Any] = {"max_num_seqs": 16, "max_model_len": 1024}
+    options["additional_config"] = {"nld": {"mode": "auto"}}
+    if setting.gpu:
+        options |= {"attention_backend": case.backend} | SMALL
+    else:
+        options |= {"num_gpu_blocks_override": 128}  # the emulation of graphs looks at all of them
+    with serving(
+        checkpoint_path(), setting, case.dtype, case.graphs, token_prompts(count), tokens, **options
+    ) as served:
+        yield served
+
+
+def amount(setting: Setting) -> tuple[int, int]:
+    """Prompts, and tokens of each answer."""
+    return (2, 16) if setting.quick else (12, 64) if setting.gpu else (6, 48)
+
+
+@functools.cache
+def reference(adapter: bool = True) -> Any:
+    """The plain PyTorch model in fp32, on the CPU."""
+    from vllm_nld.nano import checkpoint_path
+    from vllm_nld.reference import ReferenceModel
+
+    return ReferenceModel.from_pretrained(checkpoint_path(), adapter=adapter)
+
+
+def exact(served: Served, **how: Any) -> list[list[int]]:
+    """The reference's answers."""
+    from vllm_nld.reference import generate
+
+    return [generate(reference(), prompt, max_new_tokens=served.tokens, **how).tokens for prompt in served.prompts]
+
+
+# Checks
+
+
+def set_up(served: Served) -> Finding:
+    """Nothing that was asked for is silently off."""
+    runner, config = served.runner, served.llm.llm_engine.vllm_config
+    layer = next(iter(config.compilation_config.static_forward_context.values()))
+    state = {
+        "runner": type(runner).__module__,
+        "speculator": type(served.speculator).__name__,
+        "asynchronous": config.scheduler_config.async_scheduling,
+        "attention": type(layer.impl).__name__,
+        "graphs": config.compilation_config.cudagraph_mode.name,
+        "compiled": config.compilation_config.mode.name,
+    }
+    eager = [getattr(model, "do_not_compile", True) for model in (runner.model.model, runner.model.pathway)]
+    wrong = []
+    if not any(kind.__module__ == "vllm.v1.worker.gpu.model_runner" for kind in type(runner).__mro__):
+        wrong.append("not Model Runner V2")
+    if state["speculator"] != "SelfSpeculator":
+        wrong.append("not our speculator")
+    if not state["asynchronous"]:
+        wrong.append("not scheduled asynchronously")
+    if not state["attention"].startswith("BlockMask"):
+        wrong.append("not our attention")
+    if eager[0] != eager[1]:
+        wrong.append("draft passes are compiled and the target is not" if eager[0] else "draft passes are not compiled")
+    if served.graphs and served.setting.gpu and state["graphs"] == "NONE":
+        wrong.append("no CUDA graphs")
+    text = ", ".join(f"{name} {value}" for name, value in state.items())
+    return Finding(FAIL if wrong else OK, f"{'; '.join(wrong)}{': ' if wrong else ''}{text}", state)
+
+
+def plain(served: Served) -> Finding:
+    """AR answers are the reference's."""
+    from tests.spec_worker.near_ties import likeliest
+
+    completions = served.answers("AR")
+    known = [likeliest(completion) for completion in completions]
+    found = lossless(exact(served, mode="ar"), token_ids(completions), known, served.dtype)
+    data = {"tokens": token_ids(completions), "known": known}
+    return Finding(found.verdict, found.text, data)
+
+
+def speculating(mode: str, served: Served) -> Finding:
+    """A lossless mode's answers are AR's."""
+    from tests.spec_worker.near_ties import likeliest
+
+    completions = served.answers("AR")
+    known = [likeliest(completion) for completion in completions]
+    return lossless(token_ids(served.answers(mode)), token_ids(completions), known, served.dtype)
+
+
+def denoising(served: Served) -> Finding:
+    """Diffusion's answers are the reference's."""
+    how = {"mode": "diffusion", "block_length": B, "threshold": MODES["diffusion"]["nld_threshold"]}
+    return same(token_ids(served.answers("diffusion")), exact(served, **how), served.dtype)
+
+
+def accepted(served: Served) -> Finding:
+    """As many drafts are accepted as the reference's with its adapter, which is another number than without."""
+    from tests.spec_worker.acceptance import Acceptance, exact_steps
+
+    before = Acceptance.of_metrics(served.llm.get_metrics())
+    answers = token_ids(served.ask(served.prompts, [MODES["linear"]] * len(served.prompts)))
+    found = Acceptance.of_metrics(served.llm.get_metrics()) - before
+    lengths, rounds = {}, {}
+    for lora in (True, False):
+        pairs = zip(served.prompts, answers, strict=True)
+        steps = [n for prompt, answer in pairs for n in exact_steps(reference(), prompt, len(answer), B, lora=lora)]
+        lengths[lora], rounds[lora] = Acceptance.of_steps(steps, B).length, len(steps)
+    text = (
+        f"acceptance length {found.length:.2f} in {found.drafts} rounds; reference {lengths[True]:.2f} in "
+        f"{rounds[True]}, without the adapter {lengths[False]:.2f} in {rounds[False]}"
+    )
+    data = {"length": found.length, "rounds": found.drafts}
+    if lengths[True] == lengths[False]:
+        return Finding(DIFF, f"{text}: these prompts don't tell whether the adapter is on", data)
+    if found.drafts == rounds[True] and abs(found.length - lengths[True]) < 1e-6:
+        return Finding(OK, text, data)
+    if served.dtype == "float32":
+        return Finding(FAIL, text, data)
+    return Finding(OK if abs(found.length / lengths[True] - 1) <= SHARE else DIFF, text, data)
+
+
+def draft_logits(served: Served) -> Finding:
+    """A draft pass over a block of masks gives the reference's logits, with the adapter on and off."""
+    import torch
+
+    from vllm_nld.reference.model import KVCache
+
+    model, speculator, found, exact_logits = served.runner.model, served.speculator, {}, {}
+    block = torch.full((1, B), model.config.mask_token_id)
+    before = served.replays.total()
+    with torch.inference_mode():
+        for adapter in (True, False):
+            with model.drafting() if adapter else contextlib.nullcontext():
+                hidden = speculator._run(speculator._lone_block())
+            found[adapter] = model.compute_logits(hidden).float().cpu().clone()
+            cache = KVCache(model.config.num_hidden_layers)
+            hidden = reference()(block, cache, causal=False, lora=adapter)[0]
+            exact_logits[adapter] = reference().logits(hidden)
+    served.llm.reset_prefix_cache()  # the pass has written to KV blocks that it does not own
+    replayed = served.replays.total() - before
+    errors = [relative(found[adapter], exact_logits[adapter]) for adapter in (True, False)]
+    change = relative(found[True] - found[False], exact_logits[True] - exact_logits[False])
+    text = f"relative error on {errors[0]:.1e}, off {errors[1]:.1e}, of the adapter's effect {change:.1e}"
+    text += f", {replayed} of 2 passes by a graph"
+    data = {"errors": errors, "change": change, "replayed": replayed}
+    if max(errors) > LOGITS[served.dtype] or change > CHANGE[served.dtype]:
+        close = served.dtype == "float32" and max(errors) < 1e-2
+        return Finding(DIFF if close else FAIL, f"{text}{': as with TF32' if close else ''}", data)
+    return Finding(OK, text, data)
+
+
+def relative(found: Any, expected: Any) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def mixed(served: Served) -> Finding:
+    """Requests of all modes in one batch answer as with others of their own mode."""
+    pairs = [(index, mode) for index in range(len(served.prompts)) for mode in MODES]
+    prompts = [served.prompts[index] for index, _ in pairs]
+    together = token_ids(served.ask(prompts, [MODES[mode] for _, mode in pairs]))
+    apart = [list(served.answers(mode)[index].token_ids) for index, mode in pairs]
+    return same(together, apart, served.dtype)
+
+
+def replayed(served: Served) -> Finding:
+    """Draft passes of whole blocks run in graphs of their own, in a compiled model of their own."""
+    graphs = served.speculator.graphs.graphs
+    lengths = sorted({desc.uniform_token_count for desc in graphs})
+    total = served.replays.total()
+    text = f"{len(graphs)} graphs, for blocks of {lengths}; {total} passes replayed one, {served.eager} ran without"
+    data = {"graphs": len(graphs), "lengths": lengths, "replays": total, "eager": served.eager}
+    if not served.graphs:
+        return Finding(OK if not graphs and not total and served.eager else FAIL, text, data)
+    if not graphs or B not in lengths or not total:
+        return Finding(FAIL, text, data)
+    return Finding(OK if total > served.eager else DIFF, text, data)
+
+
+def never_waits(served: Served) -> Finding:
+    """No host-device wait in decode steps of modes that look at no result before they go on."""
+    return waiting(served, {mode: MODES[mode] for mode in ("AR", "linear", "auto")})
+
+
+def waiting(served: Served, modes: dict[str, dict[str, Any]]) -> Finding:
+    """Waits in decode steps, of a few requests of each mode by itself."""
+    from vllm import SamplingParams
+
+    front, found = served.llm.llm_engine, {}
+    for mode, extra in modes.items():
+        names = [f"waits-{mode}-{index}" for index in range(3)]
+        for name, prompt in zip(names, served.prompts, strict=False):
+            params = SamplingParams(temperature=0, max_tokens=600, ignore_eos=True, detokenize=False, extra_args=extra)
+            front.add_request(name, {"prompt_token_ids": prompt}, params)
+        for _ in range(4):  # prompts, and the first blocks
+            front.step()
+        with waits(served.setting.device) as places:
+            for _ in range(STEPS):
+                front.step()
+        front.abort_request(names)
+        while front.has_unfinished_requests():
+            front.step()
+        found[mode] = dict(places)
+    text = "; ".join(
+        f"{mode}: {', '.join(f'{place} ({count})' for place, count in places.items()) or 'none'}"
+        for mode, places in found.items()
+    )
+    everywhere = [place for places in found.values() for place in places]
+    verdict = FAIL if any(map(is_ours, everywhere)) else DIFF if everywhere else OK
+    return Finding(verdict, f"waits in {STEPS} steps: {text}", found)
+
+
+CHECKS = (
+    Check("set-up", "nothing that was asked for is silently off", set_up),
+    Check("AR = reference", "the model, its kernels and its cache are right", plain, 180),
+    Check("linear = AR", "speculation is lossless", partial(speculating, "linear"), 180),
+    Check("auto = AR", "it is with changing block lengths too", partial(speculating, "auto"), 180),
+    Check("draft logits = reference", "mask, slots and adapter of draft passes are right", draft_logits),
+    Check("acceptance = reference", "the adapter is on where drafts are made", accepted, 180),
+    Check("diffusion = reference", "blocks are denoised as they should be", denoising, 180),
+    Check("mixed batch", "no mode disturbs another one", mixed, 180),
+    Check("draft graphs", "draft passes don't pay for launches", replayed),
+    Check("no waits", "the device never waits for the host to read a result", never_waits),
+)
+
+
+def cases(setting: Setting) -> Iterator[Case]:
+    """Every backend with every dtype that it has, eager and with graphs; what users run comes first."""
+    backends = {"FLASH_ATTN": ("bfloat16",), "TRITON_ATTN": ("float32", "bfloat16")} if setting.gpu else {}
+    pairs = [(backend, dtype) for backend, dtypes in backends.items() for dtype in dtypes]
+    for backend, dtype in pairs or [("CPU_ATTN", "float32"), ("CPU_ATTN", "bfloat16")]:
+        for graphs in (True, False):
+            yield Case(dtype, graphs, backend)
+
+
+def items(setting: Setting) -> Iterator[Subject | Comparison]:
+    for case in cases(setting):
+        yield Subject(case.name, "nano", case.opened, CHECKS)
+    for case in cases(setting):
+        if case.graphs:
+            eager = Case(case.dtype, False, case.backend).name
+            for ours, other, run in COMPARED:
+                name = f"{case.name}: {ours.split(' ')[0]} as eager"
+                needs = (f"{case.name}: {ours}", f"{eager}: {other}")
+                yield Comparison(name, "nano", "graphs change no answer", needs, partial(run, case.dtype))
+
+
+def as_ar(dtype: str, ours: Any, exact: Any) -> Finding:
+    """Answers of a lossless mode in one engine against AR's in another."""
+    return lossless(ours["tokens"], exact["tokens"], exact["known"], dtype)
+
+
+def as_diffusion(dtype: str, ours: Any, other: Any) -> Finding:
+    """Answers in diffusion mode in two engines."""
+    return same(ours["tokens"], other["tokens"], dtype)
+
+
+COMPARED = (  # a line of the engine with graphs, one of the engine without
+    ("AR = reference", "AR = reference", as_ar),
+    ("linear = AR", "AR = reference", as_ar),
+    ("diffusion = reference", "diffusion = reference", as_diffusion),
+)

@@ -1,0 +1,479 @@
+"""The lines of `python -m bench gpu_check` in their CPU form: right as things are, and wrong once their subject is."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu_check import answers, busy, controller, cost, kernels, machine, nano, shape, tight
+from bench.gpu_check.plan import no_slower
+from bench.gpu_check.record import DIFF, FAIL, FIGURE, OK, Check, Finding, Setting, judge
+from bench.gpu_check.served import MODES, Served, token_ids
+from bench.gpu_check.waits import ROOT, waits
+
+CPU = Setting(gpu=False, quick=True)
+GPU = Setting(gpu=True)
+
+
+def runnable(checks: tuple[Check, ...]) -> Any:
+    """Parametrize a test by the checks that have a CPU form."""
+    return pytest.mark.parametrize("check", [c for c in checks if not c.gpu_only], ids=lambda check: check.name)
+
+
+def of(checks: tuple[Check, ...], name: str, given: Any) -> Finding:
+    """The finding of one check."""
+    return judge(next(check for check in checks if check.name == name).run, given)
+
+
+# machine
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Setting]:
+    with machine.ready(CPU) as setting:
+        yield setting
+
+
+@runnable(machine.CHECKS)
+def test_machine(check: Check, loaded: Setting) -> None:
+    assert judge(check.run, loaded).verdict in (OK, FIGURE)
+
+
+def test_an_operator_that_does_nothing(loaded: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm import _custom_ops
+
+    monkeypatch.setattr(_custom_ops, "rms_norm", lambda out, *_: out.zero_())
+    assert of(machine.CHECKS, "compiled operators", loaded).verdict == FAIL
+
+
+def test_products_with_fewer_bits(loaded: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = torch.Tensor.__matmul__
+    fewer = lambda a, b: product(a, b) if a.dtype == torch.float64 else product(a.bfloat16(), b.bfloat16()).float()  # noqa: E731 - short
+    monkeypatch.setattr(torch.Tensor, "__matmul__", fewer)
+    assert of(machine.CHECKS, "fp32 products", loaded).verdict == DIFF
+
+
+def test_a_patch_that_does_not_apply(loaded: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_nld.compat import register
+
+    states = [dataclasses.replace(state, kind="not applied") for state in register.states()[:1]]
+    monkeypatch.setattr(register, "states", lambda: states)
+    assert of(machine.CHECKS, "plugin", loaded).verdict == FAIL
+
+
+def test_no_backend_that_drafts(loaded: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    from attention_backend import backend
+
+    monkeypatch.delitem(backend.KERNELS, "CPU_ATTN")
+    assert of(machine.CHECKS, "attention backends", loaded).verdict == FAIL
+
+
+@pytest.mark.parametrize(("view", "verdict"), [(lambda host: host, OK), (torch.clone, FAIL)], ids=["seen", "copied"])
+def test_a_device_that_does_not_read_the_host(view: Any, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, pin_memory: zeros(*size, dtype=dtype))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr("vllm.utils.torch_utils.get_accelerator_view_from_cpu_tensor", view)
+    assert of(machine.CHECKS, "host memory", GPU).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("drafting", "plain", "verdict"),
+    [("FLASH_ATTN", "FLASH_ATTN", OK), ("FLASHINFER", "FLASH_ATTN", FAIL), ("FLASH_ATTN", "TRITON_ATTN", DIFF)],
+)
+def test_the_choice_of_a_backend(drafting: str, plain: str, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a made-up platform with compute capability 9.0."""
+    from vllm import platforms
+
+    def valid(capability: Any, config: Any, num_heads: int) -> tuple[list[Any], dict]:
+        named = [SimpleNamespace(priority=1, backend=SimpleNamespace(name="FLEX_ATTENTION"))]
+        chosen = drafting if config.use_non_causal else plain
+        return [*named, SimpleNamespace(priority=0, backend=SimpleNamespace(name=chosen))], {}
+
+    monkeypatch.setattr(platforms, "_current_platform", SimpleNamespace(get_valid_backends=valid))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert of(machine.CHECKS, "backend choice", GPU).verdict == verdict
+
+
+# kernels
+
+KERNELS = tuple(kernels.checks())
+WRITTEN = {"lay_blocks": "ids_ptr", "fill_pass": "slots_ptr", "grow_trees": "tokens_ptr", "mask_rows": "bits_ptr"}
+WRITTEN |= {"walk_trees": "path_ptr"}
+
+
+@runnable(KERNELS)
+def test_kernels(check: Check, loaded: Setting) -> None:
+    assert judge(check.run, loaded).verdict == OK
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_kernel_that_writes_something_else(name: str, loaded: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One off: a wrong slot, token, mask or row."""
+    from tests.triton_cpu import harness
+
+    kernel_of = harness.kernel_of
+
+    def off_by_one(module: str, kernel: str) -> Any:
+        right = kernel_of(module, kernel)
+
+        def run(**arguments: Any) -> None:
+            right.run(**arguments)
+            arguments[WRITTEN[name]].view(-1)[0] += 1
+
+        return SimpleNamespace(run=run, arg_names=right.arg_names)
+
+    monkeypatch.setattr(harness, "kernel_of", off_by_one)
+    assert of(KERNELS, f"{name} = its twin", loaded).verdict == FAIL
+
+
+def test_attention_that_sees_the_wrong_rows(loaded: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.attention_backend import launches
+
+    def rolled(metadata: Any, mask: Any, attach: Callable[..., None] = launches.attach) -> None:
+        attach(metadata, dataclasses.replace(mask, bits=mask.bits.roll(1, 0)))
+
+    monkeypatch.setattr(launches, "attach", rolled)
+    assert of(KERNELS, "TRITON_ATTN float32 beside masks", loaded).verdict == FAIL
+
+
+def test_attention_that_reads_the_wrong_slots(loaded: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.attention_backend import launches
+
+    monkeypatch.setattr(launches, "cache_of", lambda step, right=launches.cache_of: right(step).nan_to_num().roll(1, 2))
+    for dtype in kernels.BOUNDS:
+        assert of(KERNELS, f"masks {dtype}, keys in 1 parts", loaded).verdict == FAIL
+
+
+def test_attention_that_does_not_look_ahead(loaded: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.attention_backend import launches
+
+    metadata = launches._metadata
+    monkeypatch.setattr(launches, "_metadata", lambda name, step, causal: metadata(name, step, True))
+    assert of(KERNELS, "TRITON_ATTN float32 looks ahead", loaded).verdict == FAIL
+
+
+# nano
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with nano.open_nano(nano.Case("float32", True, "CPU_ATTN"), CPU) as served:
+        yield served
+
+
+@pytest.fixture
+def forgotten(served: Served) -> Iterator[Served]:
+    """Answers are asked for anew in the test, and after it."""
+    told, served.told = served.told, {}
+    yield served
+    served.told = told
+    served.llm.reset_prefix_cache()
+
+
+@runnable(nano.CHECKS)
+def test_nano(check: Check, served: Served) -> None:
+    found = judge(check.run, served)
+    assert found.verdict == OK, found
+
+
+def plant_wrong_slots(patch: pytest.MonkeyPatch) -> None:
+    """Draft passes write their KV one slot early: over the last accepted token's."""
+    from spec_worker.inputs import Inputs
+
+    fill = Inputs.fill
+
+    def early(self: Inputs, *args: Any) -> None:
+        fill(self, *args)
+        self.slots.copy_((self.slots - 1).clamp(min=-1))
+
+    patch.setattr(Inputs, "fill", early)
+
+
+def plant_causal_drafts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("spec_worker.forward.kernel_causal", lambda mask: True)
+
+
+def plant_hasty_commits(patch: pytest.MonkeyPatch) -> None:
+    """Denoising takes everything in its first pass."""
+    patch.setattr("spec_worker.fill.commit", lambda certainty, masked, threshold: masked.clone())
+
+
+def plant_other_logits(patch: pytest.MonkeyPatch, rows: int = 0) -> None:
+    """In forwards of more than so many rows."""
+    from vllm_nld.model.causal_lm import NemotronLabsDiffusionModel as Model
+
+    compute = Model.compute_logits
+    patch.setattr(Model, "compute_logits", lambda self, x: compute(self, x).roll(int(len(x) > rows), -1))
+
+
+@pytest.mark.parametrize(
+    ("line", "plant"),
+    [
+        ("AR = reference", plant_other_logits),
+        ("linear = AR", plant_wrong_slots),
+        ("auto = AR", plant_wrong_slots),
+        ("draft logits = reference", plant_causal_drafts),
+        ("acceptance = reference", plant_causal_drafts),
+        ("diffusion = reference", plant_hasty_commits),
+        ("mixed batch", lambda patch: plant_other_logits(patch, rows=2 * nano.B)),
+    ],
+)
+def test_a_fault_in_the_engine(line: str, plant: Callable[[pytest.MonkeyPatch], None], forgotten: Served) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        assert of(nano.CHECKS, line, forgotten).verdict == FAIL
+
+
+@pytest.mark.parametrize("line", ["draft logits = reference", "acceptance = reference"])
+def test_an_adapter_that_graphs_leave_out(line: str, forgotten: Served) -> None:
+    forgotten.emulation.baked = True
+    try:
+        assert of(nano.CHECKS, line, forgotten).verdict == FAIL
+    finally:
+        forgotten.emulation.baked = False
+
+
+def test_passes_that_take_no_graph(forgotten: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CUDAGraphMode
+
+    def none(layout: Any) -> Any:
+        return BatchExecutionDescriptor(CUDAGraphMode.NONE, layout.tokens, len(layout.lengths))
+
+    monkeypatch.setattr(forgotten.speculator.graphs, "shape", none)
+    monkeypatch.setattr(forgotten, "replays", type(forgotten.replays)())
+    forgotten.answers("linear")
+    assert of(nano.CHECKS, "draft graphs", forgotten).verdict == FAIL
+
+
+def test_a_server_that_is_not_what_was_asked_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.llm.llm_engine.vllm_config.scheduler_config, "async_scheduling", False)
+    monkeypatch.setattr(served.runner.model.model, "do_not_compile", False)
+    found = of(nano.CHECKS, "set-up", served)
+    assert found.verdict == FAIL
+    assert found.text.startswith("not scheduled asynchronously; draft passes are not compiled: runner ")
+
+
+def plant(code: str, file: str = "spec_worker/planted.py") -> dict[str, Any]:
+    """Run code as if a file of ours held it; its names."""
+    names: dict[str, Any] = {}
+    exec(compile(code, str(ROOT / file), "exec"), names)
+    return names
+
+
+WAITS = {
+    "item": "def wait(x): return x.sum().item()",
+    "if": "def wait(x): return 1 if x.sum() > 0 else 0",
+    "tolist": "def wait(x): return x.tolist()",
+    "nonzero": "def wait(x): return x.nonzero()",
+}
+
+
+@pytest.mark.parametrize("code", WAITS.values(), ids=WAITS)
+def test_a_planted_wait(code: str, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    propose, wait = served.speculator.propose, plant(code)["wait"]
+    monkeypatch.setattr(served.speculator, "propose", lambda *a, **k: (wait(torch.ones(2)), propose(*a, **k))[1])
+    found = of(nano.CHECKS, "no waits", served)
+    assert found.verdict == FAIL
+    assert f"linear: spec_worker/planted.py:1 ({nano.STEPS})" in found.text and "AR: none" in found.text
+
+
+def test_waits_of_code_for_cpus_do_not_count() -> None:
+    for file, expected in (("attention_backend/kernels/cpu.py", 0), ("attention_backend/kernels/gpu.py", 1)):
+        wait = plant(WAITS["item"], file)["wait"]
+        with waits("cpu") as places:
+            wait(torch.ones(2))
+            torch.ones(2).tolist()  # not ours
+        assert places.total() == expected
+
+
+# Answers
+
+
+def test_verdicts_on_answers() -> None:
+    exact, known = [[1, 2, 3]], [[{1: -0.1, 5: -0.2}, {2: -0.1, 4: -4.0}, {3: -0.1}]]
+    tie, wrong = [[5, 2, 3]], [[1, 4, 3]]
+    for dtype, verdicts in (("float32", (OK, DIFF, FAIL)), ("bfloat16", (OK, OK, FAIL))):
+        assert tuple(answers.lossless(ours, exact, known, dtype).verdict for ours in (exact, tie, wrong)) == verdicts
+        data = {"tokens": exact, "known": known}
+        assert nano.as_ar(dtype, {"tokens": wrong}, data).verdict == FAIL
+    many = exact * 3
+    few, most = [*exact * 2, *wrong], [*exact, *wrong * 2]
+    assert [answers.same(ours, many, "bfloat16").verdict for ours in (many, few, most)] == [OK, OK, DIFF]
+    assert [nano.as_diffusion("float32", {"tokens": x}, {"tokens": many}).verdict for x in (many, few)] == [OK, FAIL]
+    assert "Answers 2 from token 1" in answers.same(few, many, "float32").text
+
+
+# nano with few KV blocks
+
+
+@pytest.fixture(scope="module")
+def short() -> Iterator[Served]:
+    with tight.open_tight(CPU) as served:
+        yield served
+
+
+@runnable(tight.CHECKS)
+def test_tight(check: Check, short: Served) -> None:
+    found = judge(check.run, short)
+    assert found.verdict == OK, found
+
+
+def test_cached_prefixes_that_were_overwritten(short: Served) -> None:
+    for layer in short.llm.llm_engine.vllm_config.compilation_config.static_forward_context.values():
+        layer.kv_cache.zero_()
+    assert of(tight.CHECKS, "prefix cache", short).verdict == FAIL
+    short.llm.reset_prefix_cache()
+
+
+def test_drafts_in_the_wrong_slots(short: Served) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        plant_wrong_slots(patch)
+        assert of(tight.CHECKS, "preemption", short).verdict == FAIL
+    short.llm.reset_prefix_cache()
+
+
+# A released shape; on a CPU a tiny one
+
+
+@pytest.fixture(scope="module")
+def shaped() -> Iterator[Served]:
+    with shape.open_shape(CPU) as served:
+        yield served
+
+
+@runnable(shape.CHECKS)
+def test_shape(check: Check, shaped: Served) -> None:
+    found = judge(check.run, shaped)
+    assert found.verdict == OK, found
+
+
+def test_a_profile_that_leaves_candidates_out(shaped: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spec_worker.candidates.Candidates.profile", lambda *_: None)
+    assert of(shape.CHECKS, "candidates' memory", shaped).verdict == FAIL
+
+
+def test_answers_that_say_nothing(shaped: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shaped, "told", {"AR": [shaped.answers("AR")[0]] * 8})
+    assert of(shape.CHECKS, "answers", shaped).verdict == FAIL
+
+
+# Costs
+
+
+@pytest.fixture(scope="module")
+def costed() -> Iterator[cost.Engine]:
+    with cost.open_engine(cost.DRAFTING, CPU) as engine:
+        yield engine
+
+
+DRAFTING, STOCK, PLAIN = cost.subjects(CPU)
+
+
+@runnable(DRAFTING.checks)
+def test_cost(check: Check, costed: cost.Engine) -> None:
+    found = judge(check.run, costed)
+    assert found.verdict == FIGURE, found
+    if " × " in check.name:
+        assert found.data["ms"] > 0 and 0 < found.data["idle"] < 1
+
+
+def test_a_host_that_holds_the_device_up(costed: cost.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted sleep longer than any step of this model shows as idle time."""
+    runner, sample = costed.decoder.runner, costed.decoder.runner.sample
+    before = cost.cell(1, 8, costed).data
+
+    def late(*args: Any, **more: Any) -> Any:
+        time.sleep(max(0.2, before["ms"] * 4e-3))
+        return sample(*args, **more)
+
+    monkeypatch.setattr(runner, "sample", late)
+    after = cost.cell(1, 8, costed).data
+    assert after["idle"] > 0.6 and after["ms"] > before["ms"]
+    assert after["parts"]["sampling"] > 3 * before["parts"]["sampling"]
+    assert cost.host_gaps(dataclasses.replace(costed, setting=GPU, cells={(1, 8): after})).verdict == DIFF
+
+
+def test_slower_forwards_reach_less_of_the_device(costed: cost.Engine) -> None:
+    cells = {(1, 1): {"parts": {"verify forward": 1.0}}, (4, 8): {"parts": {"verify forward": 1.0}}}
+    slower = {key: {"parts": {"verify forward": 1e6}} for key in cells}
+    whole, none = (cost.efficiency(dataclasses.replace(costed, cells=some)).data for some in (cells, slower))
+    for name in ("memory_efficiency", "compute_efficiency"):
+        assert none[name] < whole[name] / 100
+
+
+def test_memory_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, and those of drafts, by what is free before and after."""
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    from spec_worker.speculator import SelfSpeculator
+
+    free = iter([100, 90, 70, 60])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (next(free), 100))
+    monkeypatch.setattr(SelfSpeculator, "capture", lambda self: None)
+    monkeypatch.setattr(GPUModelRunner, "capture_model", lambda self: SelfSpeculator.capture(self))
+    with cost.graph_memory(GPU) as found:
+        GPUModelRunner.capture_model(None)
+    assert found == {"drafts": 20, "all": 40}
+
+
+def test_idle_time_of_known_spans() -> None:
+    assert busy.gaps([]) is None
+    assert busy.gaps([(0, 1), (1, 4)]) == 0
+    assert busy.gaps([(2, 4), (0, 1), (0.5, 1)]) == pytest.approx(0.25), "in any order, overlapping"
+
+
+def made_up(idle: float = 0.01, draft: float = 4.0, table: tuple[float, ...] = (5.0, 11.0, 12.0, 14.0)) -> Any:
+    """A GPU's figures: at one request long blocks pay, unless the controller's table is wrong."""
+    ms, lengths = (5.0, 11.0, 12.0, 14.0), (1, 8, 16, 32)
+    parts = {"verify forward": 4.0, "draft forward": draft}
+    cells = {(1, b): {"ms": m, "idle": idle, "parts": parts} for b, m in zip(lengths, ms, strict=True)}
+    costs = SimpleNamespace(of=lambda requests: list(table))
+    auto = SimpleNamespace(controller=SimpleNamespace(lengths=lengths, costs=costs))
+    core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=SimpleNamespace(auto=auto)))
+    return SimpleNamespace(setting=GPU, cells=cells, llm=SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core)))
+
+
+@pytest.mark.parametrize(
+    ("run", "wrong"),
+    [
+        (cost.host_gaps, {"idle": 0.06}),
+        (cost.adapter, {"draft": 9.0}),
+        (controller.choices, {"table": (5.0, 60.0, 70.0, 90.0)}),
+    ],
+    ids=["host gaps", "draft forward", "choices of auto"],
+)
+def test_figures_of_a_gpu_that_are_off(run: Callable[[Any], Finding], wrong: dict[str, Any]) -> None:
+    assert run(made_up()).verdict == OK
+    assert run(made_up(**wrong)).verdict == DIFF
+
+
+def test_ar_steps_against_stock() -> None:
+    assert no_slower({"ms": 5.0}, {"ms": 5.0}).verdict == OK
+    assert no_slower({"ms": 5.2}, {"ms": 5.0}).verdict == DIFF
+
+
+def test_stock_mistral_of_the_same_shape(tmp_path: Path) -> None:
+    """It is served without this plugin's model, and its layers have the same sizes."""
+    with cost.open_engine(cost.STOCK, CPU) as engine:
+        assert type(engine.decoder.runner.model).__name__ == "MistralForCausalLM"
+        assert engine.decoder.runner.speculator is None
+        found = judge(STOCK.checks[0].run, engine)
+        assert found.verdict == FIGURE and found.data["ms"] > 0, found
+    assert [check.name for check in STOCK.checks] == [check.name for check in PLAIN.checks] == ["1 × 1", "4 × 1"]
+
+
+def test_modes_are_all_asked_for() -> None:
+    """A mode that is added is added here as well, or left out on purpose."""
+    from vllm_nld.serving.modes import MODES as SERVED
+
+    assert {extra["nld_mode"] for extra in MODES.values()} == set(SERVED)
+
+
+def test_answers_are_plain_data(served: Served) -> None:
+    assert all(isinstance(token, int) for answer in token_ids(served.answers("AR")) for token in answer)
