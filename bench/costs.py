@@ -32,39 +32,43 @@ class Model:
 class Mode:
     """The costs of a decoding mode.
 
-    rows: tokens per request in each forward. tokens: output tokens per step. forwards: full forwards per step. adapter:
-    whether the draft adapter is loaded. chain: additional sequential passes of a one-layer drafter.
+    forwards: tokens per request in each forward of a step. tokens: output tokens per step. adapter: whether the draft
+    adapter is loaded. chain: additional sequential passes of a one-layer drafter.
     """
 
     name: str
-    rows: int
+    forwards: tuple[int, ...]
     tokens: float
-    forwards: float
     adapter: bool = False
     chain: int = 0
 
 
 def ar() -> Mode:
-    return Mode("AR", rows=1, tokens=1, forwards=1)
+    return Mode("AR", (1,), tokens=1)
 
 
 def linear(block: int, acceptance_length: float) -> Mode:
-    return Mode(f"linear, B {block}", block, acceptance_length, forwards=2, adapter=True)
+    return Mode(f"linear, B {block}", (block, block), acceptance_length, adapter=True)
+
+
+def tree(block: int, nodes: int, acceptance_length: float) -> Mode:
+    """A block is drafted; the tree that grows from it is verified."""
+    return Mode(f"linear, tree of {nodes}", (block, nodes + 1), acceptance_length, adapter=True)
 
 
 def diffusion(block: int, tpf: float) -> Mode:
     """TPF counts every forward, commits included."""
-    return Mode(f"diffusion, B {block}", block, tpf, forwards=1)
+    return Mode(f"diffusion, B {block}", (block,), tpf)
 
 
 def quadratic(block: int, tpf: float) -> Mode:
     """One forward per round over B groups of B + 1 tokens."""
-    return Mode(f"quadratic, B {block}", block * (block + 1), tpf, forwards=1)
+    return Mode(f"quadratic, B {block}", (block * (block + 1),), tpf)
 
 
 def eagle(drafts: int, acceptance_length: float) -> Mode:
     """A chain of one-layer passes, then one verify forward."""
-    return Mode("Eagle3", drafts + 1, acceptance_length, forwards=1, chain=drafts)
+    return Mode("Eagle3", (drafts + 1,), acceptance_length, chain=drafts)
 
 
 def acceptance_length(block: int, at_32: float) -> float:
@@ -105,10 +109,14 @@ def head_seconds(model: Model, device: Device, rows: int) -> float:
 
 def step_seconds(model: Model, device: Device, mode: Mode, requests: int) -> float:
     """Time of one step of a batch. The adapter also runs in verify forwards, times 0; each forward has host work."""
-    forward = layers_seconds(model, device, requests, mode.rows, model.layers, mode.adapter)
-    forward += head_seconds(model, device, requests * mode.rows)
+    forwards = sum(
+        layers_seconds(model, device, requests, rows, model.layers, mode.adapter)
+        + head_seconds(model, device, requests * rows)
+        + device.host
+        for rows in mode.forwards
+    )
     chain = layers_seconds(model, device, requests, 1, 1) + head_seconds(model, device, requests)
-    return mode.forwards * (forward + device.host) + mode.chain * chain
+    return forwards + mode.chain * chain
 
 
 def tokens_per_second(model: Model, device: Device, mode: Mode, requests: int) -> float:

@@ -21,6 +21,7 @@ from bench.costs import (
     linear,
     quadratic,
     tokens_per_second,
+    tree,
 )
 from bench.devices import DEVICES, Device
 from bench.provenance import describe, provenance
@@ -32,6 +33,7 @@ from bench.spread import table
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 BLOCKS = (4, 8, 16, 32)
 EAGLE_DRAFTS = 5  # the usual chain length; the published figure doesn't give its own
+TREES = {15: 1.03, 31: 1.13, 64: 1.21, 128: 1.25}  # nodes: tokens per round relative to a chain of 31, on nano
 WITH_LORA = ACCEPTANCE_LENGTHS["linear, LoRA"]
 
 
@@ -53,6 +55,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "context": options.context,
         "published": against_published(options.context),
         "forecast": {name: forecast(model, device) for name, device in DEVICES.items()},
+        "outgrown": {
+            name: {nodes: outgrown(model, device, nodes) for nodes in TREES} for name, device in DEVICES.items()
+        },
         "cpu": left,
         "measured": [row for steps in measured if left and steps["cpu_rates"] for row in against_steps(steps, left)],
     }
@@ -61,8 +66,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def modes() -> list[Mode]:
-    """The modes to compare: AR, linear with estimated acceptance at other block lengths, and those NVIDIA published."""
+    """The modes to compare: AR, linear with estimated acceptance at other block lengths and with trees, and those that
+    NVIDIA published.
+    """
     found = [ar(), *(linear(block, acceptance_length(block, WITH_LORA)) for block in BLOCKS)]
+    found += [tree(32, nodes, gain * WITH_LORA) for nodes, gain in TREES.items()]
     return [*found, diffusion(32, TPF["diffusion"]), quadratic(32, TPF["quadratic"])]
 
 
@@ -99,6 +107,17 @@ def crossover(model: Model, device: Device, mode: Mode) -> float:
     """The lowest concurrency at which AR is faster than the mode; infinite if there is none up to 1024."""
     for concurrency in range(1, 1025):
         if tokens_per_second(model, device, ar(), concurrency) > tokens_per_second(model, device, mode, concurrency):
+            return concurrency
+    return float("inf")
+
+
+def outgrown(model: Model, device: Device, nodes: int) -> float:
+    """The lowest concurrency at which the best chain of drafts, or AR, is as fast as this tree; infinite if none."""
+    others = [mode for mode in modes() if mode.name.startswith(("AR", "linear, B"))]
+    own = tree(32, nodes, TREES[nodes] * WITH_LORA)
+    for concurrency in range(1, 1025):
+        best = max(tokens_per_second(model, device, other, concurrency) for other in others)
+        if best >= tokens_per_second(model, device, own, concurrency):
             return concurrency
     return float("inf")
 
@@ -161,6 +180,12 @@ def report(result: dict[str, Any]) -> str:
         f"The fastest lossless mode by concurrency, {result['shape']}, {result['context']} tokens of context, tokens/s:"
     )
     parts.append(winners(result["forecast"]))
+    parts.append(
+        "Draft trees, grown from blocks of 32, against the fastest chain: × at one request, and the number of requests "
+        "from which a chain, of whatever length, or AR is as fast. The acceptance is the 8B model's chain's, times the "
+        "gain of trees on nano:"
+    )
+    parts.append(trees_table(result))
     if result["measured"]:
         cpu = result["cpu"]
         parts.append(
@@ -195,6 +220,17 @@ def winners(forecasts: dict[str, dict[str, dict[str, float]]]) -> str:
             row.append(f"{name}: {speeds[name][concurrency]:.0f} (× {gain:.1f})")
         rows.append(row)
     return table(["device", *map(str, CONCURRENCIES)], rows)
+
+
+def trees_table(result: dict[str, Any]) -> str:
+    rows = []
+    for device, speeds in result["forecast"].items():
+        chain = max(speed["1"] for name, speed in speeds.items() if name.startswith("linear, B"))
+        row = [device]
+        for nodes, until in result["outgrown"][device].items():
+            row.append(f"× {speeds[f'linear, tree of {nodes}']['1'] / chain:.2f}; {figure(until)}")
+        rows.append(row)
+    return table(["device", *(f"{nodes} nodes" for nodes in TREES)], rows)
 
 
 def discussion() -> str:

@@ -44,9 +44,10 @@ class Auto:
     def __init__(self, vllm_config: Any) -> None:
         modes, settings = ServerModes.of(vllm_config), Settings.of(vllm_config)
         self.controller = Controller(
-            lengths_up_to(modes.block_length),
+            lengths_up_to(modes.rows),
             vllm_config.scheduler_config.max_num_seqs,
             settings.min_acceptance_length,
+            trees=modes.tree_nodes > 0,
         )
         self.forced: int | None = None  # a length to use whatever the load, see `calibrate.py`
         self.times: list[float] = []  # milliseconds of steps with the forced length
@@ -65,7 +66,7 @@ class Auto:
         other_rows, other_tokens: what all other requests verify or draft in a step, and the tokens that they get.
         room: the most rows that blocks may take.
         """
-        limits = Counter(one.block_length for one in decodings)
+        limits = Counter(one.nodes + 1 for one in decodings)
         for index, now in enumerate((other_rows, other_tokens)):
             self._others[index] += SMOOTHING * (now - self._others[index])
         load = Load(limits.total(), limits, round(self._others[0]), self._others[1], room)

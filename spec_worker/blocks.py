@@ -59,6 +59,7 @@ class Blocks:
     starts: torch.Tensor  # [R] int64, positions of the anchors
     ids: torch.Tensor  # [R, B] int64, the mask token if undecided
     masked: torch.Tensor  # [R, K] bool
+    certainty: torch.Tensor | None = None  # [R, K] float64, the probability of each draft, if somebody asks
 
     def open_places(self) -> np.ndarray:  # [R, K] bool
         """The draft places before the first pass: `masked`, but known on the CPU and not cut at the context's end."""

@@ -11,7 +11,7 @@ from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_nld.serving.decoding import RECORD, Decoding
+from vllm_nld.serving.decoding import RECORD
 from vllm_nld.serving.modes import AUTO
 
 logger = init_logger("vllm.plugins.nld")
@@ -62,8 +62,7 @@ def fits(core: Any, requests: int, length: int) -> bool:
 def time_round(core: Any, requests: int, length: int) -> float | None:
     """Milliseconds of the fastest step in which this many requests verify and draft blocks of this length."""
     scheduler, auto = core.scheduler, core.scheduler.auto
-    longest = auto.controller.lengths[-1]
-    record = {RECORD: Decoding(AUTO, block_length=longest).record()}
+    record = {RECORD: scheduler.default.record()}
     names = [f"nld-calibrate-{length}-{index}" for index in range(requests)]
     auto.forced, auto.times = length, []
     for index, name in enumerate(names):

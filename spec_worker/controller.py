@@ -3,9 +3,10 @@
     tokens of a step        requests x tokens that a round yields, see `survival.py`
     milliseconds of a step  see `costs.py`
 
-All `auto` requests of a step get the same length; 1 means AR. A longer block is cut to a request's own limit. The
-choice changes only for a clear gain, and lengths next to it are tried now and then, at a bounded cost, because only
-use tells what they yield and take. Without a clock, without torch: the caller times steps and counts blocks.
+All `auto` requests of a step get the same length; 1 means AR. A longer block is cut to a request's own limit. On a
+server with draft trees, the length is the number of a tree's rows: its anchor's and one for each node. The choice
+changes only for a clear gain, and lengths next to it are tried now and then, at a bounded cost, because only use tells
+what they yield and take. Without a clock, without torch: the caller times steps and counts blocks.
 
     controller = Controller((1, 4, 8, 16, 32), most_requests=64)
     length = controller.choose(Load(16, {32: 16}))
@@ -15,11 +16,13 @@ use tells what they yield and take. Without a clock, without torch: the caller t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from spec_worker.costs import Costs
-from spec_worker.survival import Tracker, usual_yields
+from spec_worker.survival import Survival, Tracker, TreeYields, usual_yields
 
 LENGTHS = (1, 4, 8, 16, 32)
+APART = 1.25  # lengths that differ by less are not worth a choice, and graphs of their own
 GAIN = 1.05  # another length has to be this much better
 PATIENCE = 3  # for this many steps in a row
 TRIAL_SHARE = 0.01  # of the time that trials may cost
@@ -46,17 +49,20 @@ class Load:
 
 def lengths_up_to(longest: int) -> tuple[int, ...]:
     """The block lengths to choose from on a server with blocks of at most `longest`."""
-    return (*(length for length in LENGTHS if length < longest), longest)
+    return (*(length for length in LENGTHS if length == 1 or APART * length <= longest), longest)
 
 
 class Controller:
     """Chooses for one engine."""
 
-    def __init__(self, lengths: Sequence[int], most_requests: int, least_yield: float = 0.0) -> None:
+    def __init__(
+        self, lengths: Sequence[int], most_requests: int, least_yield: float = 0.0, trees: bool = False
+    ) -> None:
         """least_yield: an operator's floor; a length that yields fewer tokens per round is not used."""
         self.lengths = tuple(lengths)
         self.costs = Costs(self.lengths, most_requests)
-        self.survival = Tracker(self.lengths[-1] - 1)
+        kind = partial(TreeYields, self.lengths) if trees else partial(Survival, self.lengths[-1] - 1)
+        self.survival = Tracker(kind)
         self.yields = usual_yields(self.lengths[-1] - 1)
         self.predicted = 0.0  # tokens per millisecond of the choice
         self.fallback = False  # AR because drafts are rejected more often than usual

@@ -34,12 +34,15 @@ class Filler:
     sampling: Any  # vLLM's SamplingStates
     tables: Any  # vLLM's BlockTables
     trees: Trees
+    reports: bool = False  # whether blocks get the probability of each draft
 
     def fill(self, blocks: Blocks, input_batch: InputBatch, write: bool) -> None:
         """Decide every draft of the blocks. `write`: whether passes write KV."""
         drafting = blocks.mode.drafting
         assert drafting is not None, "only modes that draft are planned"
         most, taken = self.slots.passes[blocks.slots], blocks.mode.takes_blocks
+        if self.reports:
+            blocks.certainty = torch.ones_like(blocks.masked, dtype=torch.float64)
         with self.model.drafting() if drafting.adapter else contextlib.nullcontext():
             if not taken and (most == 1).all():
                 self._fill_at_once(blocks, input_batch, write)
@@ -51,8 +54,11 @@ class Filler:
     def _fill_at_once(self, blocks: Blocks, input_batch: InputBatch, write: bool) -> None:
         """A single pass decides everything, whatever its probability, so nothing waits for the device."""
         active = np.arange(len(blocks.rows))
-        found, _ = self._pass(blocks, active, blocks.open_places(), input_batch, 1, write, certain=True)
+        places, quick = blocks.open_places(), blocks.certainty is None
+        found, certainty = self._pass(blocks, active, places, input_batch, 1, write, certain=quick)
         blocks.ids[:, 1:] = torch.where(blocks.masked, found, blocks.ids[:, 1:])
+        if blocks.certainty is not None:
+            blocks.certainty = certainty
         self.slots.drafted[blocks.slots] = 1
 
     def _fill_by_threshold(self, blocks: Blocks, most: np.ndarray, input_batch: InputBatch, write: bool) -> None:
@@ -86,6 +92,8 @@ class Filler:
         masked &= ~decided
         masked &= ~stopped(ids[:, 1:], masked, stop_ids)[:, None]
         blocks.ids[chosen], blocks.masked[chosen] = ids, masked
+        if blocks.certainty is not None:
+            blocks.certainty[chosen] = torch.where(decided, certainty, blocks.certainty[chosen])
         slots.drafted[state] = count
         if blocks.mode.takes_blocks:
             slots.keep(state, ids[:, 1:], decided, certainty)

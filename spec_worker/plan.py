@@ -48,7 +48,9 @@ def groups(plan: Plan | None, input_batch: InputBatch, slots: Slots, most: int) 
     else:
         drafts = np.array([plan.get(name, 0) for name in input_batch.req_ids[:count]], dtype=np.int64)
     slots.anchored[index] = (drafts > 0) & (left > 0)
-    lengths = np.where(grows, slots.drafts[index], drafts) + 1  # a tree's depth does not depend on its nodes
+    # A tree's depth does not depend on its nodes, unless the load decides how many rows a request may draft.
+    free = grows & ~slots.by_load[index]
+    lengths = np.where(free, slots.drafts[index], np.minimum(drafts, slots.drafts[index])) + 1
     nodes = np.where(grows, drafts, 0)
     for mode in np.unique(slots.mode[index[drafts > 0]]):
         rows = np.flatnonzero((drafts > 0) & (slots.mode[index] == mode))

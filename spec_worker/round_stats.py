@@ -41,6 +41,8 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         request = self.requests[request_id]
         decoding = self.decoding(request)
         mode, tree = decoding.policy, decoding.block_length if decoding.tree_nodes else 0
+        if mode.by_load:
+            tree = min(tree, num_draft_tokens + 1)  # it is grown from a block of the chosen length
         valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
         passes = self.rounds.note(request_id, mode.name, valid, num_accepted_tokens, tree)
         if request.spec_decode_metrics is not None and passes:

@@ -25,6 +25,7 @@ class Slots:
         self._index = {mode.name: index for index, mode in enumerate(self._modes)}
         self.mode = np.full(slots, self._index[default.mode], dtype=np.int64)  # rows of _modes
         self.takes_blocks = np.zeros(slots, dtype=bool)  # blocks are taken as drafted
+        self.by_load = np.zeros(slots, dtype=bool)  # the scheduler chooses the number of rows for the load
         self.samples_first = np.zeros(slots, dtype=bool)  # drafts are compared with the AR pathway's own samples
         self.drafts = np.full(slots, default.drafts, dtype=np.int64)  # at most this many per step
         self.tree_nodes = np.full(slots, default.tree_nodes, dtype=np.int64)  # of a tree; 0: chains
@@ -47,6 +48,7 @@ class Slots:
         policy = decoding.policy
         self.mode[slot] = self._index[policy.name]
         self.takes_blocks[slot] = policy.takes_blocks
+        self.by_load[slot] = policy.by_load
         self.samples_first[slot] = policy.by_load and params.temperature > 0
         self.drafts[slot] = decoding.drafts
         self.tree_nodes[slot] = decoding.tree_nodes

@@ -53,6 +53,7 @@ class SelfSpeculator(DraftModelSpeculator):
         self.mask_token_id: int = vllm_config.model_config.hf_config.mask_token_id
         self.blocks_per_pass = self.max_num_tokens // self.block_length
         self.builder = BlockBuilder(self.mask_token_id, self.block_length, self.max_model_len, device)
+        self.use_acceptance_estimator = False  # of adaptive verification, which gets each draft's probability
 
     # Set-up: the draft model is the target model, its layers and KV cache included.
 
@@ -83,7 +84,16 @@ class SelfSpeculator(DraftModelSpeculator):
         self.passes.attach(self.attn_groups, kv_cache_config, block_tables)
         sampling = model_state.sampler.sampling_states
         slots, trees = model_state.slots, model_state.trees
-        self.filler = Filler(self.model, self._run, self.candidates, slots, sampling, block_tables, trees)
+        self.filler = Filler(
+            self.model,
+            self._run,
+            self.candidates,
+            slots,
+            sampling,
+            block_tables,
+            trees,
+            reports=self.enable_adaptive_verification,
+        )
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """Plan the graphs. This is also where the model can run for the first time, so check the adapter."""
@@ -167,7 +177,10 @@ class SelfSpeculator(DraftModelSpeculator):
             verdict = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
             blocks = self.builder.build(group, input_batch, slots, *verdict)
             self.filler.fill(blocks, input_batch, write=not dummy_run)
-            self.draft_tokens[async_tensor_h2d(group.rows, self.device), : self.block_length - 1] = blocks.ids[:, 1:]
+            rows = async_tensor_h2d(group.rows, self.device)
+            self.draft_tokens[rows, : self.block_length - 1] = blocks.ids[:, 1:]
+            if blocks.certainty is not None:
+                self.draft_token_confidence_probs[rows, : self.block_length - 1] = blocks.certainty.float()
             if group.nodes.any():
                 some = group.nodes > 0
                 row, slot = async_tensor_h2d(np.stack([group.rows[some], group.slots[some]]), self.device)

@@ -38,6 +38,7 @@ from vllm_nld.serving.requests import ServerModes, check_combination
 MIXTURE: tuple[dict[str, Any], ...] = (
     {},
     {"nld_mode": "ar"},
+    {"nld_mode": "auto", "nld_tree_nodes": 7},
     {"nld_mode": "linear", "nld_draft_threshold": 0.5},
     {"nld_mode": "linear", "nld_block_length": 3},
     {"nld_mode": "linear", "nld_tree_nodes": 7},

@@ -99,6 +99,16 @@ DECODING = (
         ],
     ),
     Panel(
+        "Draft trees",
+        "Mean nodes per tree, mean accepted depth, and requests per second that got chains instead because their "
+        "sampling depends on earlier tokens. Empty if no request has trees.",
+        [
+            ("nodes {{mode}}", ratio("nld:tree_nodes_total", "nld:trees_total")),
+            ("accepted {{mode}}", ratio("nld:tree_accepted_depth_sum", "nld:tree_accepted_depth_count")),
+            ("chains instead {{mode}}", total("nld:tree_fallbacks_total")),
+        ],
+    ),
+    Panel(
         "Acceptance by position",
         "Share of drafts whose token at this position was accepted; position 0 is the first. A drop at 0 means a "
         "broken drafter, a fast decay means that blocks are too long.",

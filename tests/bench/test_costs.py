@@ -2,9 +2,9 @@
 
 import pytest
 
-from bench.costs import Model, acceptance_length, ar, head_seconds, linear, step_seconds, tokens_per_second
+from bench.costs import Model, acceptance_length, ar, head_seconds, linear, step_seconds, tokens_per_second, tree
 from bench.devices import DEVICES
-from bench.roofline import best_block, crossover, forecast
+from bench.roofline import TREES, best_block, crossover, forecast, outgrown
 from bench.shapes import SHAPES
 
 EIGHT = Model.whole(SHAPES["8b"])
@@ -42,3 +42,14 @@ def test_step_time_grows_with_requests_and_layers() -> None:
     assert step_seconds(half, device, ar(), 1) - rest == pytest.approx(
         (step_seconds(EIGHT, device, ar(), 1) - rest) / 2
     )
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_trees_are_for_low_loads(name: str) -> None:
+    device = DEVICES[name]
+    chain, grown = linear(32, 6.82), tree(32, 31, TREES[31] * 6.82)
+    for requests in (1, 16, 128):
+        assert step_seconds(EIGHT, device, grown, requests) == step_seconds(EIGHT, device, chain, requests)
+    until = [outgrown(EIGHT, device, nodes) for nodes in (31, 64, 128)]
+    assert until == sorted(until, reverse=True), "larger trees are outgrown sooner"
+    assert until[0] > 1

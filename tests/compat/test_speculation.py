@@ -171,8 +171,11 @@ def test_without_calibrate_at_start_auto_guesses_what_lengths_cost(checkpoint: P
         assert measured(llm)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "target", "draft"), [(0, {1, 4, BLOCK}, {4, BLOCK}), (20, {1, 4, 8, 16, 21}, {4, BLOCK})]
+)
 def test_without_capture_chosen_lengths_short_blocks_have_no_graphs(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: int, target: set[int], draft: set[int], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The shapes that would be captured, of target forwards and of draft passes. Capturing itself needs a GPU."""
     from vllm.config.compilation import CUDAGraphMode
@@ -184,16 +187,17 @@ def test_without_capture_chosen_lengths_short_blocks_have_no_graphs(
     monkeypatch.setattr(type(current_platform), "_global_graph_pool", (0, 0))
 
     def lengths(kind: Any, config: Any) -> set[int]:
-        sizes = [1, 2, 4, 8, 16]
+        sizes = [1, 2, 4, 8, 16, 24]
         config.compilation_config.cudagraph_capture_sizes = sizes
         config.compilation_config.max_cudagraph_capture_size = max(sizes)
-        graphs = kind(config, torch.device("cpu"), CUDAGraphMode.FULL_DECODE_ONLY, decode_query_len=BLOCK)
+        graphs = kind(config, torch.device("cpu"), CUDAGraphMode.FULL_DECODE_ONLY, decode_query_len=longest[kind])
         assert not config.speculative_config.num_speculative_tokens_per_batch_size, "as it was"
         return {desc.uniform_token_count for descs in graphs._candidates.values() for desc in descs}
 
-    with engine(checkpoint, **options(mode="auto")) as llm:
+    with engine(checkpoint, **options(mode="auto", tree_nodes=nodes)) as llm:
         config = llm.llm_engine.vllm_config
-        assert lengths(CudaGraphManager, config) == {1, 4, BLOCK}
-        assert lengths(DraftGraphs, config) == {4, BLOCK}
+        longest = {CudaGraphManager: config.num_speculative_tokens + 1, DraftGraphs: BLOCK}
+        assert lengths(CudaGraphManager, config) == target
+        assert lengths(DraftGraphs, config) == draft
         with without(speculation.capture_chosen_lengths):
-            assert lengths(CudaGraphManager, config) == lengths(DraftGraphs, config) == {BLOCK}
+            assert all(lengths(kind, config) == {length} for kind, length in longest.items())

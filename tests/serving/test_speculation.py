@@ -169,6 +169,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"speculative_config": drafter("MODEL")["speculative_config"] | {"use_local_argmax_reduction": True}},
         r"--speculative-config use_local_argmax_reduction .* has no effect",
     ),
+    "trimmed blocks of any mode": (
+        drafter("MODEL", enable_adaptive_verification=True),
+        r"enable_adaptive_verification .* mode auto and diffusion cannot have: .*"
+        r"""{"nld": {"mode": "linear", "allowed_modes": \["ar", "linear"\]}}'""",
+    ),
+    "trimmed trees": (
+        nld(mode="linear", allowed_modes=["linear"], tree_nodes=3)
+        | drafter("MODEL", enable_adaptive_verification=True),
+        r"enable_adaptive_verification cannot trim trees: set .*tree_nodes to 0",
+    ),
+    "drafts trimmed on a CPU": (
+        nld(mode="linear", allowed_modes=["ar", "linear"]) | drafter("MODEL", enable_adaptive_verification=True),
+        r"enable_adaptive_verification needs a GPU|full CUDA graphs",
+    ),
     "a verifier that is not lossless": (
         {"speculative_config": drafter("MODEL")["speculative_config"] | {"rejection_sample_method": "fly"}},
         r"rejection_sample_method",

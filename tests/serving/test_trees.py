@@ -18,6 +18,10 @@ OBSTACLES: dict[str, tuple[Callable[[Any], None], str]] = {
         lambda config: setattr(config.speculative_config, "draft_sample_method", "probabilistic"),
         "draft_sample_method",
     ),
+    "trimmed drafts": (
+        lambda config: setattr(config.speculative_config, "enable_adaptive_verification", True),
+        "enable_adaptive_verification",
+    ),
     "fixed acceptance": (
         lambda config: setattr(config.speculative_config, "rejection_sample_method", "synthetic"),
         "rejection_sample_method 'synthetic'",

@@ -13,15 +13,17 @@ from tests.spec_worker.conftest import TOKENS, allow_async, linear, metric
 from tests.spec_worker.leaks import assert_nothing_left
 from vllm_nld.serving.modes import MODES
 
+NODES = 20  # of the trees, where the server has trees
 TIGHT = {"max_num_batched_tokens": 48, "num_gpu_blocks_override": 12, "max_num_seqs": 6}
 
 
-@pytest.fixture(scope="module", params=["sync", "async"])
+@pytest.fixture(scope="module", params=["sync", "async", "sync, trees", "async, trees"])
 def llm(request: pytest.FixtureRequest, agreeable_checkpoint: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "async":
+        if "async" in request.param:
             allow_async(patch)
-        with engine(agreeable_checkpoint, **linear(BLOCK, mode="auto"), **TIGHT) as llm:
+        nodes = NODES if "trees" in request.param else 0
+        with engine(agreeable_checkpoint, **linear(BLOCK, mode="auto", tree_nodes=nodes), **TIGHT) as llm:
             yield llm
 
 
@@ -32,7 +34,8 @@ def scheduler(llm: Any) -> Any:
 @pytest.fixture
 def cycling(llm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The engine, with another length in every step."""
-    lengths = itertools.cycle([8, 1, 4, 8, 4, 1, 1, 8, 8])
+    most = scheduler(llm).auto.controller.lengths[-1]
+    lengths = itertools.cycle([8, 1, 4, most, 4, 1, 1, most, 8])
     monkeypatch.setattr(scheduler(llm).auto.controller, "choose", lambda load: next(lengths))
     yield llm
 
@@ -51,10 +54,13 @@ def test_the_text_is_that_of_ar_while_the_length_changes(
 
 
 @pytest.mark.parametrize(
-    "others", [{}, {"top_k": 3}, {"top_p": 0.8, "logprobs": 2}, {"repetition_penalty": 1.3}], ids=str
+    "others", [{}, {"top_k": 3}, {"min_p": 0.6, "logprobs": 2}, {"repetition_penalty": 1.3}], ids=str
 )
 def test_a_seed_gives_the_text_of_ar(cycling: Any, prompts: list[list[int]], others: dict[str, Any]) -> None:
-    """Sampled requests too, whatever the lengths: noise belongs to a position."""
+    """Sampled requests too, whatever the lengths: noise belongs to a position.
+
+    All but six tokens of this model are equally probable, so rounding would decide which of them top-p keeps.
+    """
     kept = metric(cycling, "spec_decode_num_accepted_tokens")
 
     def sampled(mode: str) -> list[list[int]]:
@@ -72,6 +78,20 @@ def test_every_mode_beside_it(cycling: Any, prompts: list[list[int]], reference:
     modes = [mode for mode in MODES for _ in range(3)]
     asks = [Ask(prompt, {"nld_mode": mode}) for prompt, mode in zip(prompts, modes, strict=False)]
     assert tokens(together(cycling, asks)) == [list(ask.rounds(reference).tokens) for ask in asks]
+
+
+def test_trees_of_the_chosen_size_grow_from_blocks_of_the_chosen_length(cycling: Any, prompts: list[list[int]]) -> None:
+    lengths = scheduler(cycling).auto.controller.lengths
+    trees = lengths[-1] == 1 + NODES
+    assert lengths == ((1, 4, 8, 16, 1 + NODES) if trees else (1, 4, BLOCK))
+    with watched(cycling) as steps:
+        together(cycling, [Ask(prompts[3], {})])
+        if trees:
+            together(cycling, [Ask(prompts[3], {"nld_tree_nodes": 9})])
+            together(cycling, [Ask(prompts[3], {}, sampling={"repetition_penalty": 1.2})])
+    assert {rows for step in steps for rows in step.passes} == {4, BLOCK}
+    scheduled = {count for step in steps for count in step.scheduled}
+    assert scheduled >= ({1, 4, 8, 10, 1 + NODES} if trees else {1, 4, 8})
 
 
 def test_a_request_limits_its_blocks(cycling: Any, prompts: list[list[int]]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from spec_worker.controller import LENGTHS, Controller, Load, lengths_up_to
 from spec_worker.costs import Costs, rows_per_request
-from spec_worker.survival import Survival
+from spec_worker.survival import Survival, Tracker, TreeYields
 
 MOST = 64
 Cost = Callable[[int, int], float]  # (block length, requests) -> milliseconds
@@ -167,7 +167,9 @@ def test_other_requests_count() -> None:
     assert calibrated(cpu).choose(Load(16, rows=4000)) > alone
 
 
-@pytest.mark.parametrize(("longest", "expected"), [(2, (1, 2)), (8, (1, 4, 8)), (32, LENGTHS), (40, (*LENGTHS, 40))])
+@pytest.mark.parametrize(
+    ("longest", "expected"), [(2, (1, 2)), (8, (1, 4, 8)), (17, (1, 4, 8, 17)), (32, LENGTHS), (65, (*LENGTHS, 65))]
+)
 def test_lengths(longest: int, expected: tuple[int, ...]) -> None:
     assert lengths_up_to(longest) == expected
 
@@ -184,6 +186,49 @@ def test_survival_knows_what_a_block_cannot_tell() -> None:
     assert found[2] == pytest.approx(1.75, abs=0.05)
     assert found[32] == pytest.approx(1 + (0 + 1 + 3 + 31) / 4, rel=0.1)
     assert len(found) == 33 and found[1] == 1
+
+
+def test_trees_of_each_size_have_an_average_of_their_own() -> None:
+    lengths = (1, 8, 16, 65)
+    tracker = Tracker(lambda half_life: TreeYields(lengths, half_life))
+    unknown = tracker.yields(8)
+    assert len(unknown) == 66 and unknown == sorted(unknown) and unknown[:2] == [0, 1]
+    for _ in range(300):
+        tracker.observe([7, 7, 7], [5, 3, 4])
+    found = tracker.yields(8)
+    assert found[8] == pytest.approx(5, rel=0.02)
+    share = (5 - 1) / (unknown[8] - 1)
+    assert found[65] - 1 == pytest.approx(share * (unknown[65] - 1), rel=0.05), "as good as the trees that are known"
+    for _ in range(300):
+        tracker.observe([7, 64], [4, 8])
+    found = tracker.yields(8)
+    assert (found[8], found[65]) == (pytest.approx(5, rel=0.02), pytest.approx(9, rel=0.02))
+    assert found[8] < found[16] < found[65]
+    for _ in range(40):
+        tracker.observe([7], [0])
+    assert tracker.yields(8)[8] < 2, "traffic that changes is noticed soon"
+
+
+def test_a_large_tree_is_chosen_where_it_yields_more() -> None:
+    """Trees accept more per row than chains, and the yield still rises where a chain's has ended."""
+    lengths = lengths_up_to(65)
+    yields = dict(zip(lengths, (1, 3, 5.2, 7.8, 8.6, 9.2), strict=True))
+
+    def choice(per_row: float) -> int:
+        controller, verified = Controller(lengths, MOST, trees=True), 1
+        for length in lengths:
+            controller.costs.calibrate(length, 1, 1 + per_row * length)
+        for _ in range(400):
+            chosen = controller.choose(Load(1, {65: 1}))
+            if verified > 1:
+                controller.verified([verified - 1], [yields[verified] - 1])
+            verified = chosen
+        used = [controller.choose(Load(1, {65: 1})) for _ in range(20)]
+        return max(set(used), key=used.count)
+
+    assert choice(per_row=0.0) == 65
+    assert choice(per_row=0.02) == 16
+    assert choice(per_row=5.0) == 1
 
 
 def test_costs_between_and_beyond_measurements() -> None:

@@ -1,15 +1,22 @@
 """What is drafted, not only what comes out: rounds and acceptance equal the reference's loop, prompt by prompt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engines import engine, greedy, random_prompts
 from tests.spec_worker.acceptance import Acceptance, exact_steps
+from tests.spec_worker.batches import BLOCK
 from tests.spec_worker.conftest import TOKENS, VOCAB, linear, metric, token_ids
+from tests.spec_worker.leaks import parts
 from vllm_nld.model.draft_lora import DraftLora
 from vllm_nld.reference import ReferenceModel, generate
+from vllm_nld.reference.draft import commit
+from vllm_nld.reference.model import KVCache
+from vllm_nld.reference.sampling import softmax
 
 PROMPTS = random_prompts(6, VOCAB, longest=150, seed=7)
 
@@ -70,3 +77,39 @@ def test_ar_requests_pay_for_no_drafting(agreeable_checkpoint: Path, monkeypatch
         assert asked and token_ids(drafted) == token_ids(plain)
         assert not [module for module in runner.model.modules() if isinstance(module, DraftLora)]
         assert [module for module in runner.model.pathway.modules() if isinstance(module, DraftLora)]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3], ids=["one pass", "threshold"])
+@torch.no_grad()
+def test_adaptive_verification_gets_the_probability_of_each_draft(
+    threshold: float, agreeable_checkpoint: Path, reference: ReferenceModel
+) -> None:
+    """vLLM's own part of it needs a GPU. Its input is the probability with which a draft was committed."""
+    prompt, seen = PROMPTS[3], []
+    with engine(agreeable_checkpoint, **linear(BLOCK, draft_threshold=threshold)) as llm:
+        speculator = parts(llm)[2].speculator
+        assert not speculator.use_acceptance_estimator
+        speculator.filler = replace(speculator.filler, reports=True)
+        propose = speculator.propose
+
+        def watched(*args: Any, **more: Any) -> Any:
+            drafts = propose(*args, **more)
+            seen.append((drafts[0].tolist(), speculator.draft_token_confidence_probs[0].double()))
+            return drafts
+
+        speculator.propose = watched
+        first = greedy(llm, [prompt], 2)[0].token_ids[0]
+    drafts, probabilities = seen[0]
+    cache = KVCache(reference.config.num_hidden_layers)
+    reference(torch.tensor([prompt]), cache)
+    ids, mask = torch.tensor([first] + [reference.config.mask_token_id] * (BLOCK - 1)), reference.config.mask_token_id
+    expected = torch.zeros(BLOCK)
+    while (masked := ids == mask).any():
+        shares = softmax(reference.logits(reference(ids[None], cache, causal=False, lora=True)[0]), 1.0)
+        cache.truncate(len(prompt))
+        best = shares.index_fill(1, torch.tensor([mask]), -1).max(dim=1)
+        decided = commit(best.values, masked, threshold)
+        ids, expected = torch.where(decided, best.indices, ids), torch.where(decided, best.values, expected)
+    assert drafts == ids[1:].tolist()
+    torch.testing.assert_close(probabilities, expected[1:].double(), rtol=1e-4, atol=1e-5)
+    assert probabilities.min() > 0 and probabilities.max() < 1

@@ -38,6 +38,7 @@ ASKED: list[dict[str, Any]] = [
     {"nld_mode": "linear", "nld_block_length": 3},
     {"nld_mode": "linear", "nld_draft_threshold": 0.45},
     {"nld_mode": "linear", "nld_tree_nodes": BLOCK - 1},
+    {"nld_mode": "auto", "nld_tree_nodes": BLOCK - 2},
     {"nld_mode": "linear", "nld_tree_nodes": 5, "nld_block_length": 3},
     {"nld_mode": "linear", "nld_draft_threshold": 1.0, "nld_block_length": 5},
     {"nld_mode": "diffusion", "nld_threshold": 0.0, "nld_block_length": 4},

@@ -213,18 +213,21 @@ def capture_chosen_lengths(module: Any) -> Iterator[Change]:
     def _init_candidates(self: Any) -> None:
         config, speculative = self.vllm_config, self.vllm_config.speculative_config
         asked = speculative.num_speculative_tokens_per_batch_size if speculative is not None else None
+        most = config.num_speculative_tokens
         if asked or not drafts_for_itself(config) or (modes := ServerModes.of(config)).mode != AUTO:
             return inherited(self)
-        lengths = importlib.import_module("spec_worker.controller").lengths_up_to(modes.block_length)
-        drafts = {length - 1 for length in lengths} | {config.num_speculative_tokens}  # a tree's may be more
-        if type(self).__module__ == "spec_worker.graphs":
-            drafts.remove(0)
+        lengths = importlib.import_module("spec_worker.controller").lengths_up_to(modes.rows)
+        drafts = {length - 1 for length in lengths} | {most}
+        if type(self).__module__ == "spec_worker.graphs":  # a tree's nodes are more than the drafts that it grows from
+            drafts = {min(count, modes.block_length - 1) for count in drafts if count}
         few = sorted(drafts, reverse=True)[: self.max_num_reqs]
         # A number of drafts for each batch size: the manager captures all numbers that it finds in a schedule.
         speculative.num_speculative_tokens_per_batch_size = [(at, at, count) for at, count in enumerate(few, start=1)]
+        speculative.num_speculative_tokens = few[0]
         try:
             return inherited(self)
         finally:
             speculative.num_speculative_tokens_per_batch_size = asked
+            speculative.num_speculative_tokens = most
 
     yield module.CudaGraphManager, "_init_candidates", _init_candidates

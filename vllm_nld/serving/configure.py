@@ -9,11 +9,12 @@ would, with block_size - 1 from the checkpoint's config.
 """
 
 import importlib.util
+import json
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
-from vllm_nld.serving.modes import DEFAULT
+from vllm_nld.serving.modes import DEFAULT, MODES
 from vllm_nld.serving.settings import FIELD, Settings
 from vllm_nld.serving.speculation import block_length, drafts_for_itself, longest_block
 from vllm_nld.serving.trees import obstacle
@@ -114,7 +115,6 @@ def check_possible(vllm_config: "VllmConfig") -> None:
 # Fields of --speculative-config that have no effect: in self-speculation the drafter uses the served model's values.
 SHARED = (
     "attention_backend",
-    "enable_adaptive_verification",
     "kv_cache_dtype",
     "max_model_len",
     "quantization",
@@ -159,6 +159,8 @@ def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
                 f"--speculative-config {name} ({value}) has no effect in self-speculation, because "
                 "the served model itself drafts: remove it"
             )
+    if speculative.enable_adaptive_verification:
+        check_adaptive(settings)
     if speculative.rejection_sample_method not in VERIFIERS:
         raise ValueError(
             f"--speculative-config rejection_sample_method {speculative.rejection_sample_method!r} changes what a mode "
@@ -169,6 +171,26 @@ def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
             f"{FIELD}.draft_threshold needs greedy drafts, because keeping only probable ones changes the distribution "
             "of sampled ones: leave draft_sample_method of --speculative-config at greedy, or the threshold at 0"
         )
+
+
+def check_adaptive(settings: Settings) -> None:
+    """Raise ValueError if this server's drafts cannot be trimmed on the device. vLLM checks what it needs itself:
+    full CUDA graphs, no user LoRA, no pipeline stages.
+    """
+    from vllm.platforms import current_platform
+
+    flag = "--speculative-config enable_adaptive_verification"
+    unfit = [name for name in settings.modes if MODES[name].takes_blocks or MODES[name].by_load]
+    if unfit:
+        fit = [name for name in MODES if name not in unfit]
+        raise ValueError(
+            f"{flag} trims chains of drafts after they were scheduled, which mode {' and '.join(unfit)} cannot have: "
+            f'serve with --additional-config \'{{"nld": {{"mode": "linear", "allowed_modes": {json.dumps(fit)}}}}}\''
+        )
+    if settings.tree_nodes:
+        raise ValueError(f"{flag} cannot trim trees: set {FIELD}.tree_nodes to 0")
+    if not current_platform.is_cuda_alike():
+        raise ValueError(f"{flag} needs a GPU: remove it")
 
 
 def check_room(vllm_config: "VllmConfig") -> None:

@@ -109,7 +109,7 @@ MODES: dict[str, Mode] = {
         Mode(
             AUTO,
             "linear with the block length that is best for the load, or ar: the same output as ar",
-            fields=("nld_block_length",),
+            fields=("nld_block_length", "nld_tree_nodes"),
             drafting=Drafting("draft", adapter=True, sampling="draft"),
             by_load=True,
         ),

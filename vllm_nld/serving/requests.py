@@ -62,6 +62,11 @@ class ServerModes:
         )
 
     @property
+    def rows(self) -> int:
+        """The rows of a request's step by default: the anchor's and one for each draft, a tree's nodes included."""
+        return 1 + (self.tree_nodes or self.block_length - 1)
+
+    @property
     def default(self) -> Decoding:
         """Decoding for requests that set no nld_* field."""
         return self._decoding(self.mode, {})
@@ -126,7 +131,7 @@ class ServerModes:
 
     def _one_way(self, values: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
         """A tree or a threshold, not both: the one that the request asks for goes before the server's default."""
-        if not (values.get("tree_nodes") and values["threshold"]):
+        if not (values.get("tree_nodes") and values.get("threshold")):
             return {}
         if "nld_tree_nodes" not in asked:
             return {"tree_nodes": 0}

@@ -28,7 +28,8 @@ class Settings:
     threshold: in diffusion mode, a pass commits the tokens that are at least this probable.
     max_denoise_steps: in diffusion mode, at most this many passes per block; None: no limit.
     draft_threshold: in linear mode, 0 drafts in one pass; above 0, a pass keeps drafts that are at least this probable.
-    tree_nodes: in linear mode, verify a draft tree of this many nodes; 0: the chain of the block's drafts.
+    tree_nodes: in linear mode, verify a draft tree of this many nodes; 0: the chain of the block's drafts. In auto
+        mode, trees of at most this many.
     min_acceptance_length: in auto mode, blocks that are expected to yield fewer tokens per round are not drafted, so
         requests decode as in ar instead; at least 1.
     draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.

@@ -14,6 +14,8 @@ def obstacle(vllm_config: Any) -> str | None:
     speculative, graphs = vllm_config.speculative_config, vllm_config.compilation_config.cudagraph_mode
     if speculative.draft_sample_method == "probabilistic":
         return "a tree needs greedy drafts, not draft_sample_method 'probabilistic' of --speculative-config"
+    if speculative.enable_adaptive_verification:
+        return "enable_adaptive_verification of --speculative-config cuts drafts after a tree's rows got their mask"
     if speculative.rejection_sample_method == "synthetic":
         return "a tree is accepted by what the model samples, not by rejection_sample_method 'synthetic'"
     if vllm_config.kv_transfer_config is not None:
