@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ class Conductor:
             return
         patience = 1 if self.setting.gpu else PATIENCE
         limits = [patience * limit for limit in (subject.limit, *(check.limit for check in subject.checks))]
-        log = self.logs / f"{subject.name.replace(' ', '-')}.log"
+        log = self.logs / f"{re.sub('[^A-Za-z0-9_]+', '-', subject.name)}.log"
         context = multiprocessing.get_context("spawn")
         pipe, theirs = context.Pipe()
         process = context.Process(target=lead, args=(self.target, self.setting, subject.name, log, theirs), daemon=True)

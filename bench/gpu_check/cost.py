@@ -161,7 +161,7 @@ def cell(requests: int, block: int, engine: Engine) -> Finding:
         milliseconds = (time.perf_counter() - begun) * 1e3 / steps
         parts = parts_of(engine, step, parted)
         waits = idle(engine.setting.device, step, profiled)
-    costs = Mode("", rows=block, tokens=1, forwards=1 if block == AR else 2, adapter=block != AR)
+    costs = Mode("", (block,) if block == AR else (block, block), tokens=1, adapter=block != AR)
     predicted = step_seconds(engine.model, engine.device, costs, requests) * 1e3
     found = {"ms": milliseconds, "roofline": predicted, "parts": parts, "idle": waits}
     engine.cells[requests, block] = found
@@ -216,7 +216,7 @@ def efficiency(engine: Engine) -> Finding:
     found: dict[str, float] = {"bandwidth": read, "flops": compute}
     for name, key in (("memory_efficiency", min(forwards)), ("compute_efficiency", max(forwards))):
         requests, block = key
-        ideal = step_seconds(engine.model, bare, Mode("", rows=block, tokens=1, forwards=1), requests) * 1e3
+        ideal = step_seconds(engine.model, bare, Mode("", (block,), tokens=1), requests) * 1e3
         found[name] = ideal / forwards[key]
     found["host"] = engine.cells[min(engine.cells)]["parts"].get(HOST, 0) / 1e3
     text = f"rates {read / 1e12:.3g} TB/s, {compute / 1e12:.3g} TFLOP/s; of these, forwards reach "
