@@ -77,6 +77,7 @@ def open_engine(kind: str, setting: Setting) -> Iterator[Engine]:
         options |= {"max_num_seqs": None}  # vLLM's own choice
     else:
         options |= {"block_size": 32, "max_num_seqs": most, "max_model_len": 2048}
+        options |= {"kv_cache_memory_bytes": 2**26, "gpu_memory_utilization": 0.1}
     if kind != STOCK:
         options["additional_config"] = {"nld": {"mode": "ar" if kind == PLAIN else "auto"}}
     with tempfile.TemporaryDirectory() as folder, graph_memory(setting) as graphs:

@@ -1,9 +1,9 @@
 """The shipped checkpoint in every mode: against the plain PyTorch reference, and the modes against one another."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ LOGITS = {"float32": 1e-4, "bfloat16": 0.1}  # error of draft logits, relative t
 CHANGE = {"float32": 1e-2, "bfloat16": 0.3}  # and of what the adapter changes about them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Case:
     """One engine."""
 
@@ -162,18 +162,23 @@ def accepted(served: Served) -> Finding:
 
 
 def draft_logits(served: Served) -> Finding:
-    """A draft pass over a block of masks gives the reference's logits, with the adapter on and off."""
+    """A pass over a block gives the reference's logits, with the adapter on and off.
+
+    Its tokens differ: where all are masks, attention gives the same whichever of them it sees.
+    """
     import torch
 
     from vllm_nld.reference.model import KVCache
 
     model, speculator, found, exact_logits = served.runner.model, served.speculator, {}, {}
-    block = torch.full((1, B), model.config.mask_token_id)
+    block = torch.arange(200, 200 + B)[None]
+    block[0, B // 2 :] = model.config.mask_token_id
+    given = dataclasses.replace(speculator._lone_block(), ids=block.to(served.setting.device))
     before = served.replays.total()
     with torch.inference_mode():
         for adapter in (True, False):
             with model.drafting() if adapter else contextlib.nullcontext():
-                hidden = speculator._run(speculator._lone_block())
+                hidden = speculator._run(given)
             found[adapter] = model.compute_logits(hidden).float().cpu().clone()
             cache = KVCache(model.config.num_hidden_layers)
             hidden = reference()(block, cache, causal=False, lora=adapter)[0]

@@ -107,7 +107,8 @@ def serving(
         seconds, emulation = time.perf_counter() - begun, None
         if graphs and not setting.gpu:
             speculator = llm.llm_engine.model_executor.driver_worker.worker.model_runner.speculator
-            emulation = stack.enter_context(emulated_graphs(speculator, sizes=EMULATED))
+            most = speculator.max_num_tokens  # as vLLM does on a GPU: no graph is larger than a step
+            emulation = stack.enter_context(emulated_graphs(speculator, [size for size in EMULATED if size <= most]))
             capture(speculator)
         yield Served(llm, setting, dtype, tokens, prompts, graphs, seconds, emulation)
 

@@ -10,7 +10,7 @@ from bench.gpu_check.record import DIFF, FAIL, OK, Check, Finding, Setting, Subj
 from bench.gpu_check.served import MODES, Served, serving, token_ids
 
 TREE = {"tree": {"nld_mode": "linear", "nld_tree_nodes": B - 1}}
-TOKENS = 640  # that the KV cache holds: a few requests' worth
+TOKENS = 320  # that the KV cache holds: a few requests' worth
 CONTEXT = 256
 
 

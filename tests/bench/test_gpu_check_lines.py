@@ -183,14 +183,14 @@ def test_nano(check: Check, served: Served) -> None:
 
 
 def plant_wrong_slots(patch: pytest.MonkeyPatch) -> None:
-    """Draft passes write their KV one slot early: over the last accepted token's."""
+    """Draft passes write their KV a few slots early: over that of accepted tokens."""
     from spec_worker.inputs import Inputs
 
     fill = Inputs.fill
 
     def early(self: Inputs, *args: Any) -> None:
         fill(self, *args)
-        self.slots.copy_((self.slots - 1).clamp(min=-1))
+        self.slots.copy_((self.slots - 8).clamp(min=-1))
 
     patch.setattr(Inputs, "fill", early)
 
@@ -219,7 +219,8 @@ def plant_other_logits(patch: pytest.MonkeyPatch, rows: int = 0) -> None:
         ("linear = AR", plant_wrong_slots),
         ("auto = AR", plant_wrong_slots),
         ("draft logits = reference", plant_causal_drafts),
-        ("acceptance = reference", plant_causal_drafts),
+        ("draft logits = reference", plant_wrong_slots),
+        ("acceptance = reference", plant_wrong_slots),
         ("diffusion = reference", plant_hasty_commits),
         ("mixed batch", lambda patch: plant_other_logits(patch, rows=2 * nano.B)),
     ],
