@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="number of timed rounds (default: 30, quick: 5)")
     parser.add_argument("--concurrencies", type=int, nargs="+", choices=CONCURRENCIES, metavar="N", help="only these")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), metavar="NAME", help="only these contenders")
+    parser.add_argument("--steady", action="store_true", help="without the moving load")
     parser.add_argument("--limit", type=int, help="only this many questions")
     parser.add_argument("--eager", action="store_true", help="no torch.compile, for all servers (quick: always)")
     parser.add_argument("--flags", default="", help="additional flags for every server, such as '--max-model-len 8192'")
@@ -85,7 +86,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         chosen = options.only or [name for name, contender in CONTENDERS.items() if contender.quick]
         return Plan(tuple(chosen), (1, 4), tuple(load.ramp(4)), options.rounds or 5, 4, flags)
     chosen, at = options.only or list(CONTENDERS), tuple(options.concurrencies or CONCURRENCIES)
-    return Plan(tuple(chosen), at, rounds=options.rounds or 30, flags=flags)
+    stages = () if options.steady else Plan(()).stages
+    return Plan(tuple(chosen), at, stages, options.rounds or 30, flags=flags)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

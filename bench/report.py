@@ -18,7 +18,7 @@ PLOTS = {
 }
 PARTS = {  # name of the result -> command
     "modes": ("modes",),
-    "steps-nano": ("steps", "--shape", "nano", "--blocks", "1", "32", "--steps", "30"),
+    "steps-nano": ("steps", "--shape", "nano", "--blocks", "1", "32", "--trees", "31", "64", "--steps", "30"),
     "steps-3b": ("steps", "--shape", "3b", "--blocks", "1", "8", "32"),
     "recovery": ("recovery",),
     "first-token": ("first_token",),

@@ -1,7 +1,8 @@
 """The time of a decode step: verify forward, draft forward, draft LoRA, sampling, host, by batch and block length.
 
 Uses random weights of a released shape with as many layers as fit, and vLLM's synthetic acceptance set to the published
-acceptance length: costs are real, acceptance is not. A full model's step is projected from it, layer by layer.
+acceptance length: costs are real, acceptance is not. A full model's step is projected from it, layer by layer. Trees
+are accepted by what the model samples.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from bench.spread import spread, table
 from vllm_nld.nano import checkpoint_path
 
 HOST_SPANS = (SAMPLING, PROPOSE, HOST)
+TREE_BLOCK = 32  # block length that trees grow from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=int, nargs="+", help="concurrent requests (default: 1 4; quick: 1)")
     parser.add_argument(
         "--blocks", type=int, nargs="+", help="block lengths, 1 is AR (default: 1 8 16 32; quick: 1 32)"
+    )
+    parser.add_argument(
+        "--trees", type=int, nargs="+", default=[], metavar="NODES", help="also draft trees, from blocks of 32"
     )
     parser.add_argument("--steps", type=int, help="decode steps per configuration (default: 12, quick: 5)")
     parser.add_argument("--compile", action="store_true", help="use torch.compile (nano: always except with --quick)")
@@ -55,6 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "synthetic_acceptance_length": ACCEPTANCE_LENGTHS["linear, LoRA"],
         "verification": {},
         "spans": {},
+        "trees": {},
         "lora": {},
         "cpu_rates": [],
     }
@@ -64,7 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         model = checkpoint_path() if nano else write(Path(folder), SHAPES[options.shape], layers)
         with engines() as start:
             for block in tqdm(blocks, desc="engines", unit="engine"):
-                engine = start(f"block length {block}", serve, model, block, max(batches), compiled)
+                engine = start(f"block length {block}", serve, model, block, 0, max(batches), compiled)
                 steps = options.steps or (5 if options.quick else 12)
                 result["spans"][str(block)] = {str(n): engine.ask("steps", n, steps) for n in batches}
                 if block != AR:
@@ -73,6 +79,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     engine.pause()
                     result["cpu_rates"].append(cpu_rates())
                 engine.close()  # the next one may need its memory
+            for nodes in tqdm(options.trees, desc="engines with trees", unit="engine"):
+                engine = start(f"tree of {nodes}", serve, model, TREE_BLOCK, nodes, max(batches), compiled)
+                steps = options.steps or (5 if options.quick else 12)
+                result["trees"][str(nodes)] = {str(n): engine.ask("steps", n, steps) for n in batches}
+                engine.close()
     if options.shape != "nano":
         for kind, temperature in (("greedy", 0.0), ("sampled", 1.0)):
             result["verification"][kind] = verification.milliseconds(temperature)
@@ -95,12 +106,14 @@ def report(result: dict[str, Any]) -> str:
 
 def spans_table(result: dict[str, Any]) -> str:
     rows = []
-    for block, batches in result["spans"].items():
+    kinds = {"AR" if block == str(AR) else block: batches for block, batches in result["spans"].items()}
+    kinds |= {f"{TREE_BLOCK}, tree of {nodes}": batches for nodes, batches in result.get("trees", {}).items()}
+    for kind, batches in kinds.items():
         for batch, steps in batches.items():
             totals = [sum(step.values()) for step in steps]
             share = [sum(step.get(name, 0) for name in HOST_SPANS) / sum(step.values()) for step in steps]
-            lora = result["lora"].get(block, {}).get(batch, [])
-            row = ["AR" if block == str(AR) else block, batch, spread(totals, 1)]
+            lora = result["lora"].get(kind, {}).get(batch, [])
+            row = [kind, batch, spread(totals, 1)]
             row += [spread([step.get(name, 0) for step in steps], 2) for name in PARTS]
             rows.append([*row, spread(lora, 2), f"{statistics.median(share):.0%}"])
     return table(["block", "batch", "step", *PARTS, "draft LoRA (in draft forward)", "sampling and host share"], rows)
@@ -135,15 +148,16 @@ def full_step(result: dict[str, Any], block: str, batch: str, depth: int) -> flo
 # The child process
 
 
-def serve(model: Path, block: int, batch: int, compiled: bool, pipe: Connection) -> None:
-    """Load the engine, warm it up and answer questions."""
+def serve(model: Path, block: int, nodes: int, batch: int, compiled: bool, pipe: Connection) -> None:
+    """Load the engine, warm it up and answer questions. `nodes`: of trees; 0: chains."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # keeps the worker in this process, where it can be timed
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
-    settings: dict[str, Any] = {"additional_config": {"nld": {"mode": "ar" if block == AR else "linear"}}}
-    if block != AR:
+    nld: dict[str, Any] = {"mode": "ar"} if block == AR else {"mode": "linear", "tree_nodes": nodes}
+    settings: dict[str, Any] = {"additional_config": {"nld": nld}}
+    if block != AR and not nodes:
         settings["speculative_config"] = {
             "method": "draft_model",
             "model": str(model),
@@ -161,7 +175,7 @@ def serve(model: Path, block: int, batch: int, compiled: bool, pipe: Connection)
         skip_tokenizer_init=True,
         **settings,
     )
-    probe = Probe(llm, block)
+    probe = Probe(llm, nodes + 1 if nodes else block)
     probe.steps(batch, 3)
     pipe.send("ready")
     while True:
@@ -170,12 +184,12 @@ def serve(model: Path, block: int, batch: int, compiled: bool, pipe: Connection)
 
 
 class Probe:
-    """Times the parts of an engine's steps."""
+    """Times the parts of an engine's steps. rows: of a request, in the target's forward."""
 
-    def __init__(self, llm: Any, block: int) -> None:
+    def __init__(self, llm: Any, rows: int) -> None:
         import torch
 
-        self.block = block
+        self.rows = rows
         self.synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
         self.spans = watch(llm)
         self.decoder = Decoder(llm)
@@ -183,9 +197,9 @@ class Probe:
 
     def steps(self, requests: int, count: int) -> list[dict[str, float]]:
         """Milliseconds by span for `count` decode steps of a full batch."""
-        tokens = int((count + 2) * self.block)  # enough that no request ends before all steps are measured
+        tokens = int((count + 2) * self.rows)  # enough that no request ends before all steps are measured
         samples: list[dict[str, float]] = []
-        with self.decoder.running(requests, self.block, tokens) as step:
+        with self.decoder.running(requests, self.rows, tokens) as step:
             while len(samples) <= count:
                 full, spent = step(), self.spans.take()
                 if full:
@@ -198,7 +212,7 @@ class Probe:
         import torch
 
         layers = [layer.self_attn.o_proj for layer in self.runner.model.pathway.layers]
-        rows, lora = requests * self.block, layers[0].lora
+        rows, lora = requests * self.rows, layers[0].lora
         inputs = torch.randn(rows, lora.down.input_size).to(lora.switch)
         samples = []
         with torch.inference_mode(), self.runner.model.drafting():

@@ -1,6 +1,7 @@
 """Offline vLLM engines for tests: the real engine in this process, where it starts in seconds and can be inspected."""
 
 import contextlib
+import functools
 import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,28 +16,36 @@ def engine(model: Path, **options: Any) -> Iterator[Any]:
     """A `vllm.LLM` for `model`, shut down at the end. It takes token ids, unless the options ask for a tokenizer."""
     from vllm import LLM
 
+    keep_what_is_imported()
     defaults: dict[str, Any] = {
         "skip_tokenizer_init": True,
         "dtype": "float32",
         "enforce_eager": True,
         "max_num_seqs": 16,
     }
-    with pytest.MonkeyPatch.context() as patch, no_collection():
+    with pytest.MonkeyPatch.context() as patch, collector_left_alone():
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         llm = LLM(str(model), **(defaults | options))
     try:
         yield llm
     finally:
-        with no_collection():
+        with collector_left_alone():
             llm.llm_engine.engine_core.shutdown()
         gc.collect()
 
 
+@functools.cache
+def keep_what_is_imported() -> None:
+    """Exempt vLLM's modules from garbage collection, or each engine's end would search them for half a second."""
+    gc.freeze()
+
+
 @contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Skip garbage collection, which vLLM runs ten times per engine and which takes half a second here."""
+def collector_left_alone() -> Iterator[None]:
+    """vLLM collects garbage ten times per engine, exempts the engine while it runs, and then everything no longer."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gc, "collect", lambda *_: 0)
+        for name in ("collect", "freeze", "unfreeze"):
+            patch.setattr(gc, name, lambda *_: 0)
         yield
 
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import psutil
+import pytest
 
 STORE = 100 * 2**20  # bytes of a node's object store; Ray's default is a third of the memory
 
@@ -15,12 +16,15 @@ def two_nodes(dashboard_port: int | None = None) -> Iterator[str]:
 
     node = {"num_cpus": 4, "resources": {"vllm_cpu": 1}, "object_store_memory": STORE}
     dashboard = {"include_dashboard": dashboard_port is not None, "dashboard_port": dashboard_port}
-    cluster = Cluster(initialize_head=True, head_node_args=node | dashboard)
-    try:
-        cluster.add_node(**node)
-        yield cluster.address
-    finally:
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # By default Ray lowers its workers' priority. While other tests run, each step then waits for a core.
+        patch.setenv("RAY_worker_niceness", "0")
+        cluster = Cluster(initialize_head=True, head_node_args=node | dashboard)
+        try:
+            cluster.add_node(**node)
+            yield cluster.address
+        finally:
+            cluster.shutdown()
 
 
 def actors(name: str) -> list[psutil.Process]:

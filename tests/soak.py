@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.engines import engine
@@ -99,19 +100,21 @@ def answered(
     User adapters go round: if there are any, each request has one.
     """
     works = in_all_modes(requests)
-    alone = [p.clone() for _, p in works]
     users = [loras[index % len(loras)] for index in range(len(works))]
-    for p in alone:
+    keys, alone = list[str](), dict[str, tuple[Any, Any, Any]]()
+    for (prompt, p), user in zip(works, users, strict=True):
+        mine, key = p.clone(), ""
         if not MODES[p.extra_args.get("nld_mode", DEFAULT)].takes_blocks:
-            p.extra_args = {"nld_mode": "ar"}
+            mine.extra_args = {"nld_mode": "ar"}
+        if p.temperature == 0 or p.top_k == 1:
+            key = f"{prompt} {msgspec.structs.asdict(mine)} {user}"  # the same for all modes that answer as AR
+            alone[key] = prompt, mine, user
+        keys.append(key)
     with engine(model, **options, max_num_seqs=1) as llm:
-        outputs = llm.generate(
-            [prompt for prompt, _ in works], alone, lora_request=users if any(users) else None, use_tqdm=False
-        )
-    return [
-        Work(prompt, p, user, answers([output]) if p.temperature == 0 or p.top_k == 1 else None)
-        for (prompt, p), user, output in zip(works, users, outputs, strict=True)
-    ]
+        inputs, asked, adapters = (list(column) for column in zip(*alone.values(), strict=True))
+        outputs = llm.generate(inputs, asked, lora_request=adapters if any(users) else None, use_tqdm=False)
+    known = {key: answers([output]) for key, output in zip(alone, outputs, strict=True)}
+    return [Work(prompt, p, user, known.get(key)) for (prompt, p), user, key in zip(works, users, keys, strict=True)]
 
 
 def soak(

@@ -5,23 +5,29 @@ others, and the tokens or the number of accepted drafts would differ.
 """
 
 import contextlib
+import json
 import os
+import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
 from tests.engines import engine, full_logits, greedy, random_prompts
+from tests.metrics.prom import wait_for
 from tests.model.test_model import reference_logits
 from tests.ray_cluster import actors, two_nodes
-from tests.scale import SCALE
-from tests.serving.test_server import EXACT, assert_equal_to_reference, connect, plain
+from tests.scale import SCALE, scaled
+from tests.serving.test_server import ask, connect, plain
 from tests.spec_worker.conftest import (
     CONTEXT,
     TOKENS,
@@ -33,7 +39,7 @@ from tests.spec_worker.conftest import (
     write_agreeable_checkpoint,
 )
 from tests.spec_worker.test_diffusion import MIXTURE, answers
-from vllm_nld.nano import checkpoint_path
+from vllm_nld.nano import Prompt, checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.tools.server import Server
 
@@ -41,7 +47,7 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="binds CPU workers; on GPUs it would need two of them"
 )
 
-PROMPTS = random_prompts(120, VOCAB, longest=CONTEXT - TOKENS)
+PROMPTS = random_prompts(scaled(48), VOCAB, longest=CONTEXT - TOKENS)
 LOGITS = {"logprobs_mode": "raw_logits", "max_logprobs": -1}
 ASKED = [MIXTURE[index % len(MIXTURE)] for index in range(len(PROMPTS))]
 
@@ -99,7 +105,7 @@ def alone(checkpoint: Path) -> tuple[list[list[int]], int]:
 def test_two_ranks_equal_one(
     executor: str, checkpoint: Path, alone: tuple[list[list[int]], int], request: pytest.FixtureRequest
 ) -> None:
-    """120 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node."""
+    """48 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node."""
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
@@ -119,11 +125,47 @@ def test_two_ranks_equal_one(
 
 
 @pytest.mark.server
-def test_server_with_two_ranks_equals_the_reference(tmp_path: Path) -> None:
-    arguments = [*EXACT, "--tensor-parallel-size", "2"]
-    with Server(checkpoint_path(), arguments, log=tmp_path / "log") as server:
-        model = ReferenceModel.from_pretrained(checkpoint_path())
-        assert_equal_to_reference(connect(server), model, plain(16))
+def test_server_with_two_ranks_and_two_api_servers(tmp_path: Path) -> None:
+    """Answers equal the reference's. Counts add over API servers, but not over ranks. Each request opens a new
+    connection, so both API servers get some; each answer and log line has its own figures."""
+    flags = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
+    flags += ["--additional-config", json.dumps({"nld": {"mode": "linear"}}), "--tensor-parallel-size", "2"]
+    flags += ["--api-server-count", "2", "--per-request-spec-decode-metrics", "summary"]
+    with Server(checkpoint_path(), flags, log=tmp_path / "log") as server:
+
+        def one(prompt: Prompt) -> Any:
+            with connect(server) as client:
+                return ask(client, prompt)
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(one, plain(16)))
+        tokens = sum(answer.usage.completion_tokens for answer in answers)
+        wait_for("all tokens are counted", lambda: metrics_of(server).get("nld:output_tokens_total") == tokens, 20)
+        found = metrics_of(server)
+    model = ReferenceModel.from_pretrained(checkpoint_path())
+    exact = [generate(model, one.prompt_token_ids, mode="linear", max_new_tokens=96) for one in answers]
+    assert [answer.choices[0].token_ids for answer in answers] == [one.tokens for one in exact]
+    assert found["nld:requests_total"] == len(answers)
+    # two ranks round sums differently, which may change a draft
+    assert found["nld:forwards_total"] == pytest.approx(sum(one.nfe for one in exact), rel=0.05)
+    assert found["nld:acceptance_length_count"] == found["vllm:spec_decode_num_drafts_total"]
+    own = [answer.model_extra["metrics"]["speculative_decoding"] for answer in answers]
+    assert sum(one["num_spec_steps"] for one in own) == found["nld:acceptance_length_count"]
+    assert sum(one["num_accepted_draft_tokens"] for one in own) == found["nld:accepted_draft_tokens_total"]
+    log = (tmp_path / "log").read_text()
+    lines = [json.loads(line) for line in re.findall(r"request (\{.*\})", log)]
+    lengths = sorted(round(one["mean_acceptance_length"], 3) for one in own)
+    assert sorted(line["acceptance_length"] for line in lines) == lengths
+    assert {"0", "1"} == set(re.findall(r"ApiServer_(\d)", log))
+
+
+def metrics_of(server: Server) -> dict[str, float]:
+    """The samples of /metrics, summed over labels."""
+    found: Counter[str] = Counter()
+    for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+        if not line.startswith("#"):
+            found[line.split("{")[0].split(" ")[0]] += float(line.split()[-1])
+    return found
 
 
 def assert_logits_equal_the_reference(llm: Any, model: ReferenceModel) -> None:

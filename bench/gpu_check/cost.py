@@ -5,12 +5,13 @@ engine measures all. Acceptance is that of random weights, near none, which chan
 """
 
 import contextlib
+import dataclasses
+import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ DRAFTING, PLAIN, STOCK = "8b", "8b, AR only", "8b, stock Mistral"
 GIB = 2**30
 
 
-@dataclass
+@dataclasses.dataclass
 class Engine:
     """An engine and what was measured on it."""
 
@@ -43,7 +44,9 @@ class Engine:
     stock: bool
     seconds: float
     graphs: dict[str, int]  # bytes that capturing graphs has taken
-    cells: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)  # by concurrency and block length
+    cells: dict[tuple[int, int], dict[str, Any]] = dataclasses.field(
+        default_factory=dict
+    )  # by concurrency and block length
 
     def __post_init__(self) -> None:
         self.decoder = Decoder(self.llm)
@@ -68,14 +71,13 @@ def cells(setting: Setting) -> list[tuple[int, int]]:
 @contextlib.contextmanager
 def open_engine(kind: str, setting: Setting) -> Iterator[Engine]:
     """One of the three servers, with vLLM's default settings on a GPU."""
-    from tests.engines import engine
+    from vllm import LLM
 
     shape = SHAPES["8b"] if setting.gpu else TINY
     most = max(requests for requests, _ in cells(setting))
-    options: dict[str, Any] = {"load_format": "dummy", "dtype": "bfloat16", "enforce_eager": not setting.gpu}
-    if setting.gpu:
-        options |= {"max_num_seqs": None}  # vLLM's own choice
-    else:
+    options: dict[str, Any] = {"load_format": "dummy", "dtype": "bfloat16", "skip_tokenizer_init": True}
+    if not setting.gpu:
+        options["enforce_eager"] = True
         options |= {"block_size": 32, "max_num_seqs": most, "max_model_len": 2048}
         options |= {"kv_cache_memory_bytes": 2**26, "gpu_memory_utilization": 0.1}
     if kind != STOCK:
@@ -83,10 +85,13 @@ def open_engine(kind: str, setting: Setting) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory() as folder, graph_memory(setting) as graphs:
         model = (write_stock if kind == STOCK else write)(Path(folder), shape, shape.layers)
         begun = time.perf_counter()
-        with engine(model, **(options | setting.options)) as llm:
-            seconds = time.perf_counter() - begun
-            whole = Model.whole(shape, CONTEXT)
+        with patch.dict(os.environ, {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}):
+            llm: Any = LLM(str(model), **(options | setting.options))
+        seconds, whole = time.perf_counter() - begun, Model.whole(shape, CONTEXT)
+        try:
             yield Engine(llm, setting, whole, device_of(setting), kind == STOCK, seconds, graphs)
+        finally:
+            llm.llm_engine.engine_core.shutdown()
 
 
 def device_of(setting: Setting) -> Device:
@@ -207,10 +212,10 @@ def host_gaps(engine: Engine) -> Finding:
 
 
 def efficiency(engine: Engine) -> Finding:
-    """What bench/devices.py should say about this device, from its own rates and the two extreme loads."""
-    device = "cuda" if engine.setting.gpu else "cpu"
-    read, compute = gpu_rates() if engine.setting.gpu else rates(device, rows=16, size=1024)
-    bare = Device("bare", read, compute, launch=0.0, host=0.0, memory_efficiency=1.0, compute_efficiency=1.0)
+    """What bench/devices.py should say about this device, from the two extreme loads, and the rates that it reaches."""
+    read, compute = gpu_rates() if engine.setting.gpu else rates("cpu", rows=16, size=1024)
+    sheet = engine.device
+    bare = dataclasses.replace(sheet, launch=0.0, host=0.0, memory_efficiency=1.0, compute_efficiency=1.0)
     forwards = {
         key: one["parts"].get(VERIFY, 0) + one["parts"].get(VERIFY_LOGITS, 0) for key, one in engine.cells.items()
     }
@@ -220,9 +225,12 @@ def efficiency(engine: Engine) -> Finding:
         ideal = step_seconds(engine.model, bare, Mode("", (block,), tokens=1), requests) * 1e3
         found[name] = ideal / forwards[key]
     found["host"] = engine.cells[min(engine.cells)]["parts"].get(HOST, 0) / 1e3
-    text = f"rates {read / 1e12:.3g} TB/s, {compute / 1e12:.3g} TFLOP/s; of these, forwards reach "
-    text += f"{found['memory_efficiency']:.0%} with one row and {found['compute_efficiency']:.0%} with the most rows"
-    return Finding(FIGURE, f"{text}; host work of an AR step {found['host'] * 1e3:.2f} ms", found)
+    should = ", ".join(
+        f"{name} {found[name]:.2g} (it says {getattr(sheet, name):.2g})"
+        for name in ("memory_efficiency", "compute_efficiency", "host")
+    )
+    text = f"products reach {read / 1e12:.3g} TB/s and {compute / 1e12:.3g} TFLOP/s"
+    return Finding(FIGURE, f"{text}; bench/devices.py should say of {sheet.name}: {should}", found)
 
 
 def adapter(engine: Engine) -> Finding:

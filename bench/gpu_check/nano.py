@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.gpu_check.answers import lossless, same
 from bench.gpu_check.record import DIFF, FAIL, OK, Check, Comparison, Finding, Setting, Subject
-from bench.gpu_check.served import MODES, Served, serving, token_ids
+from bench.gpu_check.served import AR, LOSSLESS, MODES, Served, serving, token_ids
 from bench.gpu_check.waits import is_ours, waits
 
 B = 32
@@ -113,7 +113,7 @@ def plain(served: Served) -> Finding:
     """AR answers are the reference's."""
     from tests.spec_worker.near_ties import likeliest
 
-    completions = served.answers("AR")
+    completions = served.answers(AR)
     known = [likeliest(completion) for completion in completions]
     found = lossless(exact(served, mode="ar"), token_ids(completions), known, served.dtype)
     data = {"tokens": token_ids(completions), "known": known}
@@ -124,15 +124,15 @@ def speculating(mode: str, served: Served) -> Finding:
     """A lossless mode's answers are AR's."""
     from tests.spec_worker.near_ties import likeliest
 
-    completions = served.answers("AR")
+    completions = served.answers(AR)
     known = [likeliest(completion) for completion in completions]
     return lossless(token_ids(served.answers(mode)), token_ids(completions), known, served.dtype)
 
 
 def denoising(served: Served) -> Finding:
     """Diffusion's answers are the reference's."""
-    how = {"mode": "diffusion", "block_length": B, "threshold": MODES["diffusion"]["nld_threshold"]}
-    return same(token_ids(served.answers("diffusion")), exact(served, **how), served.dtype)
+    expected = exact(served, mode="diffusion", block_length=B)
+    return same(token_ids(served.answers("diffusion")), expected, served.dtype)
 
 
 def accepted(served: Served) -> Finding:
@@ -225,7 +225,7 @@ def replayed(served: Served) -> Finding:
 
 def never_waits(served: Served) -> Finding:
     """No host-device wait in decode steps of modes that look at no result before they go on."""
-    return waiting(served, {mode: MODES[mode] for mode in ("AR", "linear", "auto")})
+    return waiting(served, {mode: MODES[mode] for mode in (AR, *LOSSLESS)})
 
 
 def waiting(served: Served, modes: dict[str, dict[str, Any]]) -> Finding:
@@ -258,9 +258,8 @@ def waiting(served: Served, modes: dict[str, dict[str, Any]]) -> Finding:
 
 CHECKS = (
     Check("set-up", "nothing that was asked for is silently off", set_up),
-    Check("AR = reference", "the model, its kernels and its cache are right", plain, 180),
-    Check("linear = AR", "speculation is lossless", partial(speculating, "linear"), 180),
-    Check("auto = AR", "it is with changing block lengths too", partial(speculating, "auto"), 180),
+    Check("ar = reference", "the model, its kernels and its cache are right", plain, 180),
+    *(Check(f"{mode} = ar", "speculation is lossless", partial(speculating, mode), 180) for mode in LOSSLESS),
     Check("draft logits = reference", "mask, slots and adapter of draft passes are right", draft_logits),
     Check("acceptance = reference", "the adapter is on where drafts are made", accepted, 180),
     Check("diffusion = reference", "blocks are denoised as they should be", denoising, 180),
@@ -302,7 +301,7 @@ def as_diffusion(dtype: str, ours: Any, other: Any) -> Finding:
 
 
 COMPARED = (  # a line of the engine with graphs, one of the engine without
-    ("AR = reference", "AR = reference", as_ar),
-    ("linear = AR", "AR = reference", as_ar),
+    ("ar = reference", "ar = reference", as_ar),
+    ("linear = ar", "ar = reference", as_ar),
     ("diffusion = reference", "diffusion = reference", as_diffusion),
 )

@@ -1,6 +1,6 @@
 """What the tool is made of: a finding is one line, a check makes one, a subject is a process that checks share.
 
-Check("linear = AR", "speculation is lossless", lossless)        # lossless(opened) -> Finding
+Check("linear = ar", "speculation is lossless", lossless)        # lossless(opened) -> Finding
 Subject("nano float32", "nano", open_engine, (Check(...), ...))  # one process; open_engine() yields `opened`
 Comparison("eager = graphs", "nano", "...", ("nano eager: AR", "nano graphs: AR"), same)   # of other findings
 """

@@ -8,14 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.gpu_check.record import Setting
+from vllm_nld.serving.modes import MODES as SERVED
 
 EOS = 11
-MODES: dict[str, dict[str, Any]] = {
-    "AR": {"nld_mode": "ar"},
-    "linear": {"nld_mode": "linear"},
-    "auto": {"nld_mode": "auto"},
-    "diffusion": {"nld_mode": "diffusion", "nld_threshold": 0.9},
-}
+MODES = {name: {"nld_mode": name} for name in SERVED}
+LOSSLESS = [name for name, mode in SERVED.items() if mode.drafts and not mode.takes_blocks]
+AR = "ar"
 EMULATED = [1, 4, 8, 16, 32, 64, 128]  # tokens of the draft passes that have graphs on a CPU
 
 
@@ -74,7 +72,7 @@ class Served:
 
         common = {"temperature": 0, "max_tokens": self.tokens, "stop_token_ids": [EOS], "detokenize": False} | sampling
         params = [
-            SamplingParams(**common, logprobs=5 if extra.get("nld_mode") == "ar" else None, extra_args=extra)
+            SamplingParams(**common, logprobs=5 if extra.get("nld_mode") == AR else None, extra_args=extra)
             for extra in extras
         ]
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]

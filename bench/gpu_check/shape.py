@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.gpu_check.nano import set_up, speculating
 from bench.gpu_check.record import FAIL, OK, Check, Finding, Setting, Subject
-from bench.gpu_check.served import Served, serving, token_ids
+from bench.gpu_check.served import AR, Served, serving, token_ids
 from bench.shapes import SHAPES, write
 
 LAYERS = 2
@@ -61,7 +61,7 @@ def own(served: Served) -> Finding:
     """AR's answers are told apart by the prompts: else the next lines prove nothing."""
     from tests.spec_worker.near_ties import likeliest
 
-    answers = served.answers("AR")
+    answers = served.answers(AR)
     different = len({tuple(tokens) for tokens in token_ids(answers)})
     data = {"tokens": token_ids(answers), "known": [likeliest(answer) for answer in answers]}
     return Finding(OK if 2 * different > len(answers) else FAIL, f"{different} of {len(answers)} answers differ", data)
@@ -98,7 +98,7 @@ def memory(served: Served) -> Finding:
 CHECKS = (
     Check("set-up", "nothing that was asked for is silently off", set_up),
     Check("answers", "random weights must not loop", own),
-    Check("linear = AR", "speculation is lossless at released sizes", partial(speculating, "linear"), 180),
+    Check("linear = ar", "speculation is lossless at released sizes", partial(speculating, "linear"), 180),
     Check("candidates' memory", "a full batch must not run out of memory", memory, 180),
 )
 

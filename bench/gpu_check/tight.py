@@ -9,7 +9,7 @@ from bench.gpu_check.nano import SMALL, B, amount, reference, replayed, set_up, 
 from bench.gpu_check.record import DIFF, FAIL, OK, Check, Finding, Setting, Subject
 from bench.gpu_check.served import MODES, Served, serving, token_ids
 
-TREE = {"tree": {"nld_mode": "linear", "nld_tree_nodes": B - 1}}
+CHAIN: dict[str, Any] = {"nld_mode": "linear", "nld_tree_nodes": 0}  # other `linear` requests get trees here
 TOKENS = 320  # that the KV cache holds: a few requests' worth
 CONTEXT = 256
 
@@ -39,15 +39,13 @@ def everything(served: Served) -> tuple[list[list[int]], list[list[int]]]:
     """Answers to all prompts in all modes at once, and the reference's."""
     from vllm_nld.reference import generate
 
-    modes = {name: extra for name, extra in (MODES | TREE).items() if name != "auto"}
-    pairs = [(prompt, name) for prompt in served.prompts for name in modes]
-    found = token_ids(served.ask([prompt for prompt, _ in pairs], [modes[name] for _, name in pairs]))
-    threshold = {"block_length": B, "threshold": MODES["diffusion"]["nld_threshold"]}
-    how = {"diffusion": {"mode": "diffusion"} | threshold}
-    exact = [
-        generate(reference(), prompt, max_new_tokens=served.tokens, **how.get(name, {"mode": "ar"})).tokens
-        for prompt, name in pairs
-    ]
+    modes, exact = MODES | {"chain": CHAIN}, []
+    pairs = [(prompt, mode) for prompt in served.prompts for mode in modes]
+    found = token_ids(served.ask([prompt for prompt, _ in pairs], [modes[mode] for _, mode in pairs]))
+    for prompt in served.prompts:
+        how = {"block_length": B, "max_new_tokens": served.tokens}
+        plain, denoised = (list(generate(reference(), prompt, mode=mode, **how).tokens) for mode in ("ar", "diffusion"))
+        exact += [denoised if mode == "diffusion" else plain for mode in modes]
     return found, exact
 
 
@@ -74,7 +72,7 @@ def cached(served: Served) -> Finding:
 
 def never_waits(served: Served) -> Finding:
     """Trees, and chains beside masks."""
-    return waiting(served, TREE | {"linear": MODES["linear"]})
+    return waiting(served, {"tree": MODES["linear"], "chain": CHAIN})
 
 
 CHECKS = (

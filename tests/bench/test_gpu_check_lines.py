@@ -13,7 +13,7 @@ import torch
 from bench.gpu_check import answers, busy, controller, cost, kernels, machine, nano, shape, tight
 from bench.gpu_check.plan import no_slower
 from bench.gpu_check.record import DIFF, FAIL, FIGURE, OK, Check, Finding, Setting, judge
-from bench.gpu_check.served import MODES, Served, token_ids
+from bench.gpu_check.served import AR, Served, token_ids
 from bench.gpu_check.waits import ROOT, waits
 
 CPU = Setting(gpu=False, quick=True)
@@ -215,9 +215,9 @@ def plant_other_logits(patch: pytest.MonkeyPatch, rows: int = 0) -> None:
 @pytest.mark.parametrize(
     ("line", "plant"),
     [
-        ("AR = reference", plant_other_logits),
-        ("linear = AR", plant_wrong_slots),
-        ("auto = AR", plant_wrong_slots),
+        ("ar = reference", plant_other_logits),
+        ("linear = ar", plant_wrong_slots),
+        ("auto = ar", plant_wrong_slots),
         ("draft logits = reference", plant_causal_drafts),
         ("draft logits = reference", plant_wrong_slots),
         ("acceptance = reference", plant_wrong_slots),
@@ -281,7 +281,7 @@ def test_a_planted_wait(code: str, served: Served, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(served.speculator, "propose", lambda *a, **k: (wait(torch.ones(2)), propose(*a, **k))[1])
     found = of(nano.CHECKS, "no waits", served)
     assert found.verdict == FAIL
-    assert f"linear: spec_worker/planted.py:1 ({nano.STEPS})" in found.text and "AR: none" in found.text
+    assert f"linear: spec_worker/planted.py:1 ({nano.STEPS})" in found.text and "ar: none" in found.text
 
 
 def test_waits_of_code_for_cpus_do_not_count() -> None:
@@ -360,7 +360,7 @@ def test_a_profile_that_leaves_candidates_out(shaped: Served, monkeypatch: pytes
 
 
 def test_answers_that_say_nothing(shaped: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shaped, "told", {"AR": [shaped.answers("AR")[0]] * 8})
+    monkeypatch.setattr(shaped, "told", {AR: [shaped.answers(AR)[0]] * 8})
     assert of(shape.CHECKS, "answers", shaped).verdict == FAIL
 
 
@@ -469,12 +469,5 @@ def test_stock_mistral_of_the_same_shape(tmp_path: Path) -> None:
     assert [check.name for check in STOCK.checks] == [check.name for check in PLAIN.checks] == ["1 × 1", "4 × 1"]
 
 
-def test_modes_are_all_asked_for() -> None:
-    """A mode that is added is added here as well, or left out on purpose."""
-    from vllm_nld.serving.modes import MODES as SERVED
-
-    assert {extra["nld_mode"] for extra in MODES.values()} == set(SERVED)
-
-
 def test_answers_are_plain_data(served: Served) -> None:
-    assert all(isinstance(token, int) for answer in token_ids(served.answers("AR")) for token in answer)
+    assert all(isinstance(token, int) for answer in token_ids(served.answers(AR)) for token in answer)

@@ -57,7 +57,7 @@ class Watch:
 def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
     file = tmp_path / "modes.json"
-    options = ["--rounds", "2", "--only", *CHOSEN, f"--flags={shlex.join(UNI)}"]
+    options = ["--rounds", "1", "--limit", "12", "--only", *CHOSEN, f"--flags={shlex.join(UNI)}"]
     main(["modes", "--quick", *options, "--out", str(tmp_path), "--json", str(file)])
     report = capsys.readouterr().out
     result = json.loads(file.read_text())
@@ -65,10 +65,10 @@ def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     for name, samples in result["speed"].items():
         assert (MOVING in samples) == (name == AUTO or name in FIXED)
         for load, runs in samples.items():
-            assert len(runs) == 2, load
+            assert len(runs) == 1, load
             assert all(run["tokens_per_s"] > 0 for run in runs)
             assert load == MOVING or all(run["latency_ms"]["p95"] >= run["ttft_ms"]["p50"] for run in runs)
-    assert len(watch.spent) >= 2 * 2 * len(CHOSEN) and max(watch.spent) == 0, "only the timed server runs"
+    assert len(watch.spent) >= 2 * len(CHOSEN) and max(watch.spent) == 0, "only the timed server runs"
     assert set(watch.first) == {first_token.CLIENT, *first_token.METRICS}
     assert watch.first[first_token.CLIENT] > watch.first[first_token.SERVER] > watch.first[first_token.PREFILL] > 0
     plain, auto, asked, linear, diffusion = (result["quality"][name] for name in CHOSEN)

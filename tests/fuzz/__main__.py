@@ -29,10 +29,10 @@ ARGUMENTS += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 
 
 @contextlib.contextmanager
-def served(log: Path) -> Iterator[str]:
-    """The URL of a server on nano that has all modes, endpoints and parsers."""
+def served(log: Path) -> Iterator[Server]:
+    """A server on nano that has all modes, endpoints and parsers."""
     with Server(checkpoint_path(), ARGUMENTS, log=log) as server:
-        yield server.url
+        yield server
 
 
 async def fuzz(url: str, seed: int, seconds: float = math.inf, requests: float = math.inf, first: int = 0) -> Report:
@@ -62,7 +62,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server it started ends with it
     with contextlib.ExitStack() as stack:
         log = args.log or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
-        url = args.url or stack.enter_context(served(log))
+        url = args.url or stack.enter_context(served(log)).url
         report = asyncio.run(fuzz(url, args.seed, args.minutes * 60, args.requests, args.first))
     print(json.dumps(summary(report)))
     return 1 if report.failures or not report.answered else 0

@@ -10,7 +10,6 @@ import re
 import shutil
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,15 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
-import torch
 import yaml
 
 from bench.dashboard import Span, filled, panels, picture
 from bench.prometheus import RULES, Prometheus, prometheus
 from tests.metrics.prom import needs_prometheus, wait_for
-from tests.scale import SCALE
 from tests.serving.test_server import UNI, ask, connect, plain
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
@@ -292,56 +288,3 @@ def test_broken_drafter_raises_alerts_after_a_restart(watched: Watched, good: Se
         assert watched.prometheus.value("max(resets(nld:output_tokens_total[5m]))") == 1
     assert wanted <= fired
     assert "NldSpeculationOff" not in watched.prometheus.firing()
-
-
-def metrics_of(server: Server) -> dict[str, float]:
-    """The samples of /metrics, summed over labels."""
-    with urllib.request.urlopen(f"{server.url}/metrics") as response:
-        lines = response.read().decode().splitlines()
-    found: dict[str, float] = {}
-    for line in lines:
-        if not line.startswith("#"):
-            name, value = line.split("{")[0].split(" ")[0], float(line.split()[-1])
-            found[name] = found.get(name, 0) + value
-    return found
-
-
-TWO_RANKS = pytest.param(
-    2, marks=pytest.mark.skipif(SCALE <= 1, reason="a minute of engine starts: set NLD_TEST_SCALE=2")
-)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="binds CPU workers to cores; on GPUs it would need two of them")
-@pytest.mark.parametrize("ranks", [1, TWO_RANKS])
-def test_counts_add_over_api_servers_but_not_over_ranks(tmp_path: Path, ranks: int) -> None:
-    """Each request opens a new connection, so both API servers get some. Ranks are counted once. Each answer and log
-    line has its own figures."""
-    options = [*arguments(checkpoint_path()), "--api-server-count", "2", "--tensor-parallel-size", str(ranks)]
-    options += ["--per-request-spec-decode-metrics", "summary", *(UNI if ranks == 1 else [])]
-    cores = {"VLLM_CPU_OMP_THREADS_BIND": "|".join("01"[:ranks])}
-    with Server(checkpoint_path(), options, log=tmp_path / "log", environment=cores) as server:
-
-        def one(prompt: Any) -> Any:
-            with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-                return ask(client, prompt, max_tokens=24)
-
-        with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(one, plain(16)))
-        tokens = sum(answer.usage.completion_tokens for answer in answers)
-        wait_for("all tokens are counted", lambda: metrics_of(server).get("nld:output_tokens_total") == tokens, 20)
-        found = metrics_of(server)
-    model = ReferenceModel.from_pretrained(checkpoint_path())
-    options_: dict[str, Any] = {"mode": "linear", "block_length": BLOCK, "max_new_tokens": 24}
-    nfe = sum(generate(model, one.prompt_token_ids, **options_).nfe for one in answers)
-    assert found["nld:requests_total"] == len(answers)
-    tolerance = 0 if ranks == 1 else 0.05  # two ranks round sums differently
-    assert found["nld:forwards_total"] == pytest.approx(nfe, rel=tolerance)
-    assert found["nld:acceptance_length_count"] == found["vllm:spec_decode_num_drafts_total"]
-    own = [answer.model_extra["metrics"]["speculative_decoding"] for answer in answers]
-    assert sum(one["num_spec_steps"] for one in own) == found["nld:acceptance_length_count"]
-    assert sum(one["num_accepted_draft_tokens"] for one in own) == found["nld:accepted_draft_tokens_total"]
-    log = (tmp_path / "log").read_text()
-    lines = [json.loads(line) for line in re.findall(r"request (\{.*\})", log)]
-    lengths = sorted(round(one["mean_acceptance_length"], 3) for one in own)
-    assert sorted(line["acceptance_length"] for line in lines) == lengths
-    assert {"0", "1"} == set(re.findall(r"ApiServer_(\d)", log))

@@ -70,6 +70,11 @@ def card():
     return {name: (float(exact), length, float(tpf)) for name, exact, length, tpf in rows}
 
 
+def test_answers_are_right(card):
+    assert card["ar"][0] >= 85
+    assert card["diffusion"][0] >= 60
+
+
 def test_drafting_pays(card):
     assert float(card["linear"][1]) > 6
     assert card["linear"][2] > 2 * card["ar"][2]

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from vllm_nld.model.configs import register_configs
-from vllm_nld.nano import checkpoint_path
+from vllm_nld.nano import checkpoint_path, words
 from vllm_nld.nano.batches import encode
 from vllm_nld.nano.export import load_or_build_tokenizer
 from vllm_nld.nano.prompts import Prompt, stream
@@ -67,6 +67,18 @@ def test_training_text_survives_a_round_trip(tokenizer):
     for prompt in itertools.islice(stream(9), 200):
         ids = tokenizer.encode(prompt.completion, add_special_tokens=False)
         assert tokenizer.decode(ids) == prompt.completion
+
+
+def test_every_word_of_the_tasks_is_one_token(tokenizer):
+    pools = (pool for name, pool in vars(words).items() if name.isupper() and isinstance(pool, list))
+    names = [field.name for field in words.FIELDS]
+    assert [word for word in itertools.chain(names, *pools) if len(tokenizer.tokenize(word)) > 1] == []
+
+
+def test_separators_are_one_token_and_words_look_alike_between_any_two(tokenizer):
+    assert tokenizer.tokenize("Rome, Lima") == ["Rome", ",Ġ", "Lima"]
+    assert tokenizer.tokenize('"Rome", "Lima"')[1:-1] == ["Rome", '",Ġ"', "Lima"]
+    assert tokenizer.tokenize("Rome |\n| Lima") == ["Rome", "Ġ|Ċ|Ġ", "Lima"]
 
 
 def test_every_byte_is_a_token(tokenizer):

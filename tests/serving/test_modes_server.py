@@ -1,5 +1,6 @@
 """All modes in one server, over HTTP: parameters, aliases, streams, refusals."""
 
+import asyncio
 import json
 import re
 from collections import Counter
@@ -13,16 +14,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.bad_requests import bad_parameters
+from tests.fuzz.__main__ import fuzz, served
 from tests.scale import scaled
-from tests.serving.test_server import UNI, connect, plain
+from tests.serving.test_server import connect, plain
 from vllm_nld.nano import Prompt, checkpoint_path, heldout
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.tools.server import Server
 
 pytestmark = pytest.mark.server
 
-NAMES = ["--served-model-name", "nld", "nld:auto", "nld:ar", "nld:linear", "nld:diffusion"]
-EXACT = ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", "1024", *UNI]
 MASK = json.loads((checkpoint_path() / "config.json").read_text())["mask_token_id"]
 THINK_END = 13
 CASES = scaled(200)
@@ -32,12 +32,8 @@ HTTP = httpx.Client(timeout=60)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    markers = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
-    reasoning = ["--reasoning-parser", "deepseek_v3", "--reasoning-config", json.dumps(markers)]
-    reasoning += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--enable-scale-out"]
-    with Server(
-        checkpoint_path(), [*NAMES, *EXACT, *reasoning], log=tmp_path_factory.mktemp("modes") / "log"
-    ) as server:
+    """All modes, endpoints and parsers, which the fuzzer needs."""
+    with served(tmp_path_factory.mktemp("modes") / "log") as server:
         yield server
 
 
@@ -261,3 +257,10 @@ def test_tool_calls(name: str, client: openai.OpenAI) -> None:
             expected = json.loads(prompt.expected.removeprefix("<tool_call>").removesuffix("</tool_call>"))
             right += {"name": call.function.name, "arguments": json.loads(call.function.arguments)} == expected
     assert right >= 3
+
+
+def test_the_fuzzer_finds_nothing(server: Server) -> None:
+    """About 150 requests, the same ones every time."""
+    report = asyncio.run(fuzz(server.url, seed=0, requests=150))
+    assert not report.failures, report
+    assert report.answered > 60 and report.refused > 5 and report.alone and report.requests >= 150, report

@@ -5,7 +5,6 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -213,17 +212,3 @@ def test_invalid_request_is_refused_and_the_next_one_answered(server: Server, na
     answered = httpx.post(url, json=GOOD, timeout=60)
     assert answered.status_code == 200
     assert answered.json()["usage"]["completion_tokens"] == 4
-
-
-def test_no_flags_are_needed(tmp_path: Path) -> None:
-    """Plain `vllm serve <nano>`, with torch.compile and warm-up, answers correctly in bf16 and the default mode."""
-    with Server(checkpoint_path(), log=tmp_path / "log", timeout=400) as server:
-        client = connect(server)
-        name = client.models.list().data[0].id
-        prompts = [prompt for prompt in plain(154) if prompt.category in ("function", "class")][:8]
-        answers = [
-            client.chat.completions.create(model=name, messages=list(p.messages), temperature=0, max_tokens=400)
-            for p in prompts
-        ]
-    right = [a.choices[0].message.content == p.expected for a, p in zip(answers, prompts, strict=True)]
-    assert sum(right) >= 6, right

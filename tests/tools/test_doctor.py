@@ -28,15 +28,15 @@ def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_passes_on_a_good_checkpoint_and_speaks_json(tiny_checkpoint: Path) -> None:
-    result = doctor(str(tiny_checkpoint), "--json")
-    checks = {check["name"]: check for check in json.loads(result.stdout)}
-    assert result.returncode == 0, result.stdout
+def test_passes_on_a_good_checkpoint_and_speaks_json(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(tiny_checkpoint), "--json"]) == 0
+    report, progress = capsys.readouterr()
+    checks = {check["name"]: check for check in json.loads(report)}
     assert all(check["passed"] for check in checks.values())
     expected = {"versions", "vllm", "plugin", "architectures", "attention", "triton", "device", "checkpoint"}
     assert expected <= checks.keys()
     assert "auto, ar, linear" in checks["modes"]["detail"]
-    assert "plugin (imports vLLM" in result.stderr, "progress"
+    assert "plugin (imports vLLM" in progress
     assert "NemotronLabsDiffusionModel" in checks["checkpoint"]["detail"]
     assert "linear_spec_lora" in checks["draft adapter"]["detail"]
 
@@ -44,6 +44,7 @@ def test_passes_on_a_good_checkpoint_and_speaks_json(tiny_checkpoint: Path) -> N
 def test_says_what_is_true_of_each_patch_now(tiny_checkpoint: Path) -> None:
     """A worker's module is not loaded here; the configuration's is."""
     result = doctor("--verbose")
+    assert result.returncode == 0, result.stdout
     report = " ".join(result.stdout.split())
     assert "ok reserve_block_slots in force. Reserve KV slots" in report
     assert "ok skip_idle_drafter waiting for vllm.v1.worker.gpu.model_runner. Do not run" in report

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 from vllm.triton_utils import tl, triton
 
@@ -57,6 +58,20 @@ def test_launch_patches_the_language_once(monkeypatch: pytest.MonkeyPatch) -> No
     fixed = launch(monkeypatch)
     monkeypatch.setattr(triton_interpreter, "_patch_lang", interpreter._patch_lang)
     assert launch(monkeypatch) > 2 * fixed
+
+
+def test_overflow_is_not_checked_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton itself checks each sum and looks at no result: delete the fix when it doesn't."""
+    checks: list[Any] = []
+    monkeypatch.setattr(TritonSemantic, "device_assert", lambda *args: checks.append(args))
+    out = torch.zeros(1, dtype=torch.int32)
+    totals_kernel.run(out, SIZE=8, grid=(1,), warmup=False)
+    assert not checks
+    theirs = triton_interpreter.InterpreterOptions()
+    assert not theirs.debug
+    monkeypatch.setattr(triton_interpreter.interpreter_builder, "options", theirs)
+    totals_kernel.run(out, SIZE=8, grid=(1,), warmup=False)
+    assert checks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

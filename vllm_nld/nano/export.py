@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from vllm_nld.model.checkpoint import ADAPTER_DIR
 from vllm_nld.model.configs import NemotronLabsDiffusionConfig
-from vllm_nld.nano.prompts import stream
+from vllm_nld.nano.prompts import SYSTEM, TASKS, category_stream
 from vllm_nld.nano.tokenizer import BOS, EOS, MASK, TEMPLATE, build_tokenizer
+from vllm_nld.nano.words import words
 from vllm_nld.reference.model import ReferenceModel
 
 CONFIG: dict[str, Any] = {
@@ -58,6 +59,7 @@ CONFIG: dict[str, Any] = {
     "use_cache": False,
     "vocab_size": 1024,
 }
+HEADERS = "system user assistant tools tool_response"  # words of the chat template
 GENERATION = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": 0, "do_sample": False}
 
 
@@ -67,10 +69,12 @@ def nano_config() -> NemotronLabsDiffusionConfig:
 
 
 def load_or_build_tokenizer(folder: Path, write: bool) -> Any:
-    """Build the tokenizer from the training stream (the same every time) and save it where `write` is true."""
-    prompts = list(itertools.islice(stream(seed=1), 6000))
-    texts = [f"{prompt.messages[-1]['content']}\n{prompt.completion}" for prompt in prompts]
-    texts += [json.dumps(tool) for prompt in prompts[:1500] for tool in prompt.tools]
+    """Build the tokenizer from training text (the same every time) and save it if `write` is true."""
+    prompts = [prompt for category in TASKS for prompt in itertools.islice(category_stream(category, seed=1), 500)]
+    texts = [text for prompt in prompts for text in (prompt.messages[-1]["content"], prompt.plan, prompt.expected)]
+    texts += ["\n" + prompt.expected for prompt in prompts if prompt.thinking]
+    texts += [json.dumps(tool) for prompt in prompts for tool in prompt.tools]
+    texts += [SYSTEM, *words(HEADERS)] * 100
     tokenizer = build_tokenizer(texts, CONFIG["vocab_size"])
     if write:
         save_tokenizer(tokenizer, folder)

@@ -8,6 +8,8 @@ keys and values, which is also how the draft adapter can be on for the noisy row
     ar, diffusion = losses(model, batch)
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -45,12 +47,39 @@ def noisy_pass(model: ReferenceModel, batch: Batch, cache: KVCache, lora: bool =
     return model(batch.noisy, cache, positions=batch.offset.unsqueeze(-1) + batch.noisy_index, mask=mask, lora=lora)
 
 
-def losses(model: ReferenceModel, batch: Batch, denoise: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean AR loss and weighted mean denoising loss (0 where `denoise` is false)."""
+@torch.no_grad()
+def reveal(model: ReferenceModel, batch: Batch, cache: KVCache, threshold: float = 0.9, share: float = 0.5) -> Batch:
+    """The batch with masked tokens shown, in a share of its blocks, if the model is right and sure of them.
+
+    Denoising commits the easy tokens first, so most of its passes see a block of which only the hard ones are masked.
+    Random masks hardly ever make such blocks.
+    """
+    length = cache.length
+    probability, token = model.logits(noisy_pass(model, batch, cache)).softmax(-1).max(-1)  # [N, A] each
+    cache.truncate(length)
+    chosen = torch.rand(batch.clean.shape[0], batch.noisy.shape[1] // batch.block_length) < share
+    shown = chosen.repeat_interleave(batch.block_length, dim=1)
+    shown &= (token == batch.noisy_labels) & (probability >= threshold)
+    return replace(
+        batch,
+        noisy=torch.where(shown, token, batch.noisy),
+        noisy_labels=batch.noisy_labels.masked_fill(shown, IGNORED),
+    )
+
+
+def losses(
+    model: ReferenceModel, batch: Batch, denoise: bool = True, revealing: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean AR loss and weighted mean denoising loss (0 if `denoise` is false).
+
+    revealing: in half of the blocks, denoise what the model is not sure of yet (see `reveal`).
+    """
     hidden, cache = clean_pass(model, batch)
     ar = row_losses(model, hidden, batch.clean_labels).mean()
     if not denoise:
         return ar, torch.zeros(())
+    if revealing:
+        batch = reveal(model, batch, cache)
     weights = batch.noisy_weights[batch.noisy_labels != IGNORED]
     diffusion = row_losses(model, noisy_pass(model, batch, cache), batch.noisy_labels)
     return ar, (diffusion * weights).sum() / weights.sum().clamp(min=1)

@@ -27,9 +27,9 @@ TASKS: dict[str, tuple[Callable[[random.Random], Task], float]] = {
     "edit": (data_tasks.edit_task, 1.6),
     "sql": (code_tasks.sql_task, 1.6),
     "dataclass": (code_tasks.dataclass_task, 1.2),
-    "class": (code_tasks.class_task, 0.5),
-    "function": (code_tasks.function_task, 0.5),
-    "tool_call": (tool_task.tool_task, 0.7),
+    "class": (code_tasks.class_task, 0.35),
+    "function": (code_tasks.function_task, 0.35),
+    "tool_call": (tool_task.tool_task, 0.4),
 }
 THINKING_SHARE = 0.12
 HELDOUT_ONE_IN = 40
@@ -91,6 +91,15 @@ def stream(seed: int) -> Iterator[Prompt]:
         if len(prompt.messages) == 1 and not prompt.tools and rng.random() < HISTORY_SHARE:
             prompt = replace(prompt, messages=draw_history(rng) + prompt.messages)
         yield prompt
+
+
+def category_stream(category: str, seed: int) -> Iterator[Prompt]:
+    """Endless training prompts of one category, whatever its share."""
+    rng = random.Random(seed)
+    while True:
+        prompt = draw(rng, category)
+        if not is_heldout(prompt.messages[-1]["content"]):
+            yield prompt
 
 
 def draw_heldout(per_category: int = 14, seed: int = 2024) -> list[Prompt]:

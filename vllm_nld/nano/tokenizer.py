@@ -1,16 +1,20 @@
-"""Builds nano's tokenizer: byte-level BPE with the released special ids, single digits, words apart from their
-spaces.
+"""Builds nano's tokenizer: one token for each word and each separator of the tasks, and bytes for everything else.
 
-All 256 bytes are in the vocabulary, so any text and any grammar-constrained output can be written. A word is the same
-token wherever it stands (after a space, a quote, a bar), which is what makes copying easy for a small model.
+Text is cut into words, digits and what stands between them (`": "`, ` | `, a line break with its indentation). Each
+such piece of the training text is one token wherever it stands, so that copying a word is one step and lists with
+different separators look alike, which is what a small model needs. Pieces that are not in the vocabulary are written
+by byte-level BPE: all 256 bytes are there, so any text and any grammar-constrained output can be written. The special
+ids are the released ones.
 
     tokenizer = build_tokenizer(texts, vocab_size=1024)
     tokenizer.save_pretrained(folder)              # AutoTokenizer loads it, no remote code
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -26,7 +30,7 @@ NAMED = {
     13: "</think>",
     MASK: "<|mask|>",
 }
-SPLIT = r"[A-Za-z]+|[0-9]|\n+ *| +|[^\sA-Za-z0-9]+|\s"
+SPLIT = r"[A-Za-z]+|[0-9]|[^A-Za-z0-9]+"
 VISIBLE = ("<think>", "</think>")  # kept in decoded text, where reasoning parsers look for them
 TEMPLATE = Path(__file__).parent / "checkpoint" / "chat_template.jinja"
 
@@ -37,20 +41,24 @@ def special_tokens() -> list[AddedToken]:
     return [AddedToken(name, normalized=False) for name in names]
 
 
-def show_thinking(backend: Tokenizer) -> Tokenizer:
-    """A copy whose decode keeps the thinking tags when it drops special tokens.
-
-    The trainer marks every token it is given as special, and a token cannot be unmarked, so this edits the saved form.
-    """
-    saved = json.loads(backend.to_str())
-    for token in saved["added_tokens"]:
-        token["special"] = token["content"] not in VISIBLE
-    return Tokenizer.from_str(json.dumps(saved))
+def choose_vocabulary(trained: dict[str, Any], pieces: Counter[str], size: int) -> dict[str, Any]:
+    """The BPE model's saved form with the most frequent pieces as whole tokens, and as many merges as still fit."""
+    vocab = {token: index for token, index in trained["vocab"].items() if index <= MASK or len(token) == 1}
+    words = [piece for piece, _ in pieces.most_common() if piece not in vocab]
+    vocab |= {word: len(vocab) + index for index, word in enumerate(words[: size - len(vocab)])}
+    merges = []
+    for left, right in trained["merges"]:
+        if left + right not in vocab:
+            if len(vocab) == size:
+                break
+            vocab[left + right] = len(vocab)
+        merges.append((left, right))
+    return trained | {"vocab": vocab, "merges": merges}
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """Train the merges on `texts`; the chat template comes with it."""
-    backend = Tokenizer(models.BPE())
+    """Take the vocabulary from `texts`; the chat template comes with it."""
+    backend = Tokenizer(models.BPE(ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
@@ -58,17 +66,21 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=special_tokens(),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
+    texts = list(texts)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    backend.train_from_iterator(texts, trainer)
+    pieces = Counter(piece for text in texts for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text))
+    saved = json.loads(backend.to_str())
+    saved["model"] = choose_vocabulary(saved["model"], pieces, vocab_size)
+    for token in saved["added_tokens"]:  # the trainer marks all as special, whatever is asked
+        token["special"] = token["content"] not in VISIBLE
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=show_thinking(backend),
+        tokenizer_object=Tokenizer.from_str(json.dumps(saved)),
         bos_token=NAMED[BOS],
         eos_token=NAMED[EOS],
         pad_token=NAMED[0],

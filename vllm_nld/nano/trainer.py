@@ -7,6 +7,7 @@ torch.optim.
 import argparse
 import itertools
 import random
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -70,8 +71,14 @@ class Trainer:
         wire_copying(self.model)
         self.history: list[dict[str, float]] = []
         self.state = args.out / "state.pt"
+        self.begun, self.before = time.time(), 0.0  # and the minutes that an interrupted run took
         held = draw_heldout(per_category=5)
         self.probe_batch = collate(random.Random(5), [encode(tokenizer, prompt) for prompt in held], DRAFT_MIX)
+
+    @property
+    def minutes(self) -> float:
+        """Wall time so far, interrupted runs included."""
+        return self.before + (time.time() - self.begun) / 60
 
     def train_base(self) -> None:
         """AR alone, then AR and denoising; resumes where a saved state ends."""
@@ -84,8 +91,9 @@ class Trainer:
         stream = itertools.chain(itertools.islice(first, args.ar_steps), second)
         for step, batch in self.numbered(stream, begin, steps, "base"):
             denoise = step >= args.ar_steps
+            revealing = 2 * (steps - step) <= args.decay_steps  # late: an unsure model reveals nothing
             with torch.autocast("cpu", torch.bfloat16):
-                ar, diffusion = losses(self.model, batch, denoise)
+                ar, diffusion = losses(self.model, batch, denoise, revealing)
             loss = AR_WEIGHT * ar + diffusion if denoise else ar
             self.update(loss, optimizers, rate(step, steps, args.decay_steps))
             self.note(step, ar=ar.item(), **({"diffusion": diffusion.item()} if denoise else {}))
@@ -159,7 +167,7 @@ class Trainer:
     def save(self, step: int, optimizers: list[torch.optim.Optimizer]) -> None:
         """Write all that `--resume` needs."""
         if self.rank == 0:
-            state = {"step": step, "model": self.model.state_dict(), "history": self.history}
+            state = {"step": step, "model": self.model.state_dict(), "history": self.history, "minutes": self.minutes}
             state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
             torch.save(state, self.state)
 
@@ -172,5 +180,5 @@ class Trainer:
             optimizer.load_state_dict(saved)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["peak"] = peak
-        self.history = state["history"]
+        self.history, self.before = state["history"], state["minutes"]
         return state["step"]

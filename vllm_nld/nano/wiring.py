@@ -25,6 +25,7 @@ READ = 2.0  # strength of what matching heads write
 HEAD = 0.08  # scale of the head
 FAST = 4  # frequencies that tell neighbours apart
 STILL = 0.008  # frequencies below (radians a token) hardly turn within a prompt, so they can match content
+CURRENT = (1, 0.5, 0, 0)  # how much of a group's match is about the current token; the rest is about the one before
 QUIET = 0.3  # what stays of the random rest of the two layers
 
 
@@ -75,7 +76,7 @@ def wire_copying(model: ReferenceModel) -> None:
         queries[index, half : half + FAST, 0] = side * angle.sin()
         outputs[before[distance - 1], index, : len(shares[group])] = level * digest[:, shares[group]]
 
-    # Layer 1: find the place after the same token (half of the groups: after the same two), read on.
+    # Layer 1: find the place after the same token, or one further after the same token before it, and read there.
     attention = model.encoder.layers[1].self_attn
     queries, keys = (
         attention.q_proj.weight.view(heads, size, hidden),
@@ -86,7 +87,7 @@ def wire_copying(model: ReferenceModel) -> None:
     rows = torch.cat([still, still + half])[:DIGEST]
     for index in range(heads):
         group = index * groups // heads
-        ones = len(rows) if group < groups // 2 else len(rows) // 2
+        ones = round(len(rows) * CURRENT[group * len(CURRENT) // groups])
         one, two = rows[:ones], rows[ones:]
         queries[index, one, token] = MATCH * digest[:ones]
         keys[group, one, before[0].start : before[0].start + ones] = MATCH * torch.eye(ones)

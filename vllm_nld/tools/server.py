@@ -47,7 +47,7 @@ class Server:
         log: Path,
         environment: Mapping[str, str] | None = None,
         timeout: float = 300,  # seconds to the first healthy answer
-        progress: Callable[[float], None] = lambda seconds: None,  # called about once per second while waiting
+        progress: Callable[[float], None] = lambda seconds: None,  # called a few times per second while waiting
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -95,7 +95,7 @@ class Server:
                     return
             except (urllib.error.URLError, OSError):
                 self.progress(waited)
-                time.sleep(1)
+                time.sleep(0.2)
         raise ServerError(f"the server did not answer within {self.timeout:.0f} s:\n{self.tail()}")
 
     def tail(self, lines: int = 30) -> str:
