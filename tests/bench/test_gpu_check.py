@@ -213,3 +213,42 @@ def test_list_runs_nothing(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.delattr(Conductor, "run")
     assert main(["gpu_check", "--list"]) == {}
     assert "draft logits = reference: mask, slots and adapter of draft passes are right" in capsys.readouterr().out
+
+
+def test_figures_of_a_gpu_become_a_row(tmp_path: Path) -> None:
+    from bench.gpu_check.figures import section
+
+    cell = {"ms": 5.678}
+    findings = {
+        "8b: 1 × 1": {"verdict": FIGURE, "data": cell},
+        "8b: 64 × 8": {"verdict": FIGURE, "data": cell},
+        "8b: host gaps": {"verdict": DIFF, "data": 0.061},
+        "8b: memory": {"verdict": FIGURE, "data": {"tokens": 12345}},
+        "AR step at 1, AR-only server / stock": {"verdict": OK, "data": 1.0123},
+    }
+    assert set(findings) <= {line for item in plan(GPU) for line in item.lines()}
+    machine = {"gpu": "NVIDIA H200"}
+    result = {"provenance": {"machine": machine}, "date": "2026-01-02", "findings": findings}
+    (tmp_path / "any.json").write_text(json.dumps(result))
+    text = section(tmp_path)
+    assert "| H200 | 5.68 | – | – | 5.68 | 1.012 | 6.1% | 12345 | 2026-01-02: 1 OK, 1 DIFF |" in text
+    assert text.count("not measured") == 2 and section(tmp_path / "none").count("not measured") == 3
+    machine["gpu"] = "NVIDIA GeForce RTX 4090"
+    (tmp_path / "any.json").write_text(json.dumps(result))
+    assert "| NVIDIA GeForce RTX 4090 | 5.68 |" in section(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA B200", "B200"),
+        ("NVIDIA GB200", "GB200"),
+        ("NVIDIA RTX PRO 6000 Blackwell", "RTX Pro 6000"),
+        ("NVIDIA A100-SXM4-80GB", None),
+    ],
+)
+def test_data_sheet_by_the_drivers_name(name: str, known: str | None) -> None:
+    from bench.devices import named
+
+    assert getattr(named(name), "name", None) == known

@@ -293,6 +293,18 @@ def test_waits_of_code_for_cpus_do_not_count() -> None:
         assert places.total() == expected
 
 
+def test_waits_that_torch_warns_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where torch warns at the line that waits, each time."""
+    modes: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    wait = plant("import warnings\ndef wait():\n    warnings.warn('called a synchronizing CUDA operation')")["wait"]
+    with waits("cuda") as places:
+        for _ in range(3):
+            wait()
+    assert places == {"spec_worker/planted.py:3": 3} and modes == ["warn", 0]
+
+
 # Answers
 
 
@@ -357,6 +369,19 @@ def test_shape(check: Check, shaped: Served) -> None:
 def test_a_profile_that_leaves_candidates_out(shaped: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spec_worker.candidates.Candidates.profile", lambda *_: None)
     assert of(shape.CHECKS, "candidates' memory", shaped).verdict == FAIL
+
+
+def test_random_weights_have_unit_gain() -> None:
+    from torch import nn
+
+    model = nn.ModuleDict(
+        {"embed_tokens": nn.Embedding(64, 32), "norm": nn.RMSNorm(4096), "proj": nn.Linear(400, 300, bias=False)}
+    )
+    torch.manual_seed(0)
+    shape.randomize(model)
+    embedding, norm, product = (next(part.parameters()).detach() for part in model.values())
+    assert embedding.std() == pytest.approx(1, rel=0.1) and norm.mean() == pytest.approx(1, rel=0.01)
+    assert product.std() * 400**0.5 == pytest.approx(1.5, rel=0.1)
 
 
 def test_answers_that_say_nothing(shaped: Served, monkeypatch: pytest.MonkeyPatch) -> None:
