@@ -56,12 +56,12 @@ KNOWN: tuple[Known, ...] = (
         lambda f: f.name == CRASH and grammar(f.case) and bool(MASKS & f.case.options.keys()),
     ),
     Known(
-        "/v1/responses checks token ids against the vocabulary after a stream has begun, so the stream breaks off",
+        "/v1/responses checks token ids and grammars after a stream has begun, so the stream breaks off",
         lambda f: (
             f.name == "answered"
             and f.case.endpoint == "responses"
             and "incomplete chunked read" in f.detail
-            and bool({"logit_bias", "allowed_token_ids"} & {f.case.bad, *f.case.options})
+            and bool({"logit_bias", "allowed_token_ids", "structured_outputs"} & {f.case.bad, *f.case.options})
         ),
     ),
     Known(
