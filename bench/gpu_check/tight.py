@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.gpu_check.answers import same
-from bench.gpu_check.nano import SMALL, B, amount, reference, replayed, set_up, waiting
+from bench.gpu_check.drafting import B, reference, replayed, waiting
+from bench.gpu_check.nano import SMALL, amount, set_up
 from bench.gpu_check.record import DIFF, FAIL, OK, Check, Finding, Setting, Subject
 from bench.gpu_check.served import MODES, Served, serving, token_ids
 
