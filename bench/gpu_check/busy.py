@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable
 
 
 def idle(device: str, step: Callable[[], object], count: int) -> float | None:
-    """Profile some steps. None if the profiler saw nothing. On a CPU: the share of time outside torch's operators."""
+    """Profile some steps; the profiler slows the host down, so this is an upper bound. None if it saw nothing.
+
+    On a CPU: the share of time outside torch's operators.
+    """
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile

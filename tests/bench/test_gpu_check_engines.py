@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from bench.gpu_check import busy, controller, cost, drafting, nano, shape, tight
-from bench.gpu_check.plan import no_slower
-from bench.gpu_check.record import DIFF, FAIL, FIGURE, OK, Check, Finding, judge
+from bench.gpu_check.plan import no_slower, plan
+from bench.gpu_check.record import DIFF, FAIL, FIGURE, OK, Check, Finding, Subject, judge
 from bench.gpu_check.served import AR, Served, token_ids
 from bench.gpu_check.waits import ROOT, waits
 from tests.bench.test_gpu_check_lines import CPU, GPU, of, runnable
@@ -338,3 +338,32 @@ def test_stock_mistral_of_the_same_shape(tmp_path: Path) -> None:
 
 def test_answers_are_plain_data(served: Served) -> None:
     assert all(isinstance(token, int) for answer in token_ids(served.answers(AR)) for token in answer)
+
+
+class Asked(Exception):
+    """What an engine was asked for."""
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [item for item in plan(GPU) if item.group in ("nano", "shape", "cost") and isinstance(item, Subject)],
+    ids=lambda item: item.name,
+)
+def test_engine_options_on_a_gpu(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are such options, and timed engines have vLLM's defaults."""
+    from vllm import EngineArgs
+
+    def ask(model: Any, **options: Any) -> None:
+        raise Asked(options)
+
+    monkeypatch.setattr("tests.engines.engine", ask)
+    monkeypatch.setattr("vllm.LLM", ask)
+    with pytest.raises(Asked) as asked, subject.open(dataclasses.replace(GPU, options={"seed": 3})):
+        pass
+    (options,) = asked.value.args
+    assert set(options) <= {field.name for field in dataclasses.fields(EngineArgs)} and options["seed"] == 3
+    if subject.group == "cost":
+        assert not {"max_num_seqs", "max_model_len", "gpu_memory_utilization", "enforce_eager"} & set(options)
+    elif subject.name.startswith("nano "):
+        assert options["enforce_eager"] == subject.name.endswith("eager")
+        assert options["attention_backend"] in subject.name and options["dtype"] in subject.name
