@@ -11,7 +11,8 @@ EXAMPLES: tuple[tuple[str, Mask], ...] = (
     ("causal: prefill, verify, commit", Causal(8)),
     ("block: draft, denoise", Block(8)),
     ("block-causal: consecutive blocks", BlockCausal(8, 4)),
-    ("quadratic groups: one per number of accepted drafts", QuadraticGroups(3)),
+    ("quadratic groups: one per number of accepted drafts", QuadraticGroups.full(3)),
+    ("sparse groups: for the likeliest numbers", QuadraticGroups(4, (3, 1), 4)),
     ("tree: verify several paths at once", Tree((-1, 0, 0, 1, 1, 2, 3, 6))),
 )
 

@@ -4,7 +4,7 @@ T new tokens follow C cached ones; S = C + T. Every new token sees the whole cac
 tokens to each other, and `dense` prepends the cache's columns.
 
     Block(32).dense(cached=100)          # [32, 132] bool, True where the row attends to the column
-    QuadraticGroups(4).sees(row, column)
+    QuadraticGroups.full(4).sees(row, column)
 
 `causal` is the causal argument with which a plain attention kernel computes the mask; None means that the mask needs a
 kernel that takes explicit masks, see `rows.py`.
@@ -12,7 +12,7 @@ kernel that takes explicit masks, see `rows.py`.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
@@ -122,37 +122,57 @@ class BlockCausal(Mask):
 
 @dataclass(frozen=True, slots=True)
 class QuadraticGroups(Mask):
-    """A round of quadratic self-speculation: B groups [draft i, B masks], one per number of accepted drafts.
+    """A round of quadratic self-speculation: a block [anchor, drafts], then a group of masks for each end.
 
-    A draft sees the drafts up to itself. A mask sees only the drafts up to its own group's and its group's masks.
+    A token of the block sees the block up to itself. A mask sees the block up to its group's end, and its group. In the
+    full form there is a group for each token of the block, of as many masks as the block has tokens.
     """
 
     block_length: int
+    ends: tuple[int, ...]  # for each group, the index of the last token of the block that it sees
+    masks: int  # of a group
     causal: ClassVar[bool | None] = None
 
     def __post_init__(self) -> None:
-        _check_positive(block_length=self.block_length)
+        _check_positive(block_length=self.block_length, masks=self.masks)
+        for end in self.ends:
+            if not 0 <= end < self.block_length:
+                raise ValueError(f"a group must end at one of the block's {self.block_length} tokens, not at {end}")
+
+    @classmethod
+    def full(cls, block_length: int) -> Self:
+        """One group per number of accepted drafts."""
+        return cls(block_length, tuple(range(block_length)), block_length)
 
     @property
     def length(self) -> int:
-        return self.block_length * (self.block_length + 1)
+        return self.block_length + len(self.ends) * self.masks
+
+    def _group(self, token: torch.Tensor) -> torch.Tensor:
+        """The group of each token; negative in the block."""
+        return torch.div(token - self.block_length, self.masks, rounding_mode="floor")
+
+    def _end(self, token: torch.Tensor) -> torch.Tensor:
+        """The last token of the block that each token sees."""
+        ends = torch.tensor([*self.ends, 0])
+        return torch.where(token < self.block_length, token, ends[self._group(token).clamp(min=0)])
 
     def sees(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        size = self.block_length + 1
-        row_group, column_group = row // size, column // size
-        row_is_draft, column_is_draft = row % size == 0, column % size == 0
-        earlier_drafts = column_is_draft & (column_group <= row_group)
-        own_masks = ~column_is_draft & ~row_is_draft & (column_group == row_group)
-        return earlier_drafts | own_masks
+        in_block = column < self.block_length
+        same_group = self._group(row) == self._group(column)
+        return torch.where(in_block, column <= self._end(row), same_group)
 
     def label(self, token: int) -> str:
-        group, place = divmod(token, self.block_length + 1)
-        return f"d{group}" if place == 0 else f"m{group}.{place}"
+        group, place = divmod(token - self.block_length, self.masks)
+        if group < 0:
+            return "anchor" if token == 0 else f"d{token}"
+        return f"g{group}.{place + 1}"
 
     def positions(self) -> torch.Tensor:  # [T] int64
-        """Group i starts at position i, so groups overlap: mask p of group i has position i + p."""
+        """A group's masks follow its end, so groups overlap."""
         index = torch.arange(self.length)
-        return index // (self.block_length + 1) + index % (self.block_length + 1)
+        after = self._end(index) + 1 + (index - self.block_length) % self.masks
+        return torch.where(index < self.block_length, index, after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ def ngram(drafts: int) -> tuple[str, ...]:
 STOCK = {"VLLM_USE_V2_MODEL_RUNNER": "0", "TRITON_BACKENDS_IN_TREE": "1"}
 
 TREE_NODES = (8, 16, 31, 48, 64, 96, 128)
+GROUPS = (1, 2, 4, 6, 8, 16)  # of masks; 16 are all of them
 
 SERVERS = {
     "stock": Setup(nld(mode="ar"), STOCK),
@@ -64,6 +65,8 @@ SERVERS = {
     "ar": Setup(nld(mode="ar")),
     "nld": Setup(COUNTED),  # the defaults; requests choose the mode
     "trees": Setup((*nld(mode="linear", tree_nodes=max(TREE_NODES)), *COUNTED)),
+    "groups": Setup((*nld(mode="quadratic", block_length=16), *COUNTED)),
+    "groups, no adapter": Setup((*nld(mode="quadratic", block_length=16, draft_lora="off"), *COUNTED)),
 }
 
 
@@ -87,6 +90,11 @@ def tree(nodes: int) -> Contender:
     return Contender("trees", "rounds", body, block_length=32, at=(1, 4, 16))
 
 
+def quadratic(groups: int, server: str = "groups") -> Contender:
+    body = request_body(mode="quadratic", groups=groups)
+    return Contender(server, "server", body, block_length=16, at=(1, 4))
+
+
 AUTO, AR_SETTING = "auto", "AR, by request"
 FIXED = {  # what `auto` chooses among, in its own server, so that only the requests differ
     AR_SETTING: Contender("nld", "tokens", request_body(mode="ar"), moves=True, quick=True),
@@ -104,6 +112,8 @@ CONTENDERS = {
     AUTO: Contender("nld", "server", request_body(mode="auto"), moves=True, quick=True),
     **FIXED,
     **{f"linear, tree of {nodes}": tree(nodes) for nodes in TREE_NODES},
+    **{f"quadratic, B 16, {groups} groups": quadratic(groups) for groups in GROUPS},
+    **{f"quadratic, B 16, {groups} groups, no adapter": quadratic(groups, "groups, no adapter") for groups in GROUPS},
     "diffusion, 0.9": diffusion(0.9, at=FEW, quick=True),
     "diffusion, 0.7": diffusion(0.7),
     "diffusion, 0.5": diffusion(0.5),

@@ -25,7 +25,7 @@ from bench.costs import (
 )
 from bench.devices import DEVICES, Device
 from bench.provenance import describe, provenance
-from bench.published import ACCEPTANCE_LENGTHS, BEST_BLOCK, CROSSOVER, GB200, GB200_TUNED, TPF
+from bench.published import ACCEPTANCE_LENGTHS, BEST_BLOCK, CROSSOVER, GB200, GB200_TUNED, SPARSE, TPF
 from bench.results import RESULTS
 from bench.shapes import SHAPES, nano
 from bench.spread import table
@@ -71,7 +71,16 @@ def modes() -> list[Mode]:
     """
     found = [ar(), *(linear(block, acceptance_length(block, WITH_LORA)) for block in BLOCKS)]
     found += [tree(32, nodes, gain * WITH_LORA) for nodes, gain in TREES.items()]
-    return [*found, diffusion(32, TPF["diffusion"]), quadratic(32, TPF["quadratic"])]
+    found += [diffusion(32, per_forward("diffusion")), quadratic(32, per_forward("quadratic"))]
+    return [*found, *(quadratic(32, share * per_forward("quadratic"), groups) for groups, share in SPARSE.items())]
+
+
+def per_forward(mode: str) -> float:
+    """Tokens per forward on the tasks that `linear`'s acceptance length is of.
+
+    NVIDIA's are of other tasks, on which `linear` yields more as well, so only their ratio to `linear`'s is of use.
+    """
+    return WITH_LORA / 2 * TPF[mode] / TPF["linear"]
 
 
 def forecast(model: Model, device: Device) -> dict[str, dict[str, float]]:

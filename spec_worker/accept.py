@@ -1,8 +1,9 @@
 """How drafts are accepted, see `Mode.accept`.
 
-"verify": vLLM's rejection sampler decides. Of trees, and of sampled requests whose block length depends on the load, it
-does not: there each row is sampled as AR would sample it, with the noise of its position, and a draft is accepted if it
-is the sample. Greedy drafts are accepted as often either way, but this way a seed gives AR's text whatever is drafted.
+"verify": vLLM's rejection sampler decides. Of trees, and of sampled requests whose block length depends on the load or
+whose drafts depend on what was accepted before, it does not: there each row is sampled as AR would sample it, with the
+noise of its position, and a draft is accepted if it is the sample. Greedy drafts are accepted as often either way, but
+this way a seed gives AR's text whatever is drafted. Rows of masks are not verified, see `mask_groups.py`.
 
 "take": the samplers see a distribution that contains only the drafted token, so it is accepted at any temperature. The
 row after the block's last token is not changed: from it the token that starts the next block is sampled, with all
@@ -27,6 +28,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
+from spec_worker.mask_groups import MaskGroups
 from spec_worker.slots import Slots
 from spec_worker.trees import Trees
 
@@ -95,11 +97,16 @@ class AcceptingSampler(RejectionSampler):
     """vLLM's rejection sampler over a ForcedBlockSampler, and the walk along samples, see above."""
 
     def __init__(
-        self, forced_sampler: ForcedBlockSampler, trees: Trees, speculative: SpeculativeConfig, device: torch.device
+        self,
+        forced_sampler: ForcedBlockSampler,
+        trees: Trees,
+        groups: MaskGroups,
+        speculative: SpeculativeConfig,
+        device: torch.device,
     ) -> None:
         super().__init__(forced_sampler, speculative, device)
         self._slots = forced_sampler.slots
-        self._trees = trees
+        self._trees, self._groups = trees, groups
         self._order: torch.Tensor | None = None  # rows of the chunk, each tree's path first
 
     def __call__(
@@ -110,6 +117,8 @@ class AcceptingSampler(RejectionSampler):
         invalid_drafts: torch.Tensor | None = None,
     ) -> SamplerOutput:
         output = super().__call__(logits, input_batch, draft_logits, invalid_drafts)
+        if (masks := self._groups.masks) is not None:  # they count as rejected
+            output.num_rejected.add_(async_tensor_h2d(masks, output.num_rejected.device))
         if output.logprobs_tensors is not None and self._slots.takes_blocks[input_batch.idx_mapping_np].any():
             self._report_confidence(input_batch, output)
         return output

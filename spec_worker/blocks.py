@@ -49,17 +49,23 @@ class Layout:
 
 @dataclass(slots=True)
 class Blocks:
-    """Blocks of one mode that are filled together. R requests, at most B tokens per block, K = B - 1."""
+    """Blocks that are filled together. R requests, at most B tokens per block, K = B - 1."""
 
     mode: Mode
     rows: np.ndarray  # [R], the requests' rows in the step's batch
     slots: np.ndarray  # [R], their state slots
     lengths: np.ndarray  # [R], their block lengths in this step
     nodes: np.ndarray  # [R], nodes of the trees to grow; 0: a chain
+    groups: np.ndarray  # [R], groups of masks that follow the block in the next step
     starts: torch.Tensor  # [R] int64, positions of the anchors
     ids: torch.Tensor  # [R, B] int64, the mask token if undecided
     masked: torch.Tensor  # [R, K] bool
     certainty: torch.Tensor | None = None  # [R, K] float64, the probability of each draft, if somebody asks
+
+    @property
+    def chooses_groups(self) -> bool:
+        """Whether some block is followed by groups for some numbers of accepted drafts, but not for all."""
+        return bool(((self.groups > 0) & (self.groups < self.lengths)).any())
 
     def open_places(self) -> np.ndarray:  # [R, K] bool
         """The draft places before the first pass: `masked`, but known on the CPU and not cut at the context's end."""

@@ -25,7 +25,7 @@ from spec_worker.trees import Ranked, Trees
 
 @dataclass(frozen=True, slots=True)
 class Filler:
-    """Fills blocks of one mode at a time."""
+    """Fills blocks that are filled in the same way."""
 
     model: Any  # the served model
     run: Callable[[Pass], torch.Tensor]  # a forward over some blocks -> [T, hidden]
@@ -41,7 +41,7 @@ class Filler:
         drafting = blocks.mode.drafting
         assert drafting is not None, "only modes that draft are planned"
         most, taken = self.slots.passes[blocks.slots], blocks.mode.takes_blocks
-        if self.reports:
+        if self.reports or blocks.chooses_groups:
             blocks.certainty = torch.ones_like(blocks.masked, dtype=torch.float64)
         with self.model.drafting() if drafting.adapter else contextlib.nullcontext():
             if not taken and (most == 1).all():

@@ -6,7 +6,8 @@ runs.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,22 +20,43 @@ from spec_worker.kernels import lay_blocks_kernel
 from spec_worker.slots import Slots
 from vllm_nld.serving.modes import Mode
 
-Plan = Mapping[str, int]  # draft tokens by request id, each at least 1: a chain's length, or a tree's nodes
+Plan = Mapping[str, int]  # draft tokens by request id, each at least 1: a chain and its groups of masks, or a tree
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The D requests of a batch that draft."""
+
+    rows: np.ndarray  # [D], rows of the step's batch
+    slots: np.ndarray  # [D], state slots
+    drafts: np.ndarray  # [D], draft tokens
+    at_prompt: np.ndarray  # [D] bool, the last token of the prompt, or of a preempted request's output, is yet to come
+
+    def where(self, chosen: np.ndarray) -> Self:  # [D] bool
+        """Some of them."""
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            slots=self.slots[chosen],
+            drafts=self.drafts[chosen],
+            at_prompt=self.at_prompt[chosen],
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """R requests of one mode whose blocks are filled together."""
+    """R requests whose blocks are filled together. Their modes differ in what happens to the blocks later at most."""
 
-    mode: Mode
+    mode: Mode  # of one of them
     rows: np.ndarray  # [R], rows of the step's batch
     slots: np.ndarray  # [R], state slots
     lengths: np.ndarray  # [R], block lengths, including the anchor
     nodes: np.ndarray  # [R], nodes of the trees to grow; 0: a chain
+    mask_groups: np.ndarray  # [R], groups of masks after the blocks
 
 
-def groups(plan: Plan | None, input_batch: InputBatch, slots: Slots, most: int) -> Iterator[Group]:
-    """The drafting requests of a batch, grouped by mode, at most `most` per group.
+def planned(plan: Plan | None, input_batch: InputBatch, slots: Slots) -> Planned:
+    """The drafting requests of a batch.
 
     Without a plan, as in vLLM's warm-up, which has no scheduler, every request past its prompt drafts.
     """
@@ -42,21 +64,38 @@ def groups(plan: Plan | None, input_batch: InputBatch, slots: Slots, most: int) 
     index = input_batch.idx_mapping_np[:count]
     end = (input_batch.num_computed_tokens_np + input_batch.num_scheduled_tokens)[:count]
     left = input_batch.prefill_len_np[:count] - end  # of the prompt, and of a preempted request's output
-    grows = slots.tree_nodes[index] > 0
     if plan is None:
-        drafts = np.where(left <= 0, np.where(grows, slots.tree_nodes[index], slots.drafts[index]), 0)
+        drafts = np.where(
+            left <= 0, np.where(slots.tree_nodes[index] > 0, slots.tree_nodes[index], slots.drafts[index]), 0
+        )
     else:
         drafts = np.array([plan.get(name, 0) for name in input_batch.req_ids[:count]], dtype=np.int64)
-    slots.anchored[index] = (drafts > 0) & (left > 0)
+    slots.anchored[index] = (drafts > 0) & (left > 0) & slots.takes_blocks[index]
+    rows = np.flatnonzero(drafts)
+    return Planned(rows, index[rows], drafts[rows], left[rows] > 0)
+
+
+def groups(asked: Planned, slots: Slots, most: int) -> Iterator[Group]:
+    """The requests, grouped by how their blocks are filled, at most `most` per group."""
+    grows = slots.tree_nodes[asked.slots] > 0
+    chain = np.minimum(asked.drafts, slots.drafts[asked.slots])
     # A tree's depth does not depend on its nodes, unless the load decides how many rows a request may draft.
-    free = grows & ~slots.by_load[index]
-    lengths = np.where(free, slots.drafts[index], np.minimum(drafts, slots.drafts[index])) + 1
-    nodes = np.where(grows, drafts, 0)
-    for mode in np.unique(slots.mode[index[drafts > 0]]):
-        rows = np.flatnonzero((drafts > 0) & (slots.mode[index] == mode))
-        for first in range(0, len(rows), most):
-            some = rows[first : first + most]
-            yield Group(slots.policy(index[some[0]]), some, index[some], lengths[some], nodes[some])
+    lengths = np.where(grows & ~slots.by_load[asked.slots], slots.drafts[asked.slots], chain) + 1
+    nodes = np.where(grows, asked.drafts, 0)
+    mask_groups = np.where(slots.groups[asked.slots] > 0, (asked.drafts - chain) // lengths, 0)
+    ways = slots.ways(asked.slots)
+    for way in np.unique(ways):
+        alike = np.flatnonzero(ways == way)
+        for first in range(0, len(alike), most):
+            some = alike[first : first + most]
+            yield Group(
+                slots.policy(asked.slots[some[0]]),
+                asked.rows[some],
+                asked.slots[some],
+                lengths[some],
+                nodes[some],
+                mask_groups[some],
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +129,6 @@ class BlockBuilder:
             COUNT=group.mode.takes_blocks,
             WIDTH=triton.next_power_of_2(self.block_length),
         )
-        return Blocks(group.mode, group.rows, group.slots, group.lengths, group.nodes, starts, ids, masked)
+        return Blocks(
+            group.mode, group.rows, group.slots, group.lengths, group.nodes, group.mask_groups, starts, ids, masked
+        )

@@ -44,15 +44,18 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         if mode.by_load:
             tree = min(tree, num_draft_tokens + 1)  # it is grown from a block of the chosen length
         valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
-        passes = self.rounds.note(request_id, mode.name, valid, num_accepted_tokens, tree)
-        if request.spec_decode_metrics is not None and passes:
+        masks = max(valid - decoding.drafts, 0) if decoding.groups else 0
+        passes = self.rounds.note(request_id, mode.name, valid - masks, num_accepted_tokens, tree, masks)
+        if passes is None:
+            return spec_decoding_stats
+        if request.spec_decode_metrics is not None:
             request.spec_decode_metrics.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
-        if passes and mode.by_load and self.auto is not None:
+        if mode.by_load and self.auto is not None:
             self.auto.note(valid, num_accepted_tokens)
-        if not passes or mode.takes_blocks:
+        if mode.takes_blocks:
             return spec_decoding_stats
         return super().make_spec_decoding_stats(
-            spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+            spec_decoding_stats, num_draft_tokens - masks, num_accepted_tokens, num_invalid_spec_tokens, request_id
         )
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Decides which requests draft, how many tokens, and which go first: vLLM's schedulers with three additional rules.
+"""Decides which requests draft, how many tokens, and which go first: vLLM's schedulers with four additional rules.
 
 1. Every step carries a plan: how many tokens each of its requests drafts for the next step. A request's own block
    length is the upper bound; in modes that verify it is lowered by a server's schedule of draft lengths by load, and
@@ -7,7 +7,9 @@
    load. For the same reason a preempted request of such a mode resumes at a block's start: its last token is the anchor
    of the block that it lost, so the recomputed prefix ends before it, the worker fills the block anew, and the next
    step computes both.
-3. A running request that got no tokens in a step goes first in the next one, so none starves if the token budget is too
+3. If each number of accepted drafts has a group of masks, a prefill ends before its last token: the next step computes
+   it together with a group that drafts the first block.
+4. A running request that got no tokens in a step goes first in the next one, so none starves if the token budget is too
    small for all.
 """
 
@@ -74,6 +76,9 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         """How many tokens a request drafts after the step that was just scheduled."""
         decoding = self.decoding(request)
         if request.is_prefill_chunk:
+            if decoding.full and self._at_last_token(request):  # one group of masks beside it, if of any use
+                useful = request.num_output_tokens + 1 < request.max_tokens and decoding.block_length <= limit
+                return decoding.block_length if useful else 0
             if not self._has_anchored_block(request):
                 return 0
         elif request.num_output_tokens + 1 >= request.max_tokens:  # the step that was scheduled yields its last token
@@ -82,7 +87,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
             return decoding.drafts
         if decoding.policy.by_load and self.auto is not None:
             limit = 0 if self._delivers_first_token(request) else min(limit, self.auto.length - 1)
-        return min(decoding.nodes, limit)
+        return decoding.scheduled(limit)
 
     def _choose_length(self, scheduled: list[Request], scheduler_output: SchedulerOutput) -> Step:
         """Choose the block length of `auto` requests. The record lacks the rows that will be drafted."""
@@ -92,7 +97,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
             decoding, count = self.decoding(request), scheduler_output.num_scheduled_tokens[request.request_id]
             if not decoding.policy.by_load or request.is_prefill_chunk or self._delivers_first_token(request):
                 drafts = decoding.policy.drafts and not request.is_prefill_chunk
-                rows += 2 * count if drafts else count
+                rows += 2 * count if drafts and not decoding.groups else count  # masks draft in the same forward
                 tokens += self.auto.tokens_of(count) if drafts else not request.is_prefill_chunk
             else:
                 chosen.append(decoding)
@@ -141,13 +146,13 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many tokens to schedule. vLLM calls this for every request, after it has applied the step's budget."""
         num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        ends_prefill = num_new_tokens > 1 and num_computed_tokens + num_new_tokens == request.num_tokens
         if not self._takes_blocks(request):
-            return num_new_tokens
+            return num_new_tokens - 1 if ends_prefill and self.decoding(request).full else num_new_tokens
         if request.spec_token_ids:
             wanted = request.num_tokens_with_spec + request.num_output_placeholders - num_computed_tokens
             room = self.max_model_len - num_computed_tokens - self.num_sampled_tokens_per_step
             return num_new_tokens if num_new_tokens >= min(wanted, room) else 0
-        ends_prefill = num_new_tokens > 1 and num_computed_tokens + num_new_tokens == request.num_tokens
         return num_new_tokens - 1 if ends_prefill and resumes(request) else num_new_tokens
 
     def _get_local_prefix_cache_hit(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -161,8 +166,11 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
 
     def _has_anchored_block(self, request: Request) -> bool:
         """Whether the worker fills a block next whose anchor is a resumed request's last token."""
-        at_anchor = request.is_prefill_chunk and request.num_computed_tokens == request.num_tokens - 1
-        return at_anchor and resumes(request) and self._takes_blocks(request)
+        return self._at_last_token(request) and resumes(request) and self._takes_blocks(request)
+
+    def _at_last_token(self, request: Request) -> bool:
+        """Whether a prefill has only its last token left."""
+        return request.is_prefill_chunk and request.num_computed_tokens == request.num_tokens - 1
 
     # Nobody starves
 

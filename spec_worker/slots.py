@@ -15,6 +15,7 @@ from vllm_nld.serving.modes import MODES, Mode
 
 STOP_IDS = 8  # at most this many stop tokens per request end a block's denoising early; all of them end the output
 NO_LORA = 0  # vLLM's id of "no user LoRA"
+NO_BLOCK = -1  # the request has not drafted yet
 
 
 class Slots:
@@ -23,12 +24,15 @@ class Slots:
     def __init__(self, slots: int, default: Decoding, drafts: int, device: torch.device) -> None:
         self._modes = tuple(MODES.values())
         self._index = {mode.name: index for index, mode in enumerate(self._modes)}
+        ways = [(mode.drafting, mode.takes_blocks) for mode in self._modes]
+        self._way = np.array([ways.index(way) for way in ways])  # the first mode that fills blocks in the same way
         self.mode = np.full(slots, self._index[default.mode], dtype=np.int64)  # rows of _modes
         self.takes_blocks = np.zeros(slots, dtype=bool)  # blocks are taken as drafted
         self.by_load = np.zeros(slots, dtype=bool)  # the scheduler chooses the number of rows for the load
         self.samples_first = np.zeros(slots, dtype=bool)  # drafts are compared with the AR pathway's own samples
         self.drafts = np.full(slots, default.drafts, dtype=np.int64)  # at most this many per step
         self.tree_nodes = np.full(slots, default.tree_nodes, dtype=np.int64)  # of a tree; 0: chains
+        self.groups = np.full(slots, default.groups, dtype=np.int64)  # of masks, per step; 0: none
         self.threshold = np.full(slots, default.threshold, dtype=np.float64)
         self.passes = np.full(slots, default.passes, dtype=np.int64)  # at most this many draft passes per block
         self.lora = np.full(slots, NO_LORA, dtype=np.int64)  # the id of the request's user LoRA
@@ -37,7 +41,7 @@ class Slots:
         self.anchored = np.zeros(
             slots, dtype=bool
         )  # the block's anchor is a prefill token, computed together with the block
-        self.drafted = np.zeros(slots, dtype=np.int64)  # passes that the current block took
+        self.drafted = np.full(slots, NO_BLOCK, dtype=np.int64)  # passes that the current block took
         self.tokens = torch.zeros(slots, max(drafts, 1), dtype=torch.int64, device=device)  # the block to take
         self.confidence = torch.ones(slots, max(drafts, 1), dtype=torch.float32, device=device)
         self.count = torch.zeros(slots, dtype=torch.int64, device=device)  # drafts in the block to take
@@ -49,9 +53,10 @@ class Slots:
         self.mode[slot] = self._index[policy.name]
         self.takes_blocks[slot] = policy.takes_blocks
         self.by_load[slot] = policy.by_load
-        self.samples_first[slot] = policy.by_load and params.temperature > 0
+        self.samples_first[slot] = (policy.by_load or policy.grouped) and params.temperature > 0
         self.drafts[slot] = decoding.drafts
         self.tree_nodes[slot] = decoding.tree_nodes
+        self.groups[slot] = decoding.groups
         self.threshold[slot] = decoding.threshold
         self.passes[slot] = decoding.passes
         self.lora[slot] = lora
@@ -61,12 +66,16 @@ class Slots:
             stops = sorted(params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids)[:STOP_IDS]
             self.stop_ids[slot, : len(stops)] = stops
         self.anchored[slot] = False
-        self.drafted[slot] = 0
+        self.drafted[slot] = NO_BLOCK
         self._new.append(slot)
 
     def policy(self, slot: int) -> Mode:
         """The record of the mode of a slot's request."""
         return self._modes[self.mode[slot]]
+
+    def ways(self, slots: np.ndarray) -> np.ndarray:
+        """A number for each slot; blocks of slots with equal ones can be filled in the same passes."""
+        return self._way[self.mode[slots]]
 
     def apply_staged_writes(self) -> None:
         """Clear the blocks of slots that have a new request."""

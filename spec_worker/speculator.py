@@ -6,6 +6,7 @@ sampler. `accept.py` decides what happens to them in each mode.
 
     plan.py     which requests draft, and how many tokens
     fill.py     passes until every position is decided
+    harvest.py  blocks that the target forward has drafted itself, in groups of masks
     trees.py    the likeliest paths through a block, verified in place of its chain
     forward.py  one pass: inputs, attention, CUDA graphs
 
@@ -25,13 +26,14 @@ from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from attention_backend.moves import move_rows
 from spec_worker.adapter_check import check_adapter
-from spec_worker.blocks import Layout
+from spec_worker.blocks import Blocks, Layout
 from spec_worker.candidates import Candidates
 from spec_worker.fill import Filler
 from spec_worker.forward import DraftForward
 from spec_worker.graphs import DraftGraphs, graph_mode
+from spec_worker.harvest import Harvest
 from spec_worker.inputs import Pass
-from spec_worker.plan import BlockBuilder, Plan, groups
+from spec_worker.plan import BlockBuilder, Plan, Planned, groups, planned
 from spec_worker.slots import NO_LORA
 from spec_worker.state import NldModelState
 from spec_worker.user_lora import map_blocks, uses_lora
@@ -60,7 +62,7 @@ class SelfSpeculator(DraftModelSpeculator):
     def load_draft_model(self, target_model: nn.Module, target_attn_layer_names: set[str]) -> nn.Module:
         adapter = draft_adapter(self.vllm_config)
         if adapter is not None:
-            target_model.attach(adapter, self.dtype)
+            target_model.attach(adapter, self.max_num_tokens, self.dtype)
         self.candidates = Candidates(
             target_model,
             self.vocab_size,
@@ -94,6 +96,7 @@ class SelfSpeculator(DraftModelSpeculator):
             trees,
             reports=self.enable_adaptive_verification,
         )
+        self.harvest = Harvest(self.candidates, slots, model_state.groups, sampling, self.block_length)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """Plan the graphs. This is also where the model can run for the first time, so check the adapter."""
@@ -173,19 +176,43 @@ class SelfSpeculator(DraftModelSpeculator):
         slots, trees = self.model_state.slots, self.model_state.trees
         if (accepted := trees.accepted(input_batch, num_sampled)) is not None:
             move_rows(self.layers, slot_mappings, *accepted)
-        for group in groups(plan, input_batch, slots, self.blocks_per_pass):
+        asked = planned(plan, input_batch, slots)
+        if self.model_state.has_groups:
+            asked = self._without_passes(asked, input_batch, last_hidden_states, num_sampled)
+        for group in groups(asked, slots, self.blocks_per_pass):
             verdict = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
             blocks = self.builder.build(group, input_batch, slots, *verdict)
             self.filler.fill(blocks, input_batch, write=not dummy_run)
-            rows = async_tensor_h2d(group.rows, self.device)
-            self.draft_tokens[rows, : self.block_length - 1] = blocks.ids[:, 1:]
-            if blocks.certainty is not None:
-                self.draft_token_confidence_probs[rows, : self.block_length - 1] = blocks.certainty.float()
+            self._hand_over(blocks)
             if group.nodes.any():
                 some = group.nodes > 0
                 row, slot = async_tensor_h2d(np.stack([group.rows[some], group.slots[some]]), self.device)
                 self.draft_tokens[row] = trees.tokens[slot]
         return self.draft_tokens[:requests]
+
+    def _without_passes(
+        self, asked: Planned, input_batch: InputBatch, hidden: torch.Tensor, num_sampled: torch.Tensor
+    ) -> Planned:
+        """Draft for requests that have a group of masks, or are to get one after their prompt. Returns the others."""
+        slots = self.model_state.slots
+        starts = asked.at_prompt & (slots.groups[asked.slots] > 0)
+        if starts.any():
+            self.draft_tokens[async_tensor_h2d(asked.rows[starts], self.device)] = self.mask_token_id
+            self.harvest.sow_after_prompts(asked.where(starts))
+        ready = ~starts & self.harvest.ready(asked, num_sampled)
+        for group in groups(asked.where(ready), slots, self.max_num_reqs):
+            self._hand_over(self.harvest.take(group, input_batch, hidden, num_sampled))
+        return asked.where(~starts & ~ready)
+
+    def _hand_over(self, blocks: Blocks) -> None:
+        """Make the blocks' drafts the requests' draft tokens, with masks after them for those with groups."""
+        rows, drafts = async_tensor_h2d(blocks.rows, self.device), self.block_length - 1
+        if self.model_state.has_groups:
+            self.harvest.sow(blocks)
+            self.draft_tokens[rows, drafts:] = self.mask_token_id
+        self.draft_tokens[rows, :drafts] = blocks.ids[:, 1:]
+        if self.enable_adaptive_verification and blocks.certainty is not None:
+            self.draft_token_confidence_probs[rows, :drafts] = blocks.certainty.float()
 
     def _profile(self, blocks: int) -> None:
         """Allocate what a pass over this many blocks needs, while vLLM profiles memory: there is no KV cache yet."""

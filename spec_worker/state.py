@@ -5,6 +5,7 @@ vLLM creates it after loading the model, passes it every request that gets a slo
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from vllm.config import VllmConfig
@@ -17,6 +18,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from attention_backend.rows import attach
 from spec_worker.accept import AcceptingSampler, ForcedBlockSampler
+from spec_worker.mask_groups import MaskGroups, mask_rows, only_verified
 from spec_worker.slots import NO_LORA, Slots
 from spec_worker.trees import Trees
 from vllm_nld.serving.decoding import Decoding
@@ -43,7 +45,9 @@ class NldModelState(DefaultModelState):
             self.max_model_len,
             device,
         )
-        self.graphs_have_masks = modes.tree_nodes > 0
+        self.groups = MaskGroups(self.max_num_reqs, modes.groups, device)
+        self.graphs_have_masks = modes.tree_nodes > 0 or modes.groups > 0
+        self.has_groups = modes.groups > 0
         self.sampler: Sampler  # set by `custom_sampler`
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -53,6 +57,7 @@ class NldModelState(DefaultModelState):
             resumed = len(new_req_data.prefill_token_ids or ()) > new_req_data.prompt_len
             adapter = NO_LORA if lora is None else lora.lora_int_id
             self.trees.forget(req_index)
+            self.groups.forget(req_index)
             self.slots.assign(req_index, Decoding.of(params) or self.default, params, adapter, resumed)
 
     def apply_staged_writes(self) -> None:
@@ -67,15 +72,31 @@ class NldModelState(DefaultModelState):
         for_capture: bool = False,  # in a full graph
         **kwargs: Any,
     ) -> Any:
-        """As vLLM's, with the mask of the step's trees, whose rows get the positions of their depths.
+        """As vLLM's, with the mask of the step's trees and groups, whose rows get positions of their own.
 
         The positions are changed in place, after KV slots were computed from them: samples depend on a row's position
         as well, and a CUDA graph reads this buffer.
         """
         metadata = super().prepare_attn(input_batch, cudagraph_mode, *args, for_capture=for_capture, **kwargs)
-        every = self.graphs_have_masks and (for_capture or cudagraph_mode == CUDAGraphMode.FULL)
-        attach(metadata, self.trees.mask(input_batch, every))
+        full = for_capture or cudagraph_mode == CUDAGraphMode.FULL
+        drafts = self.groups.begin(input_batch)
+        attach(metadata, self.trees.mask(input_batch, self.groups, every=full and self.graphs_have_masks))
+        self._adapt(input_batch, drafts, full)
+        if drafts is not None:
+            only_verified(input_batch, drafts)
         return metadata
+
+    def _adapt(self, input_batch: InputBatch, drafts: np.ndarray | None, full: bool) -> None:
+        """Switch the draft adapter on in rows of masks. A full graph of a server with groups always has it inside."""
+        adapter = self.model.draft_adapter
+        if adapter is None:
+            return
+        if drafts is not None:
+            adapter.by_row(mask_rows(input_batch, drafts))
+        elif full and self.has_groups:
+            adapter.by_row(np.zeros(0, dtype=bool))
+        else:
+            adapter.not_by_row()
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Any, Any] | None:
         """Samplers that accept drafts by each request's mode; None, for vLLM's own, if the server does not draft."""
@@ -83,4 +104,5 @@ class NldModelState(DefaultModelState):
         if not drafts_for_itself(self.vllm_config):
             return None
         forced = ForcedBlockSampler.over(sampler, self.slots)
-        return forced, AcceptingSampler(forced, self.trees, self.vllm_config.speculative_config, self.device)
+        speculative = self.vllm_config.speculative_config
+        return forced, AcceptingSampler(forced, self.trees, self.groups, speculative, self.device)

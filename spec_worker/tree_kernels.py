@@ -1,13 +1,15 @@
 """The Triton kernels of draft trees: one grows them, one masks the rows of the forward that verifies them, one walks
-the path that the samples take.
+the path that the samples take. The second one also masks groups of masks, see `mask_groups.py`.
 
 A tree has a row for its anchor, row 0, and one for each node; `parents` says which row each one follows. Parents come
 before their children and the likeliest nodes first, so a tree may be cut anywhere. On a CPU native twins run, see
 `vllm_nld.triton_cpu`. Letters in shapes: M trees, N state slots, P rows of the largest tree, C candidate positions, T
-tokens of the target's forward, L rows of logits, R requests, B tokens per block, W words of 32 bits per row.
+tokens of the target's forward, L rows of logits, R requests, B tokens per block, W words of 32 bits per row, G groups.
 """
 
 from vllm.triton_utils import tl, triton
+
+CAUSAL, TREE, GROUPS = 0, 1, 2  # what the rows of a request are
 
 
 @triton.jit
@@ -64,24 +66,44 @@ def grow_trees_kernel(
 
 
 @triton.jit
+def first_bits(word, count):
+    """Words with the first `count` bits set."""
+    inside = tl.minimum(tl.maximum(count - 32 * word, 0), 32)
+    return tl.where(inside == 32, -1, (1 << (inside % 32)) - 1)
+
+
+@triton.jit
 def mask_rows_kernel(
     bits_ptr,  # [T, W] int32, written: bit j of a row: it sees row j of its request
-    positions_ptr,  # [T] int64; written for trees: a node's position is its depth after the anchor
-    plan_ptr,  # [4, M] int64: first row, number of rows, slot, and whether they are a tree
-    parents_ptr,  # [N, P] int32
+    positions_ptr,  # [T] int64; written for trees and groups: where a row would stand in a sequence
+    plan_ptr,  # [6, M] int64: first row, number of rows, slot, what the rows are, drafts before and masks in a group
+    parents_ptr,  # [N, P] int32, of trees
+    ends_ptr,  # [N, G] int32, of groups: the row that each continues
     requests,  # M
     width,  # P
+    groups,  # G
     words,  # W
+    last_position,
     WORDS: tl.constexpr,  # W or more, a power of 2
+    TREE: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
-    """[M, most rows] programs. A node sees its ancestors and itself; a request without a tree has causal rows."""
+    """[M, most rows] programs. A node sees its ancestors and itself; other rows are causal, but for masks.
+
+    A mask sees the rows up to its group's end, and all of its group, which follows that end. Rows past the last group
+    belong to none, and nobody reads what they give.
+    """
     request, row = tl.program_id(0), tl.program_id(1)
     first = tl.load(plan_ptr + request)
     if row < tl.load(plan_ptr + requests + request):
         slot = tl.load(plan_ptr + 2 * requests + request)
+        kind = tl.load(plan_ptr + 3 * requests + request)
+        masked = row - 1 - tl.load(plan_ptr + 4 * requests + request).to(tl.int32)
+        size = tl.load(plan_ptr + 5 * requests + request).to(tl.int32)
         word = tl.arange(0, WORDS)
-        bits = tl.zeros([WORDS], tl.int32)
-        if tl.load(plan_ptr + 3 * requests + request) != 0:
+        bits = first_bits(word, row + 1)
+        if kind == TREE:
+            bits = tl.zeros([WORDS], tl.int32)
             seen = row
             depth = -1
             while seen >= 0:
@@ -89,9 +111,13 @@ def mask_rows_kernel(
                 depth += 1
                 seen = tl.load(parents_ptr + slot * width + seen)
             tl.store(positions_ptr + first + row, tl.load(positions_ptr + first) + depth)
-        else:
-            count = tl.minimum(tl.maximum(row + 1 - 32 * word, 0), 32)
-            bits = tl.where(count == 32, -1, (1 << (count % 32)) - 1)
+        if (kind == GROUPS) & (masked >= 0):
+            group = tl.minimum(masked // size, groups - 1)
+            end = tl.load(ends_ptr + slot * groups + group)
+            own = row - masked % size
+            bits = first_bits(word, end + 1) | (first_bits(word, own + size) & ~first_bits(word, own))
+            position = tl.load(positions_ptr + first) + end + 1 + masked % size
+            tl.store(positions_ptr + first + row, tl.minimum(position, last_position))
         tl.store(bits_ptr + (first + row) * words + word, bits, word < words)
 
 

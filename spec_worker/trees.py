@@ -19,7 +19,8 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from attention_backend.rows import RowMask, words
-from spec_worker.tree_kernels import grow_trees_kernel, mask_rows_kernel, walk_trees_kernel
+from spec_worker.mask_groups import MaskGroups
+from spec_worker.tree_kernels import CAUSAL, GROUPS, TREE, grow_trees_kernel, mask_rows_kernel, walk_trees_kernel
 
 TOP = 4  # candidates per position
 
@@ -97,32 +98,40 @@ class Trees:
         )
         self.grown[slots] = self.used = True
 
-    def mask(self, input_batch: InputBatch, every: bool) -> RowMask | None:
-        """The mask of a step's trees, whose rows get their positions; None if it verifies none.
+    def mask(self, input_batch: InputBatch, groups: MaskGroups, every: bool) -> RowMask | None:
+        """The mask of a step's trees and of its groups of masks, whose rows get their positions; None without either.
 
-        every: include requests without a tree, as a CUDA graph needs it.
+        every: include requests that have neither, as a CUDA graph needs it.
         """
-        if not self.used and not every:
+        if not (self.used or groups.used or every):
             return None
         count, drafts = input_batch.num_reqs, input_batch.num_draft_tokens_per_req
         index = input_batch.idx_mapping_np[:count]
         trees = np.zeros(count, dtype=bool) if drafts is None else self.grown[index] & (drafts[:count] > 0)
         self.stands[index] = trees
-        requests = np.arange(count) if every else np.flatnonzero(trees)
+        kinds = np.where(trees, TREE, np.where(groups.stands[index] > 0, GROUPS, CAUSAL))
+        requests = np.arange(count) if every else np.flatnonzero(kinds)
         if not len(requests):
             return None
         lengths = input_batch.num_scheduled_tokens[requests]
-        plan = [input_batch.query_start_loc_np[requests], lengths, index[requests], trees[requests]]
+        slots = index[requests]
+        rows = [input_batch.query_start_loc_np[requests], lengths, slots, kinds[requests]]
+        plan = [*rows, groups.chain[slots], groups.size[slots]]
         width = self.bits.shape[1]
         mask_rows_kernel[(len(requests), int(lengths.max()))](
             self.bits,
             input_batch.positions,
             async_tensor_h2d(np.stack(plan).astype(np.int64), self.bits.device),
             self.parents,
+            groups.ends,
             len(requests),
             self.rows,
+            groups.ends.shape[1],
             width,
+            self.max_model_len - 1,
             WORDS=triton.next_power_of_2(width),
+            TREE=TREE,
+            GROUPS=GROUPS,
         )
         return RowMask(self.bits, requests)
 

@@ -14,7 +14,7 @@ NO_SHARES = st.one_of(NO_NUMBERS, NUMBERS_OUTSIDE)
 BIG = 2**62
 NO_MODES = st.one_of(
     st.text(max_size=12), st.integers(-5, 5), st.booleans(), st.lists(st.text(max_size=3), max_size=2)
-).filter(lambda mode: mode not in ("ar", "linear", "diffusion", "auto"))
+).filter(lambda mode: mode not in ("ar", "linear", "quadratic", "diffusion", "auto"))
 
 
 def outside(least: int, most: int) -> st.SearchStrategy[int]:
@@ -27,7 +27,8 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], st.SearchStrategy[Any]]] = {
     "nld_threshold": ({"nld_mode": "diffusion"}, NO_SHARES),
     "nld_draft_threshold": ({"nld_mode": "linear"}, NO_SHARES),
     "nld_block_length": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(2, 32))),
-    "nld_tree_nodes": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(0, 64))),
+    "nld_tree_nodes": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(0, 512))),
+    "nld_groups": ({"nld_mode": "quadratic"}, st.one_of(NO_WHOLE_NUMBERS, outside(1, 32))),
     "nld_max_denoise_steps": ({"nld_mode": "diffusion"}, st.one_of(NO_WHOLE_NUMBERS, outside(1, 31))),
     "diffusion_mode": ({}, NO_MODES.filter(lambda mode: mode is not None)),
     "ar_mode": (
@@ -40,6 +41,7 @@ GOOD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "nld_block_length": st.integers(2, 32),
     "nld_max_denoise_steps": st.integers(1, 31),
     "nld_tree_nodes": st.integers(0, 31),
+    "nld_groups": st.integers(1, 32),
 }
 
 

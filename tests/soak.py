@@ -33,6 +33,7 @@ from tests.spec_worker.leaks import assert_nothing_left
 from tests.spec_worker.loras import OPTIONS as USER_LORA
 from tests.spec_worker.loras import two_loras
 from vllm_nld.nano import checkpoint_path
+from vllm_nld.serving.decoding import grouped_tokens
 from vllm_nld.serving.modes import DEFAULT, MODES
 from vllm_nld.serving.requests import ServerModes, check_combination
 
@@ -44,12 +45,16 @@ MIXTURE: tuple[dict[str, Any], ...] = (
     {"nld_mode": "linear", "nld_block_length": 3},
     {"nld_mode": "linear", "nld_tree_nodes": 7},
     {"nld_mode": "linear", "nld_tree_nodes": 5, "nld_block_length": 4},
+    {"nld_mode": "quadratic"},
+    {"nld_mode": "quadratic", "nld_groups": 1, "nld_block_length": 5},
+    {"nld_mode": "quadratic", "nld_block_length": 2},
     {"nld_mode": "diffusion"},
     {"nld_mode": "diffusion", "nld_threshold": 0.0, "nld_block_length": 4},
     {"nld_mode": "diffusion", "nld_threshold": 0.4, "nld_max_denoise_steps": 3},
 )
 CONCURRENCY = 16
-SERVED = ServerModes("linear", tuple(MODES), block_length=8, most_nodes=7)
+GROUPS = 2  # of masks
+SERVED = ServerModes("linear", tuple(MODES), block_length=8, most_nodes=7, groups=GROUPS)
 ABORTS = 0.08  # probability per step
 
 
@@ -163,8 +168,9 @@ def judge(report: Report, work: Work, output: Any) -> None:
 
 def scheduled(model: Any, block_length: int) -> dict[str, Any]:
     """Engine options for a schedule that drafts whole blocks, three tokens or none, the more the fewer run."""
-    speculative = {"method": "draft_model", "model": str(model), "num_speculative_tokens": block_length - 1}
-    steps = [[1, 2, block_length - 1], [3, 8, 3], [9, CONCURRENCY, 0]]
+    most = grouped_tokens(block_length, GROUPS)
+    speculative = {"method": "draft_model", "model": str(model), "num_speculative_tokens": most}
+    steps = [[1, 2, most], [3, 8, 3], [9, CONCURRENCY, 0]]
     return {"speculative_config": speculative | {"num_speculative_tokens_per_batch_size": steps}}
 
 
@@ -172,7 +178,7 @@ def on_nano(minutes: float, seed: int) -> list[Report]:
     """All features on nano, KV blocks for a few requests only; a report for each engine."""
     features = [*FEATURES.values(), *SAMPLED.values()]
     requests = [(prompt, params(**feature)) for prompt in prompts() for feature in features]
-    common: dict[str, Any] = linear(16) | OPTIONS | {"max_model_len": 512}
+    common: dict[str, Any] = linear(16, groups=GROUPS) | OPTIONS | {"max_model_len": 512}
     tight = {"max_num_batched_tokens": 256, "num_gpu_blocks_override": 40}
     reports = []
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -182,6 +188,8 @@ def on_nano(minutes: float, seed: int) -> list[Report]:
         allow_async(patch)
         for works, loras in ((plain, {}), (adapted, USER_LORA)):
             for schedule in ({}, scheduled(checkpoint_path(), 16)):
+                if loras:  # vLLM's least
+                    tight["max_num_batched_tokens"] = CONCURRENCY * (grouped_tokens(16, GROUPS) + 1)
                 with engine(checkpoint_path(), **common, **tight, **loras, **schedule) as llm:
                     reports.append(soak(llm, works, seconds=minutes * 15, seed=seed))
     return reports

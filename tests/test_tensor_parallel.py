@@ -49,7 +49,9 @@ pytestmark = pytest.mark.skipif(
 
 PROMPTS = random_prompts(scaled(48), VOCAB, longest=CONTEXT - TOKENS)
 LOGITS = {"logprobs_mode": "raw_logits", "max_logprobs": -1}
-ASKED = [MIXTURE[index % len(MIXTURE)] for index in range(len(PROMPTS))]
+GROUPS = 3  # of masks
+MODES = [*MIXTURE, *({"nld_mode": "quadratic", "nld_block_length": length} for length in (8, 3))]
+ASKED = [MODES[index % len(MODES)] for index in range(len(PROMPTS))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,7 +99,7 @@ def decode(llm: Any) -> tuple[list[list[int]], int]:
 @pytest.fixture(scope="module")
 def alone(checkpoint: Path) -> tuple[list[list[int]], int]:
     """The result with one rank."""
-    with ranks(checkpoint, **linear(32)) as llm:
+    with ranks(checkpoint, **linear(32, groups=GROUPS)) as llm:
         return decode(llm)
 
 
@@ -106,11 +108,11 @@ def test_two_ranks_equal_one(
     executor: str, checkpoint: Path, alone: tuple[list[list[int]], int], request: pytest.FixtureRequest
 ) -> None:
     """48 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node."""
-    assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "diffusion"}
+    assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "quadratic", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
     options = {"worker_extension_cls": "tests.ranks.CertainRank"} if executor == "mp" else {}
-    with ranks(checkpoint, executor, **linear(32), **LOGITS, **options) as llm:
+    with ranks(checkpoint, executor, **linear(32, groups=GROUPS), **LOGITS, **options) as llm:
         assert llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == executor
         tokens, accepted = decode(llm)
         assert tokens == alone[0]

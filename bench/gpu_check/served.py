@@ -11,8 +11,8 @@ from bench.gpu_check.record import Setting
 from vllm_nld.serving.modes import MODES as SERVED
 
 EOS = 11
-MODES = {name: {"nld_mode": name} for name in SERVED}
-LOSSLESS = [name for name, mode in SERVED.items() if mode.drafts and not mode.takes_blocks]
+MODES = {name: {"nld_mode": name} for name, mode in SERVED.items() if not mode.grouped}  # others need `groups`
+LOSSLESS = [name for name in MODES if SERVED[name].drafts and not SERVED[name].takes_blocks]
 AR = "ar"
 EMULATED = [1, 4, 8, 16, 32, 64, 128]  # tokens of the draft passes that have graphs on a CPU
 

@@ -10,8 +10,10 @@ from bench.gpu_check.nano import SMALL, amount, set_up
 from bench.gpu_check.record import DIFF, FAIL, OK, Check, Finding, Setting, Subject
 from bench.gpu_check.served import MODES, Served, serving, token_ids
 
+GROUPS = 2
+GROUPED: dict[str, Any] = {"nld_mode": "quadratic", "nld_block_length": 8}  # fits with its groups into a small step
 CHAIN: dict[str, Any] = {"nld_mode": "linear", "nld_tree_nodes": 0}  # other `linear` requests get trees here
-TOKENS = 320  # that the KV cache holds: a few requests' worth
+TOKENS = 416  # that the KV cache holds: a few requests' worth
 CONTEXT = 256
 
 
@@ -25,9 +27,9 @@ def open_tight(setting: Setting) -> Iterator[Served]:
     options: dict[str, Any] = {
         "max_num_seqs": 16,
         "max_model_len": CONTEXT,
-        "max_num_batched_tokens": 2 * B,
+        "max_num_batched_tokens": (GROUPS + 2) * B,
         "num_gpu_blocks_override": TOKENS // (16 if setting.gpu else 32),
-        "additional_config": {"nld": {"mode": "linear", "tree_nodes": B - 1}},
+        "additional_config": {"nld": {"mode": "linear", "tree_nodes": B - 1, "groups": GROUPS}},
     }
     if setting.gpu:
         options |= {"attention_backend": "TRITON_ATTN"} | SMALL
@@ -40,7 +42,7 @@ def everything(served: Served) -> tuple[list[list[int]], list[list[int]]]:
     """Answers to all prompts in all modes at once, and the reference's."""
     from vllm_nld.reference import generate
 
-    modes, exact = MODES | {"chain": CHAIN}, []
+    modes, exact = MODES | {"chain": CHAIN, "quadratic": GROUPED}, []
     pairs = [(prompt, mode) for prompt in served.prompts for mode in modes]
     found = token_ids(served.ask([prompt for prompt, _ in pairs], [modes[mode] for _, mode in pairs]))
     for prompt in served.prompts:
@@ -72,7 +74,7 @@ def cached(served: Served) -> Finding:
 
 
 def never_waits(served: Served) -> Finding:
-    """Trees, and chains beside masks."""
+    """Trees, and chains beside masks. Quadratic with few groups looks once a step whether one was hit."""
     return waiting(served, {"tree": MODES["linear"], "chain": CHAIN})
 
 

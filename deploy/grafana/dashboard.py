@@ -56,6 +56,8 @@ def quantiles(histogram: str) -> list[tuple[str, str]]:
     return [(f"P{share * 100:.0f} {{{{mode}}}}", quantile(share, histogram)) for share in (0.5, 0.95)]
 
 
+GROUPED = f"({total('nld:group_hits_total')} + {total('nld:group_misses_total')} > 0)"  # blocks
+
 DECODING = (
     Panel(
         "Output tokens/s by mode",
@@ -106,6 +108,15 @@ DECODING = (
             ("nodes {{mode}}", ratio("nld:tree_nodes_total", "nld:trees_total")),
             ("accepted {{mode}}", ratio("nld:tree_accepted_depth_sum", "nld:tree_accepted_depth_count")),
             ("chains instead {{mode}}", total("nld:tree_fallbacks_total")),
+        ],
+    ),
+    Panel(
+        "Groups of masks",
+        "In quadratic mode: the share of blocks that a group drafted in a verifying forward, without a draft pass, and "
+        "the mean rows of masks per block. Empty if no request has groups.",
+        [
+            ("drafted by groups {{mode}}", f"{total('nld:group_hits_total')} / {GROUPED}"),
+            ("masks per block {{mode}}", f"{total('nld:mask_rows_total')} / {GROUPED}"),
         ],
     ),
     Panel(

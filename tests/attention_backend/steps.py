@@ -13,11 +13,14 @@ from attention_backend.rows import RowMask, step_mask
 trees = st.lists(st.integers(0, 10**6), max_size=40).map(
     lambda picks: Tree((-1, *(pick % (token + 1) for token, pick in enumerate(picks))))
 )
+groups = st.tuples(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=6), st.integers(1, 6)).map(
+    lambda drawn: QuadraticGroups(drawn[0], tuple(end % drawn[0] for end in drawn[1]), drawn[2])
+)
 masks = st.one_of(
     st.builds(Causal, st.integers(1, 40)),
     st.builds(Block, st.integers(1, 40)),
     st.builds(BlockCausal, st.integers(1, 40), st.integers(1, 12)),
-    st.builds(QuadraticGroups, st.integers(1, 6)),
+    groups,
     trees,
 )
 

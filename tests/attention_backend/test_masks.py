@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_backend.masks import Block, BlockCausal, Causal, Mask, QuadraticGroups, Tree, kernel_causal
+from tests.attention_backend.steps import groups, trees
 from tests.attention_backend.steps import masks as everything
-from tests.attention_backend.steps import trees
 from vllm_nld.reference import masks as reference
-
-sizes = st.integers(1, 7)
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,9 +48,14 @@ def test_causal_and_block_equal_the_reference(tokens: int, cached: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes, st.integers(0, 9))
-def test_quadratic_groups_equal_the_reference(block_length: int, cached: int) -> None:
-    assert torch.equal(QuadraticGroups(block_length).dense(cached), reference.quadratic_groups(block_length, cached))
+@given(groups, st.integers(0, 9))
+def test_quadratic_groups_equal_the_reference(mask: QuadraticGroups, cached: int) -> None:
+    exact = reference.quadratic_groups(mask.block_length, mask.ends, mask.masks, cached)
+    assert torch.equal(mask.dense(cached), exact)
+
+
+def test_the_full_form_has_a_group_for_each_number_of_accepted_drafts() -> None:
+    assert QuadraticGroups.full(3) == QuadraticGroups(3, (0, 1, 2), 3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -67,14 +70,14 @@ def test_block_causal_lies_between_causal_and_block(tokens: int, block_length: i
 
 
 @pytest.mark.parametrize(
-    "mask", [Causal(3), Block(3), BlockCausal(5, 2), QuadraticGroups(2), Tree((-1, 0, 0))], ids=str
+    "mask", [Causal(3), Block(3), BlockCausal(5, 2), QuadraticGroups.full(2), Tree((-1, 0, 0))], ids=str
 )
 def test_labels_are_unique(mask: Mask) -> None:
     assert len({mask.label(token) for token in range(mask.length)}) == mask.length
 
 
 def test_quadratic_positions_overlap() -> None:
-    assert QuadraticGroups(2).positions().tolist() == [0, 1, 2, 1, 2, 3]
+    assert QuadraticGroups(2, (1, 0), 3).positions().tolist() == [0, 1, 2, 3, 4, 1, 2, 3]
 
 
 @settings(max_examples=60, deadline=None)
@@ -102,7 +105,7 @@ def test_malformed_trees_are_rejected(parents: tuple[int, ...], message: str) ->
 def test_kernel_causal() -> None:
     assert kernel_causal(Causal(3)) is True
     assert kernel_causal(Block(3)) is False
-    for mask in (BlockCausal(4, 2), QuadraticGroups(2), Tree((-1, 0))):
+    for mask in (BlockCausal(4, 2), QuadraticGroups.full(2), Tree((-1, 0))):
         with pytest.raises(ValueError, match=f"{type(mask).__name__}.*no kernel of vLLM"):
             kernel_causal(mask)
 
@@ -111,6 +114,12 @@ def test_kernel_causal() -> None:
 def test_empty_masks_are_rejected(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="must be at least 1"):
         make()
+
+
+@pytest.mark.parametrize("end", [-1, 3])
+def test_a_group_ends_in_the_block(end: int) -> None:
+    with pytest.raises(ValueError, match=f"one of the block's 3 tokens, not at {end}"):
+        QuadraticGroups(3, (0, end), 3)
 
 
 def test_masks_are_drawn(tmp_path: Path) -> None:

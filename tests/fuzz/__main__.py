@@ -14,7 +14,7 @@ from pathlib import Path
 import tests.fuzz
 from tests.fuzz.case import NAMES
 from tests.fuzz.client import Client
-from tests.fuzz.draw import CONTEXT
+from tests.fuzz.draw import CONTEXT, GROUPS
 from tests.fuzz.fuzzer import Fuzzer, Report, summary
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.tools.server import Server
@@ -24,6 +24,7 @@ MARKERS = {"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}
 ARGUMENTS = ["--served-model-name", *NAMES, "--enable-scale-out"]
 ARGUMENTS += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--max-model-len", str(CONTEXT)]
 ARGUMENTS += ["--distributed-executor-backend", "vllm.v1.executor.uniproc_executor.UniProcExecutor"]
+ARGUMENTS += ["--additional-config", json.dumps({"nld": {"groups": GROUPS}})]
 ARGUMENTS += ["--reasoning-parser", "deepseek_v3", "--reasoning-config", json.dumps(MARKERS)]
 ARGUMENTS += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from vllm_nld.serving.modes import DEFAULT
 
-NAMES = ("nld", "nld:auto", "nld:ar", "nld:linear", "nld:diffusion")  # what the server is called
+NAMES = ("nld", "nld:auto", "nld:ar", "nld:linear", "nld:quadratic", "nld:diffusion")  # what the server is called
 
 SGLANG: dict[str, dict[str, Any]] = {
     "ar": {"ar_mode": True},

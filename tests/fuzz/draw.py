@@ -13,6 +13,7 @@ from vllm_nld.nano import Prompt, heldout
 from vllm_nld.serving.modes import DEFAULT
 
 CONTEXT = 1024  # --max-model-len of the server
+GROUPS = 3  # of masks, the most that a request can have
 WEIGHTS = {"chat": 6, "completions": 5, "responses": 3, "messages": 2, "generate": 4, "batch": 1}
 KINDS = {"good": 70, "beams": 3, "bad": 12, "bad field": 6, "abort": 9}
 SIMPLE: dict[str, Any] = {"temperature": 1.0, "max_tokens": 8}  # at 0 vLLM drops parameters without a look
@@ -24,6 +25,7 @@ FIELDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "nld_draft_threshold": (0, 0.0, 0.5, 0.9, 1, 1.0),
         "nld_tree_nodes": (0, 1, 5, 31),
     },
+    "quadratic": {"nld_block_length": (2, 3, 8, 31, 32), "nld_groups": (1, 2)},
     "diffusion": {
         "nld_block_length": (2, 3, 8, 31, 32),
         "nld_threshold": (0, 0.0, 0.3, 0.9, 1, 1.0),
@@ -48,7 +50,7 @@ def draw(seed: int, number: int) -> Case:
         return replace(case, abort=rng.choice((0.001, 0.02, 0.1, 0.3, 1.0)))
     if kind == "bad field":
         name = rng.choice(sorted(BAD_XARGS))
-        asked = next((mode for mode in ("diffusion", "linear") if name in FIELDS[mode]), None)
+        asked = next((mode for mode in ("diffusion", "linear", "quadratic") if name in FIELDS[mode]), None)
         stream = ENDPOINTS[endpoint].streams and rng.random() < 0.5
         variant = Variant(asked, fields={name: rng.choice(BAD_XARGS[name])}, stream=stream)
         return replace(case, variants=(variant,), bad=name, options=SIMPLE)
@@ -135,7 +137,7 @@ def parameters(rng: random.Random, prompt: Prompt, endpoint: str) -> dict[str, A
 def variants(rng: random.Random, case: Case) -> tuple[Variant, ...]:
     """The AR answer first, then the same in other modes and streamed. A sampled request without seed has one."""
     one = [Variant(spelled=rng.choice(("field", "name", "sglang")))]
-    for mode in ("auto", "linear", "diffusion"):
+    for mode in ("auto", "linear", "quadratic", "diffusion"):
         known = FIELDS[mode]
         fields = {
             name: rng.choice(known[name])

@@ -152,6 +152,7 @@ BAD_XARGS: dict[str, tuple[Any, ...]] = {
     "nld_draft_threshold": (-0.1, 1.1, "0.5", True, [], NAN),
     "nld_max_denoise_steps": (0, -1, 10**30, 1.5, "3", True),
     "nld_tree_nodes": (-1, 5000, 10**30, 1.5, "x", True, []),
+    "nld_groups": (0, -1, 4, 10**30, 1.5, "2", True, []),
     "nld_nonsense": (1, "x", [1]),
     "diffusion_mode": ("x", 3, True),
     "ar_mode": (3, "x"),

@@ -44,6 +44,10 @@ KNOWN: tuple[Known, ...] = (
         lambda f: f.name == UNNAMED and f.case.endpoint == "generate" and "parameter=extra_args" in f.detail,
     ),
     Known(
+        "/v1/messages makes a chat completion of the request, whose name for max_tokens is max_completion_tokens",
+        lambda f: f.name == UNNAMED and f.case.endpoint == "messages" and "max_completion_tokens=" in f.detail,
+    ),
+    Known(
         "a prompt longer than the context is refused before anything else of the request is looked at",
         lambda f: f.name == UNNAMED and "maximum context length" in f.detail,
     ),

@@ -17,9 +17,8 @@ TOKENS, BLOCK = 20, 8
 
 @pytest.fixture(scope="module")
 def shared_engine(agreeable_checkpoint: Path) -> Iterator[Counted]:
-    with counting(
-        agreeable_checkpoint, block_size=32, additional_config={"nld": {"mode": "linear", "block_length": BLOCK}}
-    ) as counted:
+    settings = {"mode": "linear", "block_length": BLOCK, "groups": 2}
+    with counting(agreeable_checkpoint, block_size=32, additional_config={"nld": settings}) as counted:
         yield counted
 
 
@@ -137,6 +136,24 @@ def test_trees_are_counted(linear_engine: Counted, reference: ReferenceModel, pr
     assert linear_engine("nld:tree_fallbacks_total") == 0
 
 
+def test_groups_are_counted(linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]]) -> None:
+    """Each block comes from a group or from a draft pass. Masks are no draft tokens."""
+    options: dict[str, Any] = {"mode": "quadratic", "block_length": 5, "ignore_eos": True, "groups": 2}
+    expected = [generate(reference, prompt, max_new_tokens=TOKENS, **options) for prompt in prompts]
+    counted_alone(linear_engine, prompts, nld_mode="quadratic", nld_block_length=5)
+    rounds = sum(len(one.rounds) for one in expected)
+    passes = sum(one.nfe for one in expected) - len(prompts) - rounds
+    assert linear_engine("nld:forwards_total", mode="quadratic", kind="draft") == passes
+    assert linear_engine("nld:forwards_total", mode="quadratic", kind="target") == len(prompts) + rounds
+    assert linear_engine("nld:group_misses_total", mode="quadratic") == passes
+    assert linear_engine("nld:group_hits_total", mode="quadratic") == rounds - passes > len(prompts)
+    assert linear_engine("nld:mask_rows_total", mode="quadratic") == 2 * 5 * rounds
+    assert linear_engine("nld:draft_tokens_total") == linear_engine("vllm:spec_decode_num_draft_tokens_total")
+    assert linear_engine("nld:draft_tokens_total") == 4 * rounds
+    assert linear_engine("nld:drafts_total", block_length="5") == rounds
+    assert linear_engine("nld:group_hits_total") == linear_engine("nld:group_hits_total", mode="quadratic")
+
+
 def test_requests_that_fall_back_to_the_chain_are_counted(linear_engine: Counted, prompts: list[list[int]]) -> None:
     extra: dict[str, Any] = {"nld_tree_nodes": 7}
     greedy(linear_engine.llm, prompts[:3], TOKENS, extra_args=extra, presence_penalty=0.5)
@@ -154,11 +171,12 @@ def test_modes_in_one_batch_are_counted_separately(linear_engine: Counted, promp
         )
         for mode in modes
     ]
-    linear_engine.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    given: list[Any] = [{"prompt_token_ids": prompt} for prompt in (prompts * 2)[: len(modes)]]
+    linear_engine.llm.generate(given, params, use_tqdm=False)
     for mode in MODES:
         assert linear_engine("nld:requests_total", mode=mode) == 3
         assert linear_engine("nld:output_tokens_total", mode=mode) == 3 * TOKENS
     assert linear_engine("nld:forwards_total", mode="ar") == 3 * TOKENS
     assert linear_engine("nld:draft_tokens_total", mode="ar") == 0
-    rounds = [linear_engine("nld:acceptance_length_count", mode=mode) for mode in ("linear", "auto")]
+    rounds = [linear_engine("nld:acceptance_length_count", mode=mode) for mode in ("linear", "auto", "quadratic")]
     assert linear_engine("vllm:spec_decode_num_drafts_total") == sum(rounds) and rounds[0] > 0

@@ -175,28 +175,59 @@ def tree(model: ReferenceModel, prompt: list[int], limit: int, block_length: int
 
 
 def quadratic(
-    model: ReferenceModel, prompt: list[int], limit: int, block_length: int, stop_ids: tuple[int, ...] = ()
+    model: ReferenceModel,
+    prompt: list[int],
+    limit: int,
+    block_length: int,
+    lora: bool = False,
+    groups: int | None = None,
 ) -> Outcome:
+    """One forward per acceptance length, of all of them or of the `groups` likeliest."""
     k, mask_id = block_length, model.config.mask_token_id
 
-    def predict(context: list[int]) -> list[int]:
-        """k tokens after the context: the AR token, then the predictions of masks 2 to k."""
-        logits = dense(model, context + [mask_id] * k, bidirectional_from=len(context))
-        rows = logits[len(context) - 1 :].clone()
-        rows[1:, mask_id] = float("-inf")
-        return [int(rows[0].argmax()), *rows[2:].argmax(-1).tolist()]
+    def predict(context: list[int], masked: int) -> tuple[list[int], list[float]]:
+        """The AR token after the context, the candidates of all masks but the first, and how probable these are."""
+        logits = dense(model, context + [mask_id] * masked, bidirectional_from=len(context), lora=lora)
+        sure, rows = logits.double().softmax(-1), logits.clone()
+        rows[len(context) :, mask_id] = float("-inf")
+        tokens = rows.argmax(-1).tolist()
+        first = len(context) - 1
+        return [tokens[first], *tokens[first + 2 :]], [float(sure[i, tokens[i]]) for i in range(first + 2, len(sure))]
 
-    drafts, tokens, nfe, rounds = predict(prompt), list[int](), 1, []
-    tokens = [drafts[0]]
-    while not ended(tokens, limit, stop_ids):
+    def draft(context: list[int]) -> tuple[list[int], list[float]]:
+        """As linear mode does: the context's last token is part of the block."""
+        logits = dense(model, context + [mask_id] * (k - 1), len(context) - 1, lora)[len(context) :]
+        sure = logits.double().softmax(-1)
+        logits[:, mask_id] = float("-inf")
+        tokens = logits.argmax(-1).tolist()
+        return [context[-1], *tokens], [float(row[token]) for row, token in zip(sure, tokens, strict=True)]
+
+    def expected(confidence: list[float]) -> set[int]:
+        """The likeliest numbers of accepted drafts."""
+        chance = {
+            i: math.prod(confidence[:i]) * (1 - confidence[i] if i < len(confidence) else 1)
+            for i in range(len(confidence) + 1)
+        }
+        return set(sorted(chance, key=lambda i: -chance[i])[:groups])
+
+    nfe, rounds = 1, list[int]()
+    (first, *_), _ = drafted = predict(prompt, k)
+    tokens = [first]
+    if groups is not None:
+        nfe, drafted = nfe + 1, draft(prompt + tokens)
+    while len(tokens) < limit:
         nfe += 1
-        base = tokens[:-1]
-        nexts = [predict(prompt + base + drafts[: i + 1]) for i in range(k)]
+        base, (block, confidence) = tokens[:-1], drafted
+        nexts = [predict(prompt + base + block[: i + 1], k) for i in range(k)]
         a = 1
-        while a < k and nexts[a - 1][0] == drafts[a]:
+        while a < k and nexts[a - 1][0][0] == block[a]:
             a += 1
         before = len(tokens)
-        tokens = cut(base + drafts[:a] + [nexts[a - 1][0]], limit, stop_ids)
+        tokens = (base + block[:a] + [nexts[a - 1][0][0]])[:limit]
         rounds.append(len(tokens) - before)
-        drafts = nexts[a - 1]
+        drafted = nexts[a - 1]
+        if groups is not None and a - 1 not in expected(confidence) and len(tokens) < limit:
+            nfe, drafted = nfe + 1, draft(prompt + tokens)
+    if groups is not None and limit == 1:
+        nfe = 1
     return tokens, nfe, rounds

@@ -118,6 +118,8 @@ def test_verifier_mix(agreeable: ReferenceModel, mode: str, temperature: float) 
         ({"thinking_budget": 4, "think_end_id": 400}, "think_end_id is 400, outside the vocabulary"),
         ({"thinking_budget": 4, "think_start_id": 13}, "think_start_id and think_end_id must differ"),
         ({"verifier_mix": 2.0}, r"verifier_mix must lie in \[0, 1\], not 2.0"),
+        ({"mode": "quadratic", "block_length": 4, "groups": 5}, r"groups must lie in \[0, 4\], .* not 5"),
+        ({"mode": "quadratic", "groups": 2, "verifier_mix": 0.5}, "verifier_mix 0.5 needs .*: set groups to 0"),
         ({"seed": 1, "generator": torch.Generator()}, "seed and generator are mutually exclusive"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(value),

@@ -13,7 +13,11 @@ LINEAR = [
     for lora, name in ((True, "lora"), (False, "no-lora"))
 ]
 TREES = [pytest.param({"mode": "linear", "tree_nodes": nodes}, id=f"tree-{nodes}") for nodes in (1, 12, 40)]
-SPECULATIVE = [*LINEAR, *TREES, pytest.param({"mode": "quadratic"}, id="quadratic")]
+QUADRATIC = [
+    pytest.param({"mode": "quadratic"} | options, id=f"quadratic-{name}")
+    for name, options in (("full", {}), ("no-lora", {"lora": False}), ("sparse", {"groups": 2}))
+]
+SPECULATIVE = [*LINEAR, *TREES, *QUADRATIC]
 
 
 @pytest.mark.parametrize("block_length", [2, 3, 8, 32])
@@ -56,6 +60,7 @@ def test_eos_at_every_position(model: ReferenceModel, options: dict, block_lengt
             {"mode": "linear", "threshold": 0.5},
             {"mode": "linear", "tree_nodes": 9},
             {"mode": "quadratic"},
+            {"mode": "quadratic", "groups": 1},
         ]
     ),
     block_length=st.integers(2, 9),

@@ -27,19 +27,24 @@ def test_prompt_with_masks(prompt: int, count: int) -> None:
 
 
 @settings(deadline=None)
-@given(block_length=st.integers(2, 6), cached=st.integers(0, 5))
-def test_quadratic_groups(block_length: int, cached: int) -> None:
-    size = block_length + 1
+@given(
+    length=st.integers(1, 5),
+    ends=st.lists(st.integers(0, 4), max_size=4),
+    count=st.integers(1, 4),
+    cached=st.integers(0, 5),
+)
+def test_quadratic_groups(length: int, ends: list[int], count: int, cached: int) -> None:
+    ends = [end % length for end in ends]
 
     def sees(row: int, column: int) -> bool:
         if column < cached:
             return True
         column -= cached
-        row_group, column_group = row // size, column // size
-        if column % size == 0:  # a draft token
-            return column_group <= row_group
-        return row % size != 0 and row_group == column_group
+        if row < length:
+            return column <= row
+        group = (row - length) // count
+        return column <= ends[group] if column < length else (column - length) // count == group
 
-    total = block_length * size
+    total = length + len(ends) * count
     expected = [[sees(row, column) for column in range(cached + total)] for row in range(total)]
-    assert masks.quadratic_groups(block_length, cached).tolist() == expected
+    assert masks.quadratic_groups(length, ends, count, cached).tolist() == expected

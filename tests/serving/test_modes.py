@@ -11,11 +11,11 @@ from vllm.sampling_params import StructuredOutputsParams
 from tests.bad_requests import bad_parameters
 from tests.scale import scaled
 from vllm_nld.serving.decoding import Decoding
+from vllm_nld.serving.modes import MODES
 from vllm_nld.serving.requests import ServerModes
 
-SERVED = ServerModes(
-    "linear", ("auto", "ar", "linear", "diffusion"), block_length=32, max_denoise_steps=None, most_nodes=64
-)
+SERVED = ServerModes("linear", tuple(MODES), block_length=32, max_denoise_steps=None, most_nodes=64, groups=32)
+SPARSE = replace(SERVED, groups=4)
 TREES = replace(SERVED, tree_nodes=16)
 
 GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
@@ -26,6 +26,12 @@ GOOD: dict[str, tuple[dict[str, Any] | None, Decoding]] = {
     "ar": ({"nld_mode": "ar"}, Decoding("ar")),
     "linear": ({"nld_draft_threshold": 1, "nld_block_length": 2}, Decoding("linear", 2, 1.0)),
     "linear with a tree": ({"nld_tree_nodes": 64, "nld_block_length": 8}, Decoding("linear", 8, tree_nodes=64)),
+    "full quadratic": ({"nld_mode": "quadratic"}, Decoding("quadratic", 32, groups=32)),
+    "full quadratic of short blocks": (
+        {"nld_mode": "quadratic", "nld_block_length": 8},
+        Decoding("quadratic", 8, groups=8),
+    ),
+    "sparse quadratic": ({"nld_mode": "quadratic", "nld_groups": 3}, Decoding("quadratic", 32, groups=3)),
     "diffusion": ({"nld_mode": "diffusion"}, Decoding("diffusion", 32, 0.9)),
     "all of diffusion": (
         {"nld_mode": "diffusion", "nld_threshold": 0, "nld_block_length": 8, "nld_max_denoise_steps": 31},
@@ -59,6 +65,13 @@ TREE_DEFAULTS: dict[str, tuple[ServerModes, dict[str, Any], Decoding]] = {
     "a chain": (TREES, {"nld_tree_nodes": 0}, Decoding("linear", 32)),
     "another mode": (TREES, {"nld_mode": "diffusion"}, Decoding("diffusion", 32, 0.9)),
     "a threshold": (TREES, {"nld_draft_threshold": 0.5}, Decoding("linear", 32, 0.5)),
+    "the server's groups": (SPARSE, {"nld_mode": "quadratic"}, Decoding("quadratic", 32, groups=4)),
+    "fewer groups": (SPARSE, {"nld_mode": "quadratic", "nld_groups": 1}, Decoding("quadratic", 32, groups=1)),
+    "no more groups than tokens": (
+        SPARSE,
+        {"nld_mode": "quadratic", "nld_block_length": 3},
+        Decoding("quadratic", 3, groups=3),
+    ),
     "a tree on a server with a threshold": (
         replace(SERVED, draft_threshold=0.5),
         {"nld_tree_nodes": 8},
@@ -90,6 +103,35 @@ def test_sampling_that_depends_on_the_path_uses_the_chain(params: dict[str, Any]
     record = {"nld": tree.record()}
     assert Decoding.of(SamplingParams(extra_args=record, **params)) == chain
     assert Decoding.of(SamplingParams(extra_args=record, min_tokens=3, top_k=5, seed=7, logprobs=2)) == tree
+
+
+@pytest.mark.parametrize("name", PATH_DEPENDENT)
+def test_a_grammar_has_to_see_all_drafts(name: str) -> None:
+    """And masks are none. Everything else works on the verified rows, which are a chain."""
+    grouped = Decoding("quadratic", 8, groups=3)
+    found = Decoding.of(SamplingParams(extra_args={"nld": grouped.record()}, **PATH_DEPENDENT[name]))
+    assert found == (replace(grouped, groups=0) if name == "grammar" else grouped)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "limit", "tokens"),
+    [
+        (Decoding("linear", 8), 100, 7),
+        (Decoding("linear", 8), 3, 3),
+        (Decoding("linear", 8, tree_nodes=20), 100, 20),
+        (Decoding("linear", 8, tree_nodes=20), 12, 12),
+        (Decoding("quadratic", 8, groups=2), 100, 7 + 16),
+        (Decoding("quadratic", 8, groups=2), 22, 7 + 8),
+        (Decoding("quadratic", 8, groups=2), 14, 7),
+        (Decoding("quadratic", 8, groups=2), 4, 4),
+        (Decoding("quadratic", 8), 100, 7),
+        (Decoding("quadratic", 8, groups=8), 71, 71),
+    ],
+    ids=str,
+)
+def test_draft_tokens_of_a_step(decoding: Decoding, limit: int, tokens: int) -> None:
+    """Groups are whole or left out, so none takes rows for nothing."""
+    assert decoding.scheduled(limit) == tokens
 
 
 @settings(max_examples=scaled(2000), deadline=None)
@@ -132,6 +174,28 @@ REFUSED: dict[str, tuple[ServerModes, dict[str, Any], str]] = {
         replace(SERVED, no_trees="its CUDA graphs know no masks"),
         {"nld_tree_nodes": 8},
         "nld_tree_nodes must be 0, not 8, on this server: its CUDA graphs know no masks",
+    ),
+    "a verifier that is not AR's": (
+        SPARSE,
+        {"nld_mode": "quadratic", "nld_verifier_mix": 0.5},
+        "nld_verifier_mix is unknown; known are nld_mode",
+    ),
+    "more groups than the server's": (
+        SPARSE,
+        {"nld_mode": "quadratic", "nld_groups": 5},
+        "nld_groups must lie in [1, 4], not 5",
+    ),
+    "more groups than tokens": (
+        SPARSE,
+        {"nld_mode": "quadratic", "nld_groups": 4, "nld_block_length": 3},
+        "nld_groups must lie in [1, 3], not 4",
+    ),
+    "groups of another mode": (SPARSE, {"nld_groups": 2}, "nld_groups has no use in mode 'linear', only in quadratic"),
+    "groups where none are": (
+        ServerModes("linear", ("ar", "linear"), 32),
+        {"nld_mode": "quadratic"},
+        "nld_mode 'quadratic' is not served here, only ar, linear: its masks need room that --additional-config "
+        "nld.groups reserves",
     ),
     "own and SGLang's names": (SERVED, {"nld_mode": "ar", "ar_mode": True}, "mixes nld_mode with ar_mode"),
     "contradiction": (SERVED, {"ar_mode": True, "diffusion_mode": "linear_spec"}, "contradict each other"),

@@ -58,6 +58,8 @@ REQUESTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("nld", {}, {"mode": "ar"}),
     ("nld:ar", {}, {"mode": "ar"}),
     ("nld", {"nld_mode": "ar"}, {"mode": "ar"}),
+    ("nld:quadratic", {}, {"mode": "ar"}),
+    ("nld", {"nld_mode": "quadratic", "nld_block_length": 8, "nld_groups": 1}, {"mode": "ar"}),
     ("nld:diffusion", {}, {"mode": "diffusion"}),
     ("nld", {"nld_mode": "diffusion", "nld_threshold": 0.5}, {"mode": "diffusion", "threshold": 0.5}),
     ("nld:diffusion", {"nld_block_length": 8}, {"mode": "diffusion", "block_length": 8}),
@@ -130,6 +132,7 @@ def test_invalid_parameters_are_refused(server: Server) -> None:
 COMBINATIONS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "penalty": ({"nld_mode": "diffusion"}, {"repetition_penalty": 1.2}, "repetition_penalty has no effect"),
     "alias": ({"nld_mode": "ar"}, {"name": "nld:diffusion"}, "contradicts the model name"),
+    "groups": ({"nld_mode": "quadratic", "nld_groups": 4}, {}, "nld_groups must lie in [1, 3], not 4"),
     "stream": ({"nld_threshold": 2}, {"stream": True, "name": "nld:diffusion"}, "nld_threshold must lie in"),
 }
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from vllm_nld.serving.modes import MODES
 from vllm_nld.serving.settings import Settings
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -13,6 +14,9 @@ GOOD: dict[str, dict[str, Any]] = {
     "whole number": {"draft_threshold": 1},
     "a tree": {"tree_nodes": 64, "block_length": 16},
     "diffusion": {"mode": "diffusion", "threshold": 0.5, "max_denoise_steps": 8},
+    "full quadratic": {"mode": "quadratic"},
+    "sparse quadratic": {"mode": "quadratic", "groups": 4, "block_length": 8},
+    "groups on request": {"groups": 2},
     "drafts on request": {"mode": "ar", "allowed_modes": ("ar", "linear"), "block_length": 8},
 }
 
@@ -23,6 +27,14 @@ def test_valid_settings(raw: dict[str, Any]) -> None:
     assert all(getattr(settings, name) == value for name, value in raw.items())
 
 
+def test_quadratic_is_offered_only_if_asked_for() -> None:
+    """Its masks need room that other modes would pay for."""
+    assert Settings().modes == ("auto", "ar", "linear", "diffusion") and not Settings().has_groups
+    assert Settings(groups=2).modes == Settings(mode="quadratic").modes == tuple(MODES)
+    assert Settings(mode="linear", allowed_modes=("linear", "quadratic")).has_groups
+    assert not Settings(mode="ar").has_groups
+
+
 def test_defaults() -> None:
     assert Settings.parse(None) == Settings.parse({}) == Settings()
 
@@ -30,7 +42,7 @@ def test_defaults() -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "not an object": ("linear", r"nld must be an object, not 'linear'"),
     "unknown field": ({"blocklength": 8}, r"nld\.blocklength is unknown; known are mode, allowed_modes, block_length"),
-    "unknown mode": ({"mode": "fast"}, r"nld\.mode must be one of auto, ar, linear, diffusion, not 'fast'"),
+    "unknown mode": ({"mode": "fast"}, r"nld\.mode must be one of auto, ar, linear, quadratic, diffusion, not 'fast'"),
     "block as text": ({"block_length": "8"}, r"nld\.block_length must be an integer, not '8'"),
     "block as bool": ({"block_length": True}, r"nld\.block_length must be an integer"),
     "block too short": ({"block_length": 1}, r"nld\.block_length must be at least 2, not 1"),
@@ -46,6 +58,13 @@ BAD: dict[str, tuple[Any, str]] = {
         {"tree_nodes": 8, "draft_threshold": 0.5},
         r"tree_nodes 8 contradicts draft_threshold",
     ),
+    "groups as text": ({"groups": "2"}, r"nld\.groups must be an integer, not '2'"),
+    "no groups": ({"groups": 0}, r"nld\.groups must be at least 1, not 0"),
+    "more groups than drafts": ({"groups": 9, "block_length": 8}, r"nld\.groups must be at most block_length 8.*not 9"),
+    "groups of nobody": (
+        {"groups": 2, "allowed_modes": ["auto", "linear"]},
+        r"nld\.groups 2 has no use without mode 'quadratic' in allowed_modes",
+    ),
     "adapter as bool": ({"draft_lora": False}, r"nld\.draft_lora must be 'auto', 'off' or a folder, not False"),
     "unknown kernel": ({"mask_kernel": "cuda"}, r"nld\.mask_kernel must be one of auto, triton, xformers, not 'cuda'"),
     "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use if only mode 'ar' is served"),
@@ -53,7 +72,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "no floor": ({"min_acceptance_length": 0.5}, r"nld\.min_acceptance_length must be at least 1, not 0\.5"),
     "floor as text": ({"min_acceptance_length": "2"}, r"nld\.min_acceptance_length must be a number, not '2'"),
     "no passes": ({"max_denoise_steps": 0}, r"nld\.max_denoise_steps must be at least 1, not 0"),
-    "modes as text": ({"allowed_modes": "ar"}, r"nld\.allowed_modes must be a list of auto, ar, linear, diffusion"),
+    "modes as text": (
+        {"allowed_modes": "ar"},
+        r"nld\.allowed_modes must be a list of auto, ar, linear, quadratic, diffusion",
+    ),
     "no modes": ({"allowed_modes": []}, r"nld\.allowed_modes must be a list"),
     "unknown among modes": ({"allowed_modes": ["linear", "fast"]}, r"nld\.allowed_modes must be a list"),
     "mode not among modes": ({"allowed_modes": ["ar"]}, r"allowed_modes \['ar'\] leaves out the mode 'auto'"),

@@ -83,8 +83,33 @@ def test_nodes_and_block_length_are_separate(
         options["speculative_config"]["model"] = str(tiny_checkpoint)
     config = start(tiny_checkpoint, **options)
     assert block_length(config) == ServerModes.of(config).block_length == block
-    assert config.num_speculative_tokens == drafts and config.num_lookahead_tokens == drafts + 1
+    assert config.num_speculative_tokens == drafts and config.num_lookahead_tokens == block
     assert ServerModes.of(config).most_nodes == drafts
+
+
+@pytest.mark.parametrize(
+    ("options", "block", "groups", "drafts"),
+    [
+        (nld(mode="quadratic", block_length=8), 8, 8, 71),
+        (nld(allowed_modes=["auto", "quadratic"], block_length=8), 8, 8, 71),
+        (nld(groups=3), 32, 3, 127),
+        (nld(groups=3, block_length=8), 8, 3, 31),
+        (nld(groups=3, block_length=8) | drafter("MODEL", drafts=31), 8, 3, 31),
+        (nld(groups=1, block_length=8, tree_nodes=64), 8, 1, 64),
+        (nld(block_length=8), 8, 0, 7),
+    ],
+    ids=["full", "on request", "sparse", "sparse and short", "explicit", "fewer than a tree's nodes", "none"],
+)
+def test_room_for_groups_is_reserved_where_they_are_served(
+    options: dict[str, Any], block: int, groups: int, drafts: int, tiny_checkpoint: Path
+) -> None:
+    if "speculative_config" in options:
+        options["speculative_config"]["model"] = str(tiny_checkpoint)
+    config = start(tiny_checkpoint, **options, max_num_batched_tokens=256, max_num_seqs=2)
+    modes = ServerModes.of(config)
+    assert (block_length(config), modes.block_length, modes.groups) == (block, block, groups)
+    assert config.num_speculative_tokens == drafts and config.num_lookahead_tokens == block
+    assert ("quadratic" in modes.modes) == (groups > 0)
 
 
 def test_copy_of_the_served_model_is_another_drafter(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -157,6 +182,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a tree of sampled drafts": (
         nld(tree_nodes=7) | drafter("MODEL", draft_sample_method="probabilistic"),
         r"nld.tree_nodes 7 is not possible: .*draft_sample_method",
+    ),
+    "groups without room": (
+        nld(groups=2, block_length=8) | drafter("MODEL"),
+        r"mode 'quadratic' with .*block_length 8 needs num_speculative_tokens 23 of --speculative-config, not 7",
+    ),
+    "no room for groups": (
+        nld(mode="quadratic", block_length=8) | {"max_num_batched_tokens": 64, "max_num_seqs": 4},
+        r"--max-num-batched-tokens 64 has no room for a block of 8 and 8 groups of masks: .*nld.groups",
+    ),
+    "groups of embeddings": (
+        nld(groups=2, block_length=3) | {"enable_prompt_embeds": True},
+        r"nld: mode 'quadratic' is not possible: .*--enable-prompt-embeds",
+    ),
+    "groups of sampled drafts": (
+        nld(groups=2, block_length=3) | drafter("MODEL", drafts=8, draft_sample_method="probabilistic"),
+        r"nld: mode 'quadratic' is not possible: .*draft_sample_method",
     ),
     "a context of the drafter's": (drafter("MODEL", max_model_len=64), r"max_model_len \(64\) has no effect"),
     "weights of the drafter's": (drafter("MODEL", quantization="fp8"), r"quantization \(fp8\) has no effect"),

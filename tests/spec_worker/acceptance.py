@@ -63,8 +63,8 @@ def exact_steps(model: ReferenceModel, prompt: list[int], count: int, block_leng
 
     vLLM counts the last step whole, where the reference's loop cuts it at the answer's end, so that runs on here.
     """
-    common: dict[str, Any] = {"mode": "linear", "block_length": block_length, "ignore_eos": True}
-    rounds = generate(model, prompt, max_new_tokens=count + block_length, **common, **how).rounds
+    common: dict[str, Any] = {"mode": "linear", "block_length": block_length, "ignore_eos": True} | how
+    rounds = generate(model, prompt, max_new_tokens=count + block_length, **common).rounds
     steps, made = [], 1
     for emitted in rounds:
         if made >= count:

@@ -49,6 +49,31 @@ def test_rounds_equal_the_reference(settings: dict[str, Any], agreeable_checkpoi
             assert found.drafts == len(exact.rounds)
 
 
+@pytest.mark.parametrize("groups", [None, 1, 3], ids=["all groups", "1 group", "3 groups"])
+@pytest.mark.parametrize("adapter", ["auto", "off"])
+def test_quadratic_rounds_equal_the_reference(adapter: str, groups: int | None, agreeable_checkpoint: Path) -> None:
+    """Tokens, rounds and forwards, of each prompt alone and of all of them together."""
+    model = ReferenceModel.from_pretrained(agreeable_checkpoint, adapter=adapter == "auto")
+    prompts = [prompt for prompt in PROMPTS if len(prompt) > 1]  # the full form starts beside a prompt's last token
+    common: dict[str, Any] = {"mode": "quadratic", "block_length": 8, "groups": groups or 0, "ignore_eos": True}
+    exact = [generate(model, prompt, max_new_tokens=TOKENS, **common) for prompt in prompts]
+    assert sum(max(one.rounds) > 1 for one in exact) > 2, "drafts are accepted"
+    settings: dict[str, Any] = {"mode": "quadratic", "draft_lora": adapter} | ({"groups": groups} if groups else {})
+    options = linear(8, **settings) | {"per_request_spec_decode_metrics": "summary"}
+    with engine(agreeable_checkpoint, **options) as llm:
+        for prompt, one in zip(prompts, exact, strict=True):
+            before = Acceptance.of_metrics(llm.get_metrics())
+            (output,) = greedy(llm, [prompt], TOKENS)
+            found = Acceptance.of_metrics(llm.get_metrics()) - before
+            assert token_ids([output]) == [one.tokens]
+            assert output.spec_decode_metrics.forwards + 1 == one.nfe
+            steps = exact_steps(model, prompt, TOKENS, **common)
+            assert (found.drafts, found.draft_tokens, found.accepted) == (len(steps), 7 * len(steps), sum(steps))
+        outputs = greedy(llm, prompts, TOKENS)
+        assert token_ids(outputs) == [one.tokens for one in exact]
+        assert [output.spec_decode_metrics.forwards + 1 for output in outputs] == [one.nfe for one in exact]
+
+
 def test_a_batch_drafts_as_each_of_its_requests_alone(
     agreeable_checkpoint: Path, prompts: list[list[int]], reference: ReferenceModel
 ) -> None:

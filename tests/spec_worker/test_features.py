@@ -1,6 +1,6 @@
 """Every sampling feature answers under linear self-speculation as it does in AR mode, all of them in one batch.
 
-With trees too: requests whose sampling depends on the path so far get the chain.
+With trees and groups of masks too: requests whose sampling depends on the path so far get the chain instead of a tree.
 
 On nano, greedily, in fp32: a draft that is accepted past a penalty, a grammar or a stop shows as another answer.
 """
@@ -36,14 +36,18 @@ def ar() -> dict[str, list[Any]]:
         return ask(llm, FEATURES)
 
 
-@pytest.fixture(scope="module", params=["sync", "async", "sync, trees", "async, trees"])
+@pytest.fixture(
+    scope="module", params=["sync", "async", "sync, trees", "async, trees", "sync, groups", "async, groups"]
+)
 def drafted(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Greedy answers to FEATURES and sampled ones to SAMPLED."""
     with pytest.MonkeyPatch.context() as patch:
         if "async" in request.param:
             allow_async(patch)
-        nodes = 40 if "trees" in request.param else 0
-        with engine(checkpoint_path(), **linear(16, tree_nodes=nodes), **OPTIONS) as llm:
+        settings: dict[str, Any] = {"tree_nodes": 40} if "trees" in request.param else {}
+        if "groups" in request.param:
+            settings = {"mode": "quadratic"} | ({"groups": 3} if "async" in request.param else {})
+        with engine(checkpoint_path(), **linear(16, **settings), **OPTIONS) as llm:
             greedy = ask(llm, FEATURES)
             assert metric(llm, "spec_decode_num_accepted_tokens") > 100
             yield greedy, ask(llm, SAMPLED)

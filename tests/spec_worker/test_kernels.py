@@ -22,7 +22,7 @@ GROW = {
     **dict.fromkeys(["tokens_ptr", "plan_ptr", "starts_ptr", "candidates_ptr"], "*i64"),
     **{"parents_ptr": "*i32", "log_probs_ptr": "*fp32"},
 }
-MASK = {"bits_ptr": "*i32", "positions_ptr": "*i64", "plan_ptr": "*i64", "parents_ptr": "*i32"}
+MASK = {"bits_ptr": "*i32", "positions_ptr": "*i64", "plan_ptr": "*i64", "parents_ptr": "*i32", "ends_ptr": "*i32"}
 WALK = {
     **dict.fromkeys(["out_ptr", "order_ptr", "plan_ptr", "sampled_ptr"], "*i64"),
     **dict.fromkeys(["count_ptr", "path_ptr", "parents_ptr", "cu_num_logits_ptr", "tokens_ptr"], "*i32"),
@@ -34,7 +34,7 @@ CASES = {
     "fill, dummy run": ("fill_pass_kernel", FILL, {"WRITE": False, "NO_SLOT": -1, "WIDTH": 32}),
     "grow": ("grow_trees_kernel", GROW, {"TOP": 4, "WIDTH": 64}),
     "grow, the largest": ("grow_trees_kernel", GROW, {"TOP": 4, "WIDTH": 1024}),
-    "mask rows": ("mask_rows_kernel", MASK, {"WORDS": 2}),
+    "mask rows": ("mask_rows_kernel", MASK, {"WORDS": 2, "TREE": 1, "GROUPS": 2}),
     "walk": ("walk_trees_kernel", WALK, {"WIDTH": 64}),
 }
 

@@ -48,12 +48,16 @@ def check_kv(runner: Any, model: ReferenceModel, tokens: list[int], request: str
     return count
 
 
-@pytest.mark.parametrize("settings", [{}, {"tree_nodes": 20}], ids=["chain", "tree"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"tree_nodes": 20}, {"mode": "quadratic"}, {"mode": "quadratic", "groups": 2}],
+    ids=["chain", "tree", "groups", "some groups"],
+)
 @torch.no_grad()
 def test_the_cache_holds_the_causal_kv_of_the_accepted_tokens(
     settings: dict[str, Any], agreeable_checkpoint: Path, reference: ReferenceModel
 ) -> None:
-    """A tree leaves no node behind, and its accepted nodes lie where a sequence has them."""
+    """A tree leaves no node behind, and its accepted nodes lie where a sequence has them. Masks leave nothing."""
     from vllm import SamplingParams
 
     prompts = {"short": [5, 9, 17], "long": list(range(20, 110))}

@@ -1,4 +1,4 @@
-"""Greedy output of linear self-speculation, with chains and trees of drafts, equals the reference's AR output in fp32.
+"""Greedy output of self-speculation, linear, with draft trees, and quadratic, equals the reference's AR output in fp32.
 
 Every engine below is a way in which speculation has gone wrong before: small budgets, preemption with drafts in flight,
 asynchronous scheduling, shared prefixes, a block without room at the context's end.
@@ -98,11 +98,27 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("case", (CASES | TREES).values(), ids=CASES | TREES)
+GROUPS = {
+    "8, all groups": Case(8, {"mode": "quadratic"}),
+    "8, all groups, async": Case(8, {"mode": "quadratic"}, asynchronous=True),
+    "8, all groups, one at a time, async": Case(8, {"mode": "quadratic"}, {"max_num_seqs": 1}, asynchronous=True),
+    "2, all groups, tight": Case(2, {"mode": "quadratic"}, TIGHT, preempts=True),
+    "8, 2 groups, tight": Case(8, {"mode": "quadratic", "groups": 2}, TIGHT, preempts=True),
+    "8, 3 groups, tight, async": Case(8, {"mode": "quadratic", "groups": 3}, TIGHT, asynchronous=True, preempts=True),
+    "8, 4 groups, no adapter, no prefix cache": Case(
+        8, {"mode": "quadratic", "groups": 4, "draft_lora": "off"}, {"enable_prefix_caching": False}
+    ),
+    "32, 1 group, tight, async": Case(32, {"mode": "quadratic", "groups": 1}, TIGHT, asynchronous=True, preempts=True),
+    "32, 4 groups, async": Case(32, {"mode": "quadratic", "groups": 4}, asynchronous=True),
+}
+ALL = CASES | TREES | GROUPS
+
+
+@pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 def test_matrix(case: Case, asks: list[Ask], agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """540 requests with chains: block lengths, thresholds, adapter, concurrency 1 to 16, preemption, sync and async.
 
-    As many with trees.
+    As many with trees, and with groups of masks.
     """
     if case.asynchronous:
         allow_async(monkeypatch)

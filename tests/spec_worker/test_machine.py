@@ -25,6 +25,7 @@ from tests.spec_worker.conftest import CONTEXT, VOCAB, allow_async, linear, metr
 from tests.spec_worker.leaks import assert_nothing_left
 from tests.tiny import CONFIG
 from vllm_nld.reference import ReferenceModel
+from vllm_nld.serving.decoding import grouped_tokens
 from vllm_nld.serving.modes import DEFAULT, MODES
 
 EOS, LONGEST = CONFIG["eos_token_id"], 40
@@ -41,10 +42,14 @@ ASKED: list[dict[str, Any]] = [
     {"nld_mode": "auto", "nld_tree_nodes": BLOCK - 2},
     {"nld_mode": "linear", "nld_tree_nodes": 5, "nld_block_length": 3},
     {"nld_mode": "linear", "nld_draft_threshold": 1.0, "nld_block_length": 5},
+    {"nld_mode": "quadratic", "nld_groups": 1},
+    {"nld_mode": "quadratic", "nld_block_length": 2},
     {"nld_mode": "diffusion", "nld_threshold": 0.0, "nld_block_length": 4},
     {"nld_mode": "diffusion", "nld_threshold": 0.5},
 ]
-SCHEDULE = [[1, 1, BLOCK - 1], [2, 3, 3], [4, 6, 0]]
+GROUPS = 2  # all of them for blocks of 2
+ROWS = grouped_tokens(BLOCK, GROUPS)
+SCHEDULE = [[1, 1, ROWS], [2, 3, 3], [4, 6, 0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,13 @@ def served(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     models: list[tuple[Any, ReferenceModel]] = [(None, reference)]
-    options = linear(BLOCK) | TIGHT
+    options = linear(BLOCK, groups=GROUPS) | TIGHT
     if "user LoRA" in request.param:
         models = [tuple(one) for one in loras.two_loras(agreeable_checkpoint, tmp_path_factory.mktemp("loras"))]
-        speculative = {"method": "draft_model", "model": str(agreeable_checkpoint), "num_speculative_tokens": BLOCK - 1}
+        speculative = {"method": "draft_model", "model": str(agreeable_checkpoint), "num_speculative_tokens": ROWS}
         speculative["num_speculative_tokens_per_batch_size"] = SCHEDULE
         options |= loras.OPTIONS | {"speculative_config": speculative}
+        options["max_num_batched_tokens"] = options["max_num_seqs"] * (ROWS + 1)  # vLLM's least with user LoRA
     with pytest.MonkeyPatch.context() as patch:
         if "async" in request.param:
             allow_async(patch)

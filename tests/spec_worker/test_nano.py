@@ -100,6 +100,36 @@ def test_trees_are_accepted_as_the_reference_accepts_them(models: dict[str, Refe
     assert trees >= chains
 
 
+@pytest.mark.parametrize("adapter", ["auto", "off"])
+@pytest.mark.parametrize("groups", [None, 4], ids=["all groups", "4 groups"])
+def test_quadratic_takes_the_references_forwards(
+    groups: int | None, adapter: str, models: dict[str, ReferenceModel], record_property: Any
+) -> None:
+    """Tokens and NFE, prompt by prompt, of one request at a time and of sixteen."""
+    from vllm import SamplingParams
+
+    length, model, prompts = 16, models[adapter], token_prompts(scaled(8))
+    params = SamplingParams(temperature=0, max_tokens=TOKENS, stop_token_ids=[EOS], detokenize=False)
+    how: dict[str, Any] = {"mode": "quadratic", "block_length": length, "groups": groups or 0}
+    exact = [generate(model, prompt, max_new_tokens=TOKENS, **how) for prompt in prompts]
+    settings: dict[str, Any] = {"mode": "quadratic", "draft_lora": adapter} | ({"groups": groups} if groups else {})
+    options = linear(length, **settings) | {
+        "per_request_spec_decode_metrics": "summary",
+        "max_num_batched_tokens": 8192,
+    }
+    with engine(checkpoint_path(), **options, enable_prefix_caching=False) as llm:
+        given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
+        alone = [llm.generate(one, params, use_tqdm=False)[0].outputs[0] for one in given]
+        many = [output.outputs[0] for output in llm.generate(given * 2, params, use_tqdm=False)]
+    for outputs in (alone, many[: len(prompts)], many[len(prompts) :]):
+        assert [list(output.token_ids) for output in outputs] == [one.tokens for one in exact]
+        found = [0 if one.spec_decode_metrics is None else one.spec_decode_metrics.forwards for one in outputs]
+        assert [count + 1 for count in found] == [one.nfe for one in exact]
+    tpf = sum(len(one.tokens) for one in exact) / sum(one.nfe for one in exact)
+    record_property("tpf", tpf)
+    assert tpf > 2, "trained weights accept several drafts a round"
+
+
 def test_the_adapters_gain_is_the_references(
     answers: dict[str, list[Answer]], models: dict[str, ReferenceModel], record_property: Any
 ) -> None:

@@ -37,7 +37,7 @@ def counted(agreeable_checkpoint: Path) -> Iterator[Counted]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODES, PLAIN.name, PLAIN)
         patch.setitem(MODES, SPRINT.name, SPRINT)
-        with counting(agreeable_checkpoint, **linear(BLOCK)) as counted:
+        with counting(agreeable_checkpoint, **linear(BLOCK, groups=2)) as counted:
             yield counted
 
 
@@ -59,7 +59,7 @@ def test_a_mode_that_verifies(counted: Counted, agreeable_checkpoint: Path, refe
     found = tokens(together(counted.llm, [ask for mode in MODES for ask in asks(mode)]))
     exact = [ask.rounds(reference).tokens for ask in asks("ar")]
     names = list(MODES)
-    for name in ("ar", "linear", "plain"):
+    for name in ("ar", "linear", "quadratic", "plain"):
         first = names.index(name) * len(PROMPTS)
         assert found[first : first + len(PROMPTS)] == exact, name
     assert before("nld:drafts_total", mode="plain") == rounds(without)
@@ -95,6 +95,8 @@ def test_a_record_that_contradicts_itself_is_refused() -> None:
         ({"fields": ("nld_threshold",)}, "drafts nothing"),
         ({"drafting": draft, "accept": "take"}, "drafts are final exactly if"),
         ({"drafting": final}, "drafts are final exactly if"),
+        ({"grouped": True}, "groups of masks need verified blocks"),
+        ({"drafting": final, "accept": "take", "grouped": True}, "groups of masks need verified blocks"),
     ):
         with pytest.raises(ValueError, match=message):
             Mode("odd", "", **options)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from tests.spec_worker.batches import BLOCK, Ask, Step, alone, together, tokens,
 from tests.spec_worker.conftest import VOCAB, allow_async, linear, metric
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel
+from vllm_nld.serving.decoding import grouped_tokens
 from vllm_nld.serving.modes import MODES
 
 PAIRS = list(combinations_with_replacement(MODES, 2))
@@ -38,10 +39,9 @@ class Feature:
     asynchronous: bool = False
 
 
-SCHEDULE = {
-    "num_speculative_tokens": BLOCK - 1,
-    "num_speculative_tokens_per_batch_size": [[1, 1, BLOCK - 1], [2, 16, 2]],
-}
+GROUPS = 2
+ROWS = grouped_tokens(BLOCK, GROUPS)
+SCHEDULE = {"num_speculative_tokens": ROWS, "num_speculative_tokens_per_batch_size": [[1, 1, ROWS], [2, 16, 2]]}
 FEATURES = {
     "user LoRA": Feature(options=loras.OPTIONS),
     "schedule": Feature(options={"speculative_config": SCHEDULE}),
@@ -50,7 +50,7 @@ FEATURES = {
     "preemption": Feature(options={"num_gpu_blocks_override": 7, "max_model_len": 128}, sampling={"max_tokens": 66}),
     "draft threshold": Feature(settings={"draft_threshold": 0.45}),
     "draft tree": Feature(settings={"tree_nodes": 3 * BLOCK}),
-    "tight budget": Feature(options={"max_num_batched_tokens": 2 * BLOCK + 1}),
+    "tight budget": Feature(settings={"groups": 1}, options={"max_num_batched_tokens": 2 * BLOCK + 1}),
     "logprobs": Feature(sampling={"logprobs": 3}),
 }
 
@@ -96,7 +96,7 @@ def served(
     models: list[tuple[Any, ReferenceModel]] = [(None, reference)]
     if name == "user LoRA":
         models = [tuple(one) for one in loras.two_loras(agreeable_checkpoint, tmp_path_factory.mktemp("loras"))]
-    options = linear(BLOCK, threshold=THRESHOLD, **feature.settings) | feature.options
+    options = linear(BLOCK, threshold=THRESHOLD, **({"groups": GROUPS} | feature.settings)) | feature.options
     if speculative := options.get("speculative_config"):
         options["speculative_config"] = speculative | {"method": "draft_model", "model": str(agreeable_checkpoint)}
     with pytest.MonkeyPatch.context() as patch:
@@ -138,8 +138,10 @@ def happened(served: Served, pair: tuple[str, str], steps: list[Step], preempted
         )
     if served.feature == "schedule" and "linear" in pair:  # auto may choose fewer drafts than the schedule allows
         assert any(count == 3 for step in steps if step.size > 1 for count in step.scheduled), "two drafts, verified"
-    if served.feature == "draft tree" and any("nld_tree_nodes" in MODES[name].fields for name in pair):
+    if served.feature == "draft tree" and "linear" in pair:  # auto chooses the size of its trees
         assert any(count == 3 * BLOCK + 1 for step in steps for count in step.scheduled), "nodes, verified"
+    if served.feature in ("async", "logprobs") and "quadratic" in pair:
+        assert any(count == ROWS + 1 for step in steps for count in step.scheduled), "masks, beside verified rows"
     if served.feature == "draft threshold" and "linear" in pair and not set(pair) & TAKEN:
         assert any(len(step.passes) > 1 for step in steps), "drafts that were not sure were redone"
 
@@ -158,7 +160,7 @@ GRAMMARS = {"regex": features.PHONE, "choice": "|".join(features.CHOICE)}
 
 @pytest.fixture(scope="module")
 def nano() -> Iterator[Any]:
-    options = linear(BLOCK, threshold=THRESHOLD) | features.OPTIONS
+    options = linear(BLOCK, threshold=THRESHOLD, groups=GROUPS) | features.OPTIONS
     with engine(checkpoint_path(), **options, max_model_len=512) as llm:
         yield llm
 

@@ -21,7 +21,8 @@ def llm(request: pytest.FixtureRequest, agreeable_checkpoint: Path) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "async":
             allow_async(patch)
-        with engine(agreeable_checkpoint, **linear(BLOCK), num_gpu_blocks_override=100, max_num_seqs=32) as llm:
+        options = linear(BLOCK, groups=BLOCK) | {"num_gpu_blocks_override": 100, "max_num_seqs": 32}
+        with engine(agreeable_checkpoint, **options) as llm:
             yield llm
 
 

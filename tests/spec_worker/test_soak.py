@@ -7,7 +7,7 @@ import pytest
 
 from tests.engines import engine, random_prompts
 from tests.scale import scaled
-from tests.soak import answered, scheduled, soak
+from tests.soak import GROUPS, answered, scheduled, soak
 from tests.spec_worker.conftest import ANSWERS, VOCAB, allow_async, linear
 from tests.spec_worker.loras import OPTIONS, two_loras
 
@@ -31,10 +31,10 @@ def test_mixed_load_with_aborts(
     common: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "detokenize": False}
     requests = [(prompt, SamplingParams(**(common | feature))) for prompt in prompts for feature in FEATURES]
     users = [user.request for user in two_loras(agreeable_checkpoint, tmp_path)] if more else [None]
-    options = linear(8) | (OPTIONS if more else {})
+    options = linear(8, groups=GROUPS) | (OPTIONS if more else {})
     works = answered(agreeable_checkpoint, requests, users, **options)
     allow_async(monkeypatch)
-    options |= {"max_num_batched_tokens": 160 if more else 64, "num_gpu_blocks_override": 20}
+    options |= {"max_num_batched_tokens": 16 * 24 if more else 64, "num_gpu_blocks_override": 20}
     with engine(agreeable_checkpoint, **options, **(scheduled(agreeable_checkpoint, 8) if more else {})) as llm:
         report = soak(llm, works, requests=scaled(120))
     assert report.wrong == []

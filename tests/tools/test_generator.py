@@ -28,6 +28,7 @@ def generator(checkpoint: Path) -> Iterator[Generator]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         options: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16}
+        options["additional_config"] = {"nld": {"groups": 3}}
         with Generator(str(checkpoint), skip_tokenizer_init=True, **options) as made:
             yield made
 
@@ -60,6 +61,15 @@ def test_other_modes_equal_the_reference(generator: Generator, checkpoint: Path)
         options = {"threshold": threshold, "block_length": 16}
         found = generator.linear_spec_generate(PROMPTS, TOKENS, **options)
         assert found == [expected(model, prompt, "linear", **options) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(("block_length", "groups"), [(8, 2), (16, 3), (3, 3)])
+def test_quadratic_equals_the_reference(block_length: int, groups: int, generator: Generator, checkpoint: Path) -> None:
+    """Blocks of 3 with 3 groups are the full form, which starts after the prompt, so that needs a token before."""
+    model, prompts = ReferenceModel.from_pretrained(checkpoint), [prompt for prompt in PROMPTS if len(prompt) > 1]
+    options = {"block_length": block_length, "groups": groups}
+    found = generator.quadratic_spec_generate(prompts, TOKENS, **options)
+    assert found == [expected(model, prompt, "quadratic", **options) for prompt in prompts]
 
 
 def test_last_pass_commits_the_rest(generator: Generator, checkpoint: Path) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from attention_backend.rows import words
+from spec_worker.tree_kernels import GROUPS, TREE
 from tests.triton_cpu.harness import assert_equal, generator, ints, slots, starts
 
 KERNELS, TREES = "spec_worker.kernels", "spec_worker.tree_kernels"
 MASK, CONTEXT = 99, 40
+LAST = 108  # the last position of the context that rows are masked in
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +136,30 @@ def grow_trees(seed: int, trees: int, most: int, block_length: int, even: bool) 
 
 
 def mask_rows(seed: int, requests: int, most: int) -> Launch:
+    """Of trees, of blocks with groups of masks, which may be cut anywhere, and of causal requests."""
     g = generator(seed)
     slot_count, width = requests + 2, most + 1
     rows = ints(g, 1, width, requests, dtype=torch.int64)
     first, slot = starts(rows)[:-1].long(), slots(g, requests, slot_count, torch.int64)
-    trees = torch.rand(requests, generator=g) < 0.7
+    kind = ints(g, 0, 2, requests, dtype=torch.int64)
+    drafts, size = (ints(g, least, 6, requests, dtype=torch.int64) for least in (0, 1))
+    groups = int(((rows - 1 - drafts).clamp(min=0) / size).ceil().max()) + 1
+    ends = ints(g, 0, 6, slot_count, groups) % (drafts.min() + 1).int()
     total = int(rows.sum())
     arguments = {
         "bits_ptr": torch.full((total + 2, words(width)), 7, dtype=torch.int32),
         "positions_ptr": torch.arange(total) + 100,
-        "plan_ptr": torch.stack([first, rows, slot, trees.long()]),
+        "plan_ptr": torch.stack([first, rows, slot, kind, drafts, size]),
         "parents_ptr": random_parents(g, slot_count, width),
+        "ends_ptr": ends,
         "requests": requests,
         "width": width,
+        "groups": groups,
         "words": words(width),
+        "last_position": LAST,
         "WORDS": lane(words(width)),
+        "TREE": TREE,
+        "GROUPS": GROUPS,
     }
     return Launch(TREES, "mask_rows_kernel", (requests, int(rows.max())), arguments)
 

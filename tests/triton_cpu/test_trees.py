@@ -4,10 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention_backend.masks import Causal, Tree
+from attention_backend.masks import Causal, QuadraticGroups, Tree
 from attention_backend.rows import pack, words
+from spec_worker.tree_kernels import GROUPS, TREE
 from tests.triton_cpu import cases
-from tests.triton_cpu.cases import CONTEXT, MASK
+from tests.triton_cpu.cases import CONTEXT, LAST, MASK
 from tests.triton_cpu.harness import CASES, SEEDS
 from vllm_nld.reference import tree as reference
 
@@ -32,21 +33,30 @@ def test_grow(seed: int, trees: int, most: int, block_length: int, even: bool) -
 @CASES
 @given(SEEDS, st.integers(1, 3), st.sampled_from([1, 9, 31, 32, 40, 70]))
 def test_mask_rows(seed: int, requests: int, most: int) -> None:
+    """Of trees, of blocks with groups of masks, which may be cut anywhere, and of causal requests."""
     launch = cases.mask_rows(seed, requests, most)
-    found = launch.check()
-    before, parents = launch.arguments["positions_ptr"], found["parents_ptr"]
-    for first, count, slot, is_tree in found["plan_ptr"].T.tolist():
+    found, width = launch.check(), most + 1
+    before, parents, ends = launch.arguments["positions_ptr"], found["parents_ptr"], found["ends_ptr"]
+    for first, count, slot, kind, drafts, size in found["plan_ptr"].T.tolist():
         some = slice(first, first + count)
-        own = parents[slot, :count].tolist()
-        nodes = count if not is_tree else next((row for row in range(1, count) if own[row] < 0), count)
-        mask = Tree(tuple(own[:nodes])) if is_tree else Causal(count)
-        dense = torch.eye(count, dtype=torch.bool)
-        dense[:nodes, :nodes] = mask.dense()
-        assert found["bits_ptr"][some].equal(pack(dense, words(most + 1)))
         expected = before[some].clone()
-        if is_tree:
+        dense = torch.eye(count, dtype=torch.bool)
+        if kind == TREE:
+            own = parents[slot, :count].tolist()
+            nodes = next((row for row in range(1, count) if own[row] < 0), count)
+            tree = Tree(tuple(own[:nodes]))
+            dense[:nodes, :nodes] = tree.dense()
             expected[:] = expected[0]
-            expected[:nodes] += mask.positions()
+            expected[:nodes] += tree.positions()
+        elif kind == GROUPS:
+            whole = QuadraticGroups(drafts + 1, tuple(ends[slot].tolist()), size)
+            dense = whole.dense()[:count]
+            dense = torch.nn.functional.pad(dense, (0, words(width) * 32))[:, : words(width) * 32]
+            masks = torch.arange(count) > drafts
+            expected = torch.where(masks, (before[some][0] + whole.positions()[:count]).clamp(max=LAST), expected)
+        else:
+            dense = Causal(count).dense()
+        assert found["bits_ptr"][some].equal(pack(dense, words(width)))
         assert found["positions_ptr"][some].equal(expected)
 
 

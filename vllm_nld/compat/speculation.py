@@ -43,15 +43,16 @@ def reserve_block_slots(module: Any) -> Iterator[Change]:
 
     Symptom: if the last row of a draft block starts a new KV block, it has no slot, and the drafts get worse.
     Cause: for the method `draft_model` vLLM reserves one slot per draft token, because an autoregressive drafter needs
-    none for its last token. A block drafter writes that row too; vLLM takes this into account for `dflash` only.
+    none for its last token. A block drafter writes that row too; vLLM takes this into account for `dflash` only. Other
+    rows of a step, nodes and masks, get their slots when they are scheduled.
     Delete when: the speculator can set `num_lookahead_tokens`.
     """
-    from vllm_nld.serving.speculation import drafts_for_itself
+    from vllm_nld.serving.speculation import block_length, drafts_for_itself
 
     inherited = module.VllmConfig.num_lookahead_tokens.fget
 
     def num_lookahead_tokens(self: Any) -> int:
-        return self.num_speculative_tokens + 1 if drafts_for_itself(self) else inherited(self)
+        return block_length(self) if drafts_for_itself(self) else inherited(self)
 
     yield module.VllmConfig, "num_lookahead_tokens", property(num_lookahead_tokens)
 

@@ -26,13 +26,14 @@ OBJECTS = {
     "vllm.config.VllmConfig": "additional_config attention_config cache_config compilation_config kv_transfer_config "
     "load_config model_config num_lookahead_tokens num_speculative_tokens parallel_config scheduler_config "
     "speculative_config use_v2_model_runner",
-    "vllm.config.ModelConfig": "architecture dtype enforce_eager hf_config logits_processors max_model_len model "
-    "return_sampling_mask revision",
+    "vllm.config.ModelConfig": "architecture dtype enable_prompt_embeds enforce_eager hf_config logits_processors "
+    "max_model_len model return_sampling_mask revision",
     "vllm.config.SpeculativeConfig": "attention_backend draft_sample_method enable_adaptive_verification "
     "draft_model_config kv_cache_dtype max_model_len method model num_speculative_tokens quantization "
     "num_speculative_tokens_per_batch_size rejection_sample_method target_model_config use_local_argmax_reduction "
     "uses_draft_model",
     "vllm.config.AttentionConfig": "use_non_causal",
+    "vllm.forward_context.ForwardContext": "cudagraph_runtime_mode",
     "vllm.config.CompilationConfig": "cudagraph_mode static_forward_context",
     "vllm.config.ParallelConfig": "enable_batch_sharded_sampling",
     "vllm.v1.core.sched.output.SchedulerOutput": "has_structured_output_requests num_scheduled_tokens "
@@ -42,9 +43,9 @@ OBJECTS = {
     "vllm.v1.core.sched.scheduler.Scheduler": "cache_config connector kv_cache_manager max_model_len "
     "max_num_running_reqs max_num_scheduled_tokens running waiting",
     "vllm.v1.engine.core.EngineCore": "batch_queue post_step request_block_hasher scheduler step_fn vllm_config",
-    "vllm.v1.worker.gpu.input_batch.InputBatch": "num_reqs idx_mapping idx_mapping_np "
-    "num_draft_tokens_per_req num_scheduled_tokens positions query_start_loc query_start_loc_np req_ids "
-    "seq_lens_cpu_upper_bound",
+    "vllm.v1.worker.gpu.input_batch.InputBatch": "cu_num_logits cu_num_logits_np expanded_idx_mapping "
+    "expanded_local_pos logits_indices num_reqs idx_mapping idx_mapping_np num_draft_tokens_per_req "
+    "num_scheduled_tokens positions query_start_loc query_start_loc_np req_ids seq_lens_cpu_upper_bound",
     "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids max_num_reqs max_num_tokens positions query_start_loc "
     "seq_lens",
     "vllm.v1.worker.gpu.block_table.BlockTables": "block_sizes cp_size get_dummy_block_tables get_dummy_slot_mappings "

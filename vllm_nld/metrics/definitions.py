@@ -93,9 +93,20 @@ TREE_DEPTH = Metric(
 TREE_FALLBACKS = Metric(
     "nld:tree_fallbacks",
     COUNTER,
-    "Requests that ended and had chains instead of trees, because their sampling depends on earlier tokens.",
+    "Requests that ended and had chains instead of trees, because their sampling depends on earlier tokens, or took a "
+    "draft pass per block instead of groups of masks, because of a grammar.",
     ("mode",),
 )
+GROUP_HITS = Metric(
+    "nld:group_hits", COUNTER, "Draft blocks that a group of masks drafted in a verifying forward.", ("mode",)
+)
+GROUP_MISSES = Metric(
+    "nld:group_misses",
+    COUNTER,
+    "Draft blocks that took a draft pass although their requests have groups: the first ones, and where none fitted.",
+    ("mode",),
+)
+MASK_ROWS = Metric("nld:mask_rows", COUNTER, "Rows of masks beside the blocks that were verified.", ("mode",))
 AUTO_LENGTH = Metric("nld:auto_block_length", GAUGE, "Block length of auto requests in the latest step; 1 is AR.")
 AUTO_LENGTHS = Metric(
     "nld:auto_step_block_length", HISTOGRAM, "Block length of auto requests, by step; 1 is AR.", (), LENGTHS

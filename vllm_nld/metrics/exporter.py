@@ -13,7 +13,7 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 from vllm_nld import __version__
 from vllm_nld.compat.versions import vllm_version
 from vllm_nld.metrics import definitions as m
-from vllm_nld.metrics.labels import counts_prefill, default_mode, forwards, takes_blocks
+from vllm_nld.metrics.labels import counts_prefill, default_mode, forwards, has_groups, takes_blocks
 from vllm_nld.metrics.registry import REGISTRY
 from vllm_nld.metrics.requests import Given, RequestTally, Seen, log_end, serve
 from vllm_nld.metrics.rounds import AUTO, LORA, ROUNDS, Round
@@ -112,6 +112,11 @@ class NldStatLogger(AggregateStatLoggerBase):
             for one in own:
                 histogram.observe(one.passes if taken else one.accepted + 1)
             self.count_trees([one for one in own if one.tree], mode, engine)
+            if has_groups(mode):
+                hits = sum(one.passes == 0 for one in own)
+                REGISTRY.child(m.GROUP_HITS, engine, mode).inc(hits)
+                REGISTRY.child(m.GROUP_MISSES, engine, mode).inc(len(own) - hits)
+                REGISTRY.child(m.MASK_ROWS, engine, mode).inc(sum(one.masks for one in own))
 
     @staticmethod
     def count_trees(trees: list[Round], mode: str, engine: int) -> None:

@@ -22,14 +22,18 @@ def mode_of(sampling_params: Any, default: str) -> str:
 
 
 def falls_back(sampling_params: Any) -> bool:
-    """Whether a request would have draft trees if its sampling did not depend on earlier tokens."""
-    asked, decoding = Decoding.load(sampling_params.extra_args), Decoding.of(sampling_params)
-    return asked is not None and decoding is not None and asked.tree_nodes > decoding.tree_nodes
+    """Whether a request would have draft trees or groups of masks if it were not for its sampling parameters."""
+    return Decoding.load(sampling_params.extra_args) != Decoding.of(sampling_params)
 
 
 def takes_blocks(mode: str) -> bool:
     """Whether the mode takes blocks as drafted, without verification."""
     return mode in MODES and MODES[mode].takes_blocks
+
+
+def has_groups(mode: str) -> bool:
+    """Whether groups of masks draft blocks in the mode."""
+    return mode in MODES and MODES[mode].grouped
 
 
 def counts_prefill(mode: str) -> bool:

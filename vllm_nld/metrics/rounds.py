@@ -22,8 +22,9 @@ class Round(NamedTuple):
     mode: str
     drafted: int  # draft tokens, without those that a grammar forbids
     accepted: int
-    passes: int  # draft or denoising forwards for the block
+    passes: int  # draft or denoising forwards for the block; 0: a group of masks drafted it
     tree: int = 0  # the block length of a tree, whose nodes are the draft tokens; 0: a chain
+    masks: int = 0  # rows of masks beside the block
 
 
 class RoundLog:
@@ -43,15 +44,18 @@ class RoundLog:
         self.lora, passes = report
         self.passes = dict(zip(model_runner_output.req_ids, passes, strict=False))
 
-    def note(self, request_id: str, mode: str, drafted: int, accepted: int, tree: int = 0) -> int:
+    def note(
+        self, request_id: str, mode: str, drafted: int, accepted: int, tree: int = 0, masks: int = 0
+    ) -> int | None:
         """Note one block's round. Returns the number of its passes.
 
-        It is 0, and there is no round, if vLLM runs the last token of a cached prompt like a decode, with placeholders
-        for drafts.
+        None, and there is no round, if the request has not drafted yet: the draft tokens beside the last token of a
+        prompt are masks, or vLLM's placeholders.
         """
-        passes = self.passes.get(request_id, 0)
-        if passes:
-            self.rounds.append(Round(mode, drafted, accepted, passes, tree))
+        passes = self.passes.get(request_id, -1)
+        if passes < 0:
+            return None
+        self.rounds.append(Round(mode, drafted, accepted, passes, tree, masks))
         return passes
 
     def take(self) -> dict[str, Any] | None:

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from vllm.config import VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.llama import LlamaModel
 from vllm.model_executor.models.mistral import MistralForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+from vllm.sequence import IntermediateTensors
 
 from vllm_nld.model.adapter import Adapter
 from vllm_nld.model.checkpoint import TensorCheck, canonical_name
@@ -23,6 +25,17 @@ from vllm_nld.model.draft_pathway import DraftPathway
 from vllm_nld.model.layers import NldDecoderLayer
 
 STATE_MODULE = "spec_worker.state"
+
+
+@contextlib.contextmanager
+def without_piecewise_graphs() -> Iterator[None]:
+    """Run compiled code without its piecewise CUDA graphs: only the target's own forward has been captured."""
+    context = get_forward_context()
+    mode, context.cudagraph_runtime_mode = context.cudagraph_runtime_mode, CUDAGraphMode.NONE
+    try:
+        yield
+    finally:
+        context.cudagraph_runtime_mode = mode
 
 
 class NemotronLabsDiffusionModel(MistralForCausalLM):
@@ -47,11 +60,25 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
         """The class of the worker's per-request state, which vLLM asks for."""
         return importlib.import_module(STATE_MODULE).NldModelState
 
-    def attach(self, adapter: Adapter, dtype: torch.dtype) -> None:
-        """Add a draft adapter, switched off, for draft passes. The model's own forward does not change."""
-        self.draft_adapter = DraftAdapter(adapter, next(self.parameters()).device, dtype)
+    def attach(self, adapter: Adapter, tokens: int, dtype: torch.dtype) -> None:
+        """Add a draft adapter, switched off, for passes of at most so many tokens. The model itself does not change."""
+        self.draft_adapter = DraftAdapter(adapter, tokens, next(self.parameters()).device, dtype)
         pathway = DraftPathway.beside(self.model, self.draft_adapter)
         self.__dict__["pathway"] = pathway  # not as a submodule, because it consists of the model's submodules
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,  # [T] int32
+        positions: torch.Tensor,  # [T] int64
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor | IntermediateTensors:  # [T, hidden]
+        """The target's forward. If some of its rows are masks, the draft adapter is part of it, on in these rows."""
+        if self.draft_adapter is None or not self.draft_adapter.in_rows:
+            return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+        assert input_ids is not None, "a server with groups of masks takes no embeddings"
+        with without_piecewise_graphs():
+            return self.pathway(input_ids, positions)
 
     def draft(
         self,
@@ -60,7 +87,7 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
     ) -> torch.Tensor:  # [T, hidden]
         """A draft pass: with the adapter inside `drafting()`, otherwise the target's forward."""
         adapted = self.draft_adapter is not None and self.draft_adapter.is_on
-        return self.pathway(input_ids, positions) if adapted else self(input_ids, positions)
+        return self.pathway(input_ids, positions) if adapted else super().forward(input_ids, positions)
 
     def drafting(self) -> contextlib.AbstractContextManager[None]:
         """A context in which draft passes use the draft adapter, if there is one."""

@@ -51,6 +51,7 @@ def generate(
     think_end_id: int = 13,
     verifier_mix: float = 1.0,
     tree_nodes: int = 0,
+    groups: int = 0,
 ) -> Generation:
     """Continue a prompt of token ids.
 
@@ -61,12 +62,15 @@ def generate(
     threshold: commit a position at this confidence or above, in [0, 1]; defaults to 0.9 in diffusion and 0 in linear.
     temperature: 0 is greedy. Pass seed or generator (not both) for reproducible sampling.
     eos_token_ids: defaults to the config's. ignore_eos: always generate max_new_tokens.
-    lora: use the draft adapter, if the model has one, in linear mode's draft forwards.
+    lora: use the draft adapter, if the model has one, in linear mode's draft forwards and on quadratic mode's masks.
+        The released quadratic algorithm does not use it.
     thinking_budget: maximum number of tokens between think_start_id and think_end_id, after which think_end_id is
         forced; None: no limit.
     verifier_mix: λ of quadratic mode's verifier, in [0, 1]; 1 (the AR pathway alone) is lossless.
     tree_nodes: in linear mode, verify a draft tree of this many nodes instead of the chain of B - 1 drafts; 0: the
         chain. B - 1 is the tree's greatest depth.
+    groups: in quadratic mode, groups of masks for this many acceptance lengths, the likeliest ones, and a draft forward
+        if another one occurs; 0 or B: a group for each, which is the released algorithm.
 
     Raises ValueError for a value out of range, an empty prompt, a token outside the vocabulary, or a sequence longer
     than max_position_embeddings.
@@ -85,6 +89,7 @@ def generate(
         lora=lora,
         verifier_mix=verifier_mix,
         tree_nodes=tree_nodes if mode == "linear" else 0,
+        groups=groups if mode == "quadratic" else 0,
     )
     thinking = None if thinking_budget is None else Thinking(thinking_budget, think_start_id, think_end_id).read(prompt)
     output = Output(limit=max_new_tokens, stop_ids=() if ignore_eos else stop_ids, thinking=thinking)

@@ -25,18 +25,22 @@ def prompt_with_masks(prompt: int, masks: int) -> torch.Tensor:
     return mask
 
 
-def quadratic_groups(block_length: int, cached: int = 0) -> torch.Tensor:
-    """A round of quadratic mode: B groups of B + 1 tokens, each [draft i, B masks].
+def quadratic_groups(length: int, ends: Sequence[int], masks: int, cached: int = 0) -> torch.Tensor:
+    """A round of quadratic mode: the block, the last token and its drafts, then a group of masks for each end.
 
-    A draft sees the cache and the drafts up to itself. A mask sees the cache, the drafts up to its own group's, and
-    all masks of its group.
+    A token of the block sees the cache and the block up to itself. A mask sees the cache, the block up to its group's
+    end, and all masks of its group.
+
+    length: of the block. ends: for each group, the index of a token of the block. masks: how many a group has.
     """
-    size = block_length + 1
-    index = torch.arange(block_length * size)
-    group, is_draft = index // size, index % size == 0
-    earlier_drafts = is_draft & (group <= group.unsqueeze(1))
-    own_masks = ~is_draft & ~is_draft.unsqueeze(1) & (group == group.unsqueeze(1))
-    return torch.cat([block(len(index), cached)[:, :cached], earlier_drafts | own_masks], dim=1)
+    total = length + len(ends) * masks
+    among = torch.zeros(total, total, dtype=torch.bool)
+    among[:length, :length] = causal(length)
+    for group, end in enumerate(ends):
+        own = slice(length + group * masks, length + (group + 1) * masks)
+        among[own, : end + 1] = True
+        among[own, own] = True
+    return torch.cat([block(len(among), cached)[:, :cached], among], dim=1)
 
 
 def tree(parents: Sequence[int], cached: int = 0) -> torch.Tensor:

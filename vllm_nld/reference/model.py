@@ -92,7 +92,7 @@ class Attention(nn.Module):
         query_scale: torch.Tensor,  # [T] or [N, 1, T] float32
         mask: torch.Tensor | None,  # broadcastable to [N, H, T, S] bool, True: attend; None: attend everywhere
         cache: KVCache | None,
-        lora: bool,
+        lora: bool | torch.Tensor,  # the draft adapter is on: everywhere, or in the rows of a [T] bool
     ) -> torch.Tensor:
         n, t, _ = x.shape
         q, k, v = (
@@ -106,9 +106,10 @@ class Attention(nn.Module):
         k, v = k.repeat_interleave(self.group, dim=1), v.repeat_interleave(self.group, dim=1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         out = out.transpose(1, 2).reshape(n, t, -1)
-        if lora and self.lora is not None:
-            return self.o_proj(out) + self.lora(out)
-        return self.o_proj(out)
+        if self.lora is None or lora is False:
+            return self.o_proj(out)
+        extra = self.lora(out)
+        return self.o_proj(out) + (extra if lora is True else extra * lora.unsqueeze(-1))
 
 
 class MLP(nn.Module):
@@ -172,7 +173,7 @@ class ReferenceModel(nn.Module):
         causal: bool = True,
         positions: torch.Tensor | None = None,  # [T] or [N, T] int64; default: continue after the cache
         mask: torch.Tensor | None = None,  # [T, S] or [N, 1, T, S] bool, True: attend; overrides `causal`
-        lora: bool = False,
+        lora: bool | torch.Tensor = False,  # draft adapter on: in all rows, or in those of a [T] bool
     ) -> torch.Tensor:  # [N, T, hidden], normalised, ready for `logits`
         start = cache.length if cache is not None else 0
         t = tokens.shape[1]

@@ -24,6 +24,7 @@ class Settings:
     lora: bool = True
     verifier_mix: float = 1.0
     tree_nodes: int = 0
+    groups: int = 0
 
     def __post_init__(self) -> None:
         if self.block_length < 2:
@@ -36,6 +37,14 @@ class Settings:
             raise ValueError(f"verifier_mix must lie in [0, 1], not {self.verifier_mix}")
         if self.tree_nodes < 0:
             raise ValueError(f"tree_nodes must be at least 0, not {self.tree_nodes}")
+        if not 0 <= self.groups <= self.block_length:
+            raise ValueError(
+                f"groups must lie in [0, {self.block_length}], one for each token of a block, not {self.groups}"
+            )
+        if 0 < self.groups < self.block_length and self.verifier_mix != 1:
+            raise ValueError(
+                f"verifier_mix {self.verifier_mix} needs the diffusion pathway after every draft: set groups to 0"
+            )
         if self.tree_nodes and self.threshold:
             raise ValueError(
                 f"tree_nodes {self.tree_nodes} needs threshold 0, not {self.threshold}: a tree takes one pass"

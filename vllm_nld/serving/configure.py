@@ -16,7 +16,7 @@ from vllm.logger import init_logger
 
 from vllm_nld.serving.modes import DEFAULT, MODES
 from vllm_nld.serving.settings import FIELD, Settings
-from vllm_nld.serving.speculation import block_length, drafts_for_itself, longest_block
+from vllm_nld.serving.speculation import block_length, draft_tokens, drafts_for_itself, longest_block
 from vllm_nld.serving.trees import obstacle
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ def configure(vllm_config: "VllmConfig") -> None:
     else:
         check_explicit(vllm_config, settings)
         speculative.model = model.model  # one spelling from here on
-    if settings.tree_nodes and (why := obstacle(vllm_config)) is not None:
-        raise ValueError(f"{FIELD}.tree_nodes {settings.tree_nodes} is not possible: {why}")
+    if (settings.tree_nodes or settings.has_groups) and (why := obstacle(vllm_config)) is not None:
+        asked = f".tree_nodes {settings.tree_nodes}" if settings.tree_nodes else ": mode 'quadratic'"
+        raise ValueError(f"{FIELD}{asked} is not possible: {why}")
     if (length := block_length(vllm_config)) > model.hf_config.block_size:
         what = f"{FIELD}.block_length" if settings.block_length else "--speculative-config's num_speculative_tokens + 1"
         raise ValueError(
@@ -90,7 +91,7 @@ def speculate(vllm_config: "VllmConfig", settings: Settings) -> None:
         method="draft_model",
         model=model.model,
         revision=model.revision,
-        num_speculative_tokens=max(length - 1, settings.tree_nodes),
+        num_speculative_tokens=draft_tokens(settings, length),
         target_model_config=model,
         target_parallel_config=vllm_config.parallel_config,
     )
@@ -153,7 +154,13 @@ def check_explicit(vllm_config: "VllmConfig", settings: Settings) -> None:
             f"{FIELD}.tree_nodes {settings.tree_nodes} exceeds num_speculative_tokens {room} of --speculative-config: "
             "remove one, or make them equal"
         )
-    if settings.block_length is not None and max(settings.block_length - 1, settings.tree_nodes) != room:
+    if settings.has_groups and (wanted := draft_tokens(settings, block_length(vllm_config))) != room:
+        raise ValueError(
+            f"mode 'quadratic' with {FIELD}.block_length {block_length(vllm_config)} needs num_speculative_tokens "
+            f"{wanted} of --speculative-config, not {room}: a block's drafts, and as many masks per group as the block "
+            "has tokens"
+        )
+    if settings.block_length is not None and draft_tokens(settings, settings.block_length) != room:
         raise ValueError(
             f"{FIELD}.block_length {settings.block_length} contradicts num_speculative_tokens {room} of "
             "--speculative-config: a block is the last token and its drafts, so remove one or make them differ by 1"
@@ -186,9 +193,9 @@ def check_adaptive(settings: Settings) -> None:
     from vllm.platforms import current_platform
 
     flag = "--speculative-config enable_adaptive_verification"
-    unfit = [name for name in settings.modes if MODES[name].takes_blocks or MODES[name].by_load]
+    fit = [name for name, mode in MODES.items() if not (mode.takes_blocks or mode.by_load or mode.grouped)]
+    unfit = [name for name in settings.modes if name not in fit]
     if unfit:
-        fit = [name for name in MODES if name not in unfit]
         raise ValueError(
             f"{flag} trims chains of drafts after they were scheduled, which mode {' and '.join(unfit)} cannot have: "
             f'serve with --additional-config \'{{"nld": {{"mode": "linear", "allowed_modes": {json.dumps(fit)}}}}}\''
@@ -227,7 +234,10 @@ def check_room(vllm_config: "VllmConfig") -> None:
 
 def what_takes(vllm_config: "VllmConfig") -> str:
     """What a step's rows are for, and what to do if there are too many."""
-    rows = vllm_config.num_speculative_tokens + 1
-    if rows > block_length(vllm_config):
+    rows, length = vllm_config.num_speculative_tokens + 1, block_length(vllm_config)
+    if rows > max(length, Settings.of(vllm_config).tree_nodes + 1):
+        groups = (rows - length) // length
+        return f"a block of {length} and {groups} groups of masks: raise it, or lower {FIELD}.groups or block_length"
+    if rows > length:
         return f"a tree of {rows - 1} nodes and its anchor: raise it, or lower {FIELD}.tree_nodes"
     return f"a block of {rows}: raise it, or lower the block length"

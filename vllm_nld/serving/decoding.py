@@ -21,6 +21,8 @@ class Decoding:
     threshold: a pass commits candidates that are at least this probable, and always the most probable one.
     max_steps: at most this many passes per block, the last of which commits the rest; None: no limit.
     tree_nodes: a step verifies a draft tree of at most this many nodes; 0: the chain of the block's drafts.
+    groups: in modes with groups of masks, at most this many per step, each of block_length masks; 0: none, so every
+        block takes a draft pass.
     """
 
     mode: str
@@ -28,6 +30,7 @@ class Decoding:
     threshold: float = 0.0
     max_steps: int | None = None
     tree_nodes: int = 0
+    groups: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -36,6 +39,10 @@ class Decoding:
             raise ValueError(f"mode {self.mode!r} and block_length {self.block_length} contradict each other")
         if self.tree_nodes and (self.threshold or self.policy.takes_blocks):
             raise ValueError(f"tree_nodes {self.tree_nodes} needs a threshold of 0 and a mode that verifies")
+        if not 0 <= self.groups <= self.block_length * self.policy.grouped:
+            raise ValueError(
+                f"groups {self.groups} needs a mode with groups, and a block of as many tokens, not {self.block_length}"
+            )
 
     @property
     def policy(self) -> Mode:
@@ -53,6 +60,18 @@ class Decoding:
         return self.tree_nodes or self.drafts
 
     @property
+    def full(self) -> bool:
+        """Whether there is a group of masks for each number of accepted drafts."""
+        return self.groups == self.block_length
+
+    def scheduled(self, limit: int) -> int:
+        """The draft tokens of a step, at most `limit`: a tree's nodes, or a chain and then whole groups of masks."""
+        if not self.groups:
+            return min(self.nodes, limit)
+        groups = min(self.groups, (limit - self.drafts) // self.block_length)
+        return grouped_tokens(self.block_length, groups) if groups > 0 else min(self.drafts, limit)
+
+    @property
     def passes(self) -> int:
         """At most this many draft passes per block; a threshold of 0 commits everything in the first one."""
         return 1 if self.threshold == 0 else min(self.max_steps or self.drafts, self.drafts)
@@ -65,11 +84,14 @@ class Decoding:
     def of(cls, params: Any) -> Self | None:
         """How a request with these sampling parameters decodes; None if they carry no record.
 
-        Sampling that depends on the path so far needs the chain: a tree's row has another history than its request.
+        Sampling that depends on the path so far needs the chain: a tree's row has another history than its request. And
+        a grammar has to see every draft token, which masks are not.
         """
         decoding = cls.load(getattr(params, "extra_args", None))
         if decoding is not None and decoding.tree_nodes and depends_on_path(params):
             return replace(decoding, tree_nodes=0)
+        if decoding is not None and decoding.groups and params.structured_outputs is not None:
+            return replace(decoding, groups=0)
         return decoding
 
     @classmethod
@@ -77,6 +99,11 @@ class Decoding:
         """The record among a request's extra arguments; None if there is none."""
         record = extra.get(RECORD) if extra else None
         return cls(**record) if isinstance(record, Mapping) else None
+
+
+def grouped_tokens(block_length: int, groups: int) -> int:
+    """The draft tokens of a step with groups of masks: the block's drafts, and block_length masks per group."""
+    return block_length - 1 + groups * block_length
 
 
 def depends_on_path(params: Any) -> bool:

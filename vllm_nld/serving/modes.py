@@ -25,6 +25,7 @@ FIELDS: dict[str, str] = {
     "nld_max_denoise_steps": "max_steps",
     "nld_draft_threshold": "threshold",
     "nld_tree_nodes": "tree_nodes",
+    "nld_groups": "groups",
 }
 
 # Sampling parameters that shift the AR pathway's probabilities, of which drafts know nothing, and their neutral values.
@@ -64,6 +65,8 @@ class Mode:
         drafted. A taken block is scheduled whole or not at all, and no schedule of draft lengths shortens it,
         because the output would otherwise depend on the load.
     by_load: whether the scheduler chooses the block length in each step, for the load; a request's own is the limit.
+    grouped: whether groups of masks in the verifying forward draft the next block. A server offers such a mode only if
+        its settings ask for it, because room for the masks is reserved.
     counts_prefill: whether the reference counts the prefill as a forward (NFE).
     refused: sampling parameters that the mode does not support, with the only value that it accepts.
     """
@@ -74,6 +77,7 @@ class Mode:
     drafting: Drafting | None = None
     accept: Literal["verify", "take"] = "verify"
     by_load: bool = False
+    grouped: bool = False
     counts_prefill: bool = True
     refused: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,6 +90,8 @@ class Mode:
             raise ValueError(f"mode {self.name!r}: drafts are final exactly if blocks are taken as drafted")
         if self.by_load and (self.drafting is None or self.takes_blocks):
             raise ValueError(f"mode {self.name!r}: only the length of verified blocks can depend on the load")
+        if self.grouped and (self.drafting is None or self.takes_blocks or self.by_load):
+            raise ValueError(f"mode {self.name!r}: groups of masks need verified blocks of a fixed length")
 
     @property
     def drafts(self) -> bool:
@@ -119,6 +125,13 @@ MODES: dict[str, Mode] = {
             "a bidirectional pass drafts a block, a causal pass verifies it: the same output as ar",
             fields=("nld_block_length", "nld_draft_threshold", "nld_tree_nodes"),
             drafting=Drafting("draft", adapter=True, sampling="draft"),
+        ),
+        Mode(
+            "quadratic",
+            "the pass that verifies a block also drafts the next one: the same output as ar",
+            fields=("nld_block_length", "nld_groups"),
+            drafting=Drafting("draft", adapter=True, sampling="draft"),
+            grouped=True,
         ),
         Mode(
             "diffusion",

@@ -14,6 +14,7 @@ from typing import Any, Self
 from vllm_nld.serving.aliases import MODE, WHERE, is_own, own_fields
 from vllm_nld.serving.decoding import RECORD, Decoding
 from vllm_nld.serving.modes import AUTO, DEFAULT, FIELDS, MODES
+from vllm_nld.serving.settings import FIELD as SETTINGS
 from vllm_nld.serving.settings import MOST_NODES, Settings
 from vllm_nld.serving.speculation import block_length, drafts_for_itself
 from vllm_nld.serving.trees import obstacle
@@ -26,6 +27,7 @@ class ServerModes:
     modes: empty if the server speculates with another drafter, so that requests cannot choose.
     probabilistic: the server samples drafts and keeps their logits, which works with a single draft pass only.
     tree_nodes, most_nodes: nodes of a draft tree by default, and at most. no_trees: why requests cannot ask for one.
+    groups: groups of masks by default, and at most; 0: no mode has any.
     """
 
     mode: str
@@ -38,6 +40,7 @@ class ServerModes:
     tree_nodes: int = 0
     most_nodes: int = 0
     no_trees: str | None = None
+    groups: int = 0
 
     @classmethod
     def of(cls, vllm_config: Any) -> Self:
@@ -47,10 +50,11 @@ class ServerModes:
             return cls("ar", ("ar",))
         if not drafts_for_itself(vllm_config):
             return cls("ar", ())
+        length = block_length(vllm_config)
         return cls(
             settings.mode or DEFAULT,
             settings.modes,
-            block_length(vllm_config),
+            length,
             settings.threshold,
             settings.draft_threshold,
             settings.max_denoise_steps,
@@ -58,6 +62,7 @@ class ServerModes:
             settings.tree_nodes,
             min(speculative.num_speculative_tokens, MOST_NODES),
             obstacle(vllm_config),
+            min(settings.groups or length, length) if settings.has_groups else 0,
         )
 
     @property
@@ -103,6 +108,7 @@ class ServerModes:
         except TypeError:
             raise ValueError(f"{WHERE}.{RECORD} is unknown; known are {', '.join((MODE, *FIELDS))}") from None
         fits = decoding.block_length <= self.block_length and decoding.tree_nodes <= self.most_nodes
+        fits &= decoding.groups <= self.groups
         if decoding.mode not in (self.modes or (self.mode,)) or not fits:
             raise ValueError(f"{WHERE}.{RECORD} was made for another server: set the nld_ fields instead")
         return decoding
@@ -110,7 +116,8 @@ class ServerModes:
     def _decoding(self, name: str, asked: Mapping[str, Any]) -> Decoding:
         """The checked fields of the request, with the server's values for those that it does not set."""
         if self.modes and name not in self.modes:
-            raise ValueError(f"{WHERE}.nld_mode {name!r} is not served here, only {', '.join(self.modes)}")
+            hint = f": its masks need room that {SETTINGS}.groups reserves" if MODES[name].grouped else ""
+            raise ValueError(f"{WHERE}.nld_mode {name!r} is not served here, only {', '.join(self.modes)}{hint}")
         mode = MODES[name]
         for field in asked:
             if field not in mode.fields:
@@ -120,6 +127,8 @@ class ServerModes:
                     "remove it, or set nld_mode"
                 )
         values = {FIELDS[field]: self._value(field, asked) for field in mode.fields}
+        if mode.grouped and "nld_groups" not in asked:
+            values["groups"] = min(values["groups"], values["block_length"])
         decoding = Decoding(name, **(values | self._one_way(values, asked)))
         if self.probabilistic and not mode.takes_blocks and decoding.threshold > 0:
             raise ValueError(
@@ -152,6 +161,9 @@ class ServerModes:
             if nodes and self.no_trees:
                 raise ValueError(f"{WHERE}.{field} must be 0, not {nodes}, on this server: {self.no_trees}")
             return nodes
+        if field == "nld_groups":
+            length = self._value("nld_block_length", asked)
+            return integer(field, asked[field], 1, min(default, length))
         if field == "nld_max_denoise_steps":
             return integer(field, asked[field], 1, default or self.block_length - 1)
         return fraction(field, asked[field])

@@ -32,6 +32,8 @@ class Settings:
     draft_threshold: in linear mode, 0 drafts in one pass; above 0, a pass keeps drafts that are at least this probable.
     tree_nodes: in linear mode, verify a draft tree of this many nodes; 0: the chain of the block's drafts. In auto
         mode, trees of at most this many.
+    groups: in quadratic mode, groups of masks for this many numbers of accepted drafts; None: for each. Quadratic mode
+        is offered if this is set, or if mode or allowed_modes names it.
     min_acceptance_length: in auto mode, blocks that are expected to yield fewer tokens per round are not drafted, so
         requests decode as in ar instead; at least 1.
     draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
@@ -46,6 +48,7 @@ class Settings:
     max_denoise_steps: int | None = None
     draft_threshold: float = 0.0
     tree_nodes: int = 0
+    groups: int | None = None
     min_acceptance_length: float = 1.0
     draft_lora: str = "auto"
     mask_kernel: str = "auto"
@@ -63,6 +66,14 @@ class Settings:
             raise ValueError(
                 f"{FIELD}.tree_nodes {self.tree_nodes} contradicts draft_threshold {self.draft_threshold}: a tree is "
                 "drafted in one pass, so set one of them to 0"
+            )
+        _check_integer("groups", self.groups, least=1)
+        if self.groups is not None and not self.has_groups:
+            raise ValueError(f"{FIELD}.groups {self.groups} has no use without mode 'quadratic' in allowed_modes")
+        if self.groups is not None and self.block_length is not None and self.groups > self.block_length:
+            raise ValueError(
+                f"{FIELD}.groups must be at most block_length {self.block_length}, a group for each number of accepted "
+                f"drafts, not {self.groups}"
             )
         _check_number("min_acceptance_length", self.min_acceptance_length)
         if not self.min_acceptance_length >= 1:
@@ -87,7 +98,16 @@ class Settings:
         """The modes that requests may choose."""
         if self.allowed_modes is not None:
             return self.allowed_modes
-        return tuple(MODES) if MODES[self.mode or DEFAULT].drafts else (self.mode or DEFAULT,)
+        mode = MODES[self.mode or DEFAULT]
+        if not mode.drafts:
+            return (mode.name,)
+        grouped = mode.grouped or self.groups is not None
+        return tuple(name for name, other in MODES.items() if grouped or not other.grouped)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether requests can have groups of masks."""
+        return any(MODES[mode].grouped for mode in self.modes)
 
     @property
     def drafts(self) -> bool:

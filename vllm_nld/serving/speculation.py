@@ -5,6 +5,7 @@ from typing import Any
 
 from vllm_nld.model.adapter import Adapter, find_adapter
 from vllm_nld.model.configs import is_ours
+from vllm_nld.serving.decoding import grouped_tokens
 from vllm_nld.serving.settings import Settings
 
 
@@ -28,12 +29,21 @@ def same_checkpoint(one: str, other: str) -> bool:
 def block_length(vllm_config: Any) -> int:
     """B of a server that drafts for itself: the anchor and its drafts.
 
-    vLLM's num_speculative_tokens has room for B - 1 drafts and for the nodes of a tree, whichever are more.
+    vLLM's num_speculative_tokens has room for B - 1 drafts, for the nodes of a tree, and for the drafts and masks of a
+    block with groups, whichever are more.
     """
     settings, room = Settings.of(vllm_config), vllm_config.speculative_config.num_speculative_tokens
     if settings.block_length is not None:
         return settings.block_length
+    if settings.has_groups:
+        return longest_block(vllm_config.model_config)
     return room + 1 if settings.tree_nodes < room else min(room + 1, longest_block(vllm_config.model_config))
+
+
+def draft_tokens(settings: Settings, length: int) -> int:
+    """The most draft tokens that a step has per request, on a server with these settings and blocks of this length."""
+    groups = min(settings.groups or length, length) if settings.has_groups else 0
+    return max(grouped_tokens(length, groups), settings.tree_nodes)
 
 
 def longest_block(model: Any) -> int:

@@ -136,6 +136,7 @@ def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
         print(f"\rStarting vllm serve on the nano checkpoint ... {seconds:.0f} s ", end="", flush=True)
 
     arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
+    arguments += ["--additional-config", json.dumps({"nld": {"groups": 2}})]  # so that every mode is offered
     with Server(checkpoint_path(), arguments, log=log, progress=progress) as server:
         print()
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)

@@ -5,7 +5,8 @@
     results = generator.generate([ids, other_ids], threshold=0.8)      # one batch; a (tokens, nfe) for each prompt
 
 Token ids don't include the prompt. NFE is counted as in the reference functions: in AR one per token; in linear
-speculation one for the prefill and two or more per round; in diffusion one per denoising pass and one per block.
+speculation one for the prefill and two or more per round; in quadratic speculation one for the prefill, one per round
+and one per draft pass; in diffusion one per denoising pass and one per block.
 """
 
 from collections.abc import Sequence
@@ -53,6 +54,23 @@ class Generator:
     ) -> Any:
         """Linear self-speculation: the same tokens as `ar_generate`, in fewer forwards."""
         asked = {"nld_mode": "linear", "nld_block_length": block_length, "nld_draft_threshold": threshold}
+        return self._run(prompt_ids, asked, max_new_tokens, temperature, **more)
+
+    def quadratic_spec_generate(
+        self,
+        prompt_ids: Any,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        groups: int | None = None,
+        temperature: float = 0.0,
+        **more: Any,
+    ) -> Any:
+        """Quadratic self-speculation: the same tokens as `ar_generate`; verifying forwards draft the next blocks.
+
+        groups: for how many numbers of accepted drafts; None: as many as the engine has room for. The engine needs
+        `additional_config={"nld": {"groups": ...}}`, or `{"nld": {"mode": "quadratic"}}` for all of them.
+        """
+        asked = {"nld_mode": "quadratic", "nld_block_length": block_length, "nld_groups": groups}
         return self._run(prompt_ids, asked, max_new_tokens, temperature, **more)
 
     def _run(

@@ -132,7 +132,7 @@ KERNELS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     f"{OWN}.tree_kernels": (
         ("grow_trees_kernel", "31e10b32101bc941", "trees.grow_trees"),
-        ("mask_rows_kernel", "3ddf26ed7f3d986c", "trees.mask_rows"),
+        ("mask_rows_kernel", "0cb6e60cecb6f572", "trees.mask_rows"),
         ("walk_trees_kernel", "2182b5887414a329", "trees.walk_trees"),
     ),
 }

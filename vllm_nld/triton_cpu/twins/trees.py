@@ -1,4 +1,4 @@
-"""Draft trees: growing them, masking their rows, walking them (kernels in `spec_worker.tree_kernels`)."""
+"""Draft trees: growing them, walking them, and masking rows (kernels in `spec_worker.tree_kernels`)."""
 
 import numpy as np
 
@@ -56,28 +56,43 @@ def mask_rows(
     positions,
     plan,
     parents,
+    ends,
     requests,
     width,
+    groups,
     words,
+    last_position,
     WORDS,
+    TREE,
+    GROUPS,
 ):
-    """Per row: a bit for each row that it sees, and its depth."""
+    """Per row: a bit for each row that it sees, and its position if that is not its place in the cache."""
     for request in range(grid_0):
         first, rows, slot = plan[request], plan[requests + request], plan[2 * requests + request]
+        kind, drafts, size = plan[3 * requests + request], plan[4 * requests + request], plan[5 * requests + request]
         for row in range(min(rows, grid_1)):
             at = (first + row) * words
             for word in range(words):
                 bits[at + word] = 0
-            if plan[3 * requests + request] == 0:
+            if kind == TREE:
+                seen, depth = row, -1
+                while seen >= 0:
+                    bits[at + seen // 32] |= np.int32(1) << np.int32(seen % 32)
+                    depth += 1
+                    seen = parents[slot * width + seen]
+                positions[first + row] = positions[first] + depth
+                continue
+            masked = row - 1 - drafts
+            if kind != GROUPS or masked < 0:
                 for seen in range(min(row + 1, 32 * words)):
                     bits[at + seen // 32] |= np.int32(1) << np.int32(seen % 32)
                 continue
-            seen, depth = row, -1
-            while seen >= 0:
+            end, place = ends[slot * groups + min(masked // size, groups - 1)], masked % size
+            for seen in range(end + 1):
                 bits[at + seen // 32] |= np.int32(1) << np.int32(seen % 32)
-                depth += 1
-                seen = parents[slot * width + seen]
-            positions[first + row] = positions[first] + depth
+            for seen in range(row - place, min(row - place + size, 32 * words)):
+                bits[at + seen // 32] |= np.int32(1) << np.int32(seen % 32)
+            positions[first + row] = min(positions[first] + end + 1 + place, last_position)
 
 
 def walk_trees(
