@@ -23,7 +23,16 @@ from vllm_nld.tools.server import Server
 
 DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards" / "vllm-nld.json"
 COLUMNS, WIDTH, HEIGHT = 3, 5.2, 2.7  # columns of the image; inches per panel
-MODES = ("auto", "diffusion", "auto", "linear", "ar")  # of the load's requests, in turn
+SETTINGS = {"nld": {"groups": 2}}  # of the server, so that it offers every mode
+ASKED: tuple[dict[str, Any], ...] = (  # by the load's requests, in turn
+    {"nld_mode": "auto"},
+    {"nld_mode": "diffusion"},
+    {"nld_mode": "linear", "nld_tree_nodes": 31},
+    {"nld_mode": "auto"},
+    {"nld_mode": "linear"},
+    {"nld_mode": "ar"},
+    {"nld_mode": "quadratic"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +146,9 @@ def traffic(url: str, seconds: float) -> None:
         while not stop.is_set():
             prompt = prompts[number % len(prompts)]
             body = {"model": "nano", "messages": list(prompt.messages), "max_tokens": 160, "temperature": 0.0}
-            body["vllm_xargs"] = {"nld_mode": MODES[number % len(MODES)]}
+            body["vllm_xargs"] = ASKED[number % len(ASKED)]
             httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
-            number += 7
+            number += 5
 
     for clients in (1, 2, 4, 12):
         stop.clear()
@@ -154,6 +163,7 @@ def traffic(url: str, seconds: float) -> None:
 def draw_nano(out: Path, seconds: float) -> dict[str, int]:
     """Serve nano under load and draw what Prometheus scraped."""
     options = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "8"]
+    options += ["--additional-config", json.dumps(SETTINGS)]
     with (
         tempfile.TemporaryDirectory() as scratch,
         Server(checkpoint_path(), options, log=Path(scratch) / "server.log") as served,

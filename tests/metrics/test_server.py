@@ -32,14 +32,16 @@ from vllm_nld.tools.server import Server
 pytestmark = [pytest.mark.server, needs_prometheus]
 
 BLOCK, MOST_DRAFTING = 16, 4  # drafting is off while more than MOST_DRAFTING requests run
+ROWS = BLOCK - 1 + BLOCK  # draft tokens of a block and a group of masks
 TOKENS = 48
 PATIENCE = 180  # seconds for an alert to fire on a busy machine
 
 
 def arguments(model: Path, **speculative: Any) -> list[str]:
-    config = {"method": "draft_model", "model": str(model), "num_speculative_tokens": BLOCK - 1} | speculative
+    config = {"method": "draft_model", "model": str(model), "num_speculative_tokens": ROWS} | speculative
     common = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
-    linear = ["--additional-config", json.dumps({"nld": {"mode": "linear"}})]
+    settings = {"mode": "linear", "block_length": BLOCK, "groups": 1}
+    linear = ["--additional-config", json.dumps({"nld": settings})]
     return [*common, *linear, "--speculative-config", json.dumps(config)]
 
 
@@ -97,7 +99,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 @pytest.fixture(scope="module")
 def good(watched: Watched) -> Iterator[Server]:
     """A server that drafts for up to four running requests and stops drafting under more load."""
-    schedule = [[1, MOST_DRAFTING, BLOCK - 1], [MOST_DRAFTING + 1, 64, 0]]
+    schedule = [[1, MOST_DRAFTING, ROWS], [MOST_DRAFTING + 1, 64, 0]]
     options = arguments(checkpoint_path(), num_speculative_tokens_per_batch_size=schedule)
     with Server(checkpoint_path(), [*options, *UNI], log=watched.folder / "good.log") as server:
         watched.serve(server)
@@ -110,6 +112,7 @@ MIXTURE: tuple[dict[str, Any], ...] = (
     {"nld_mode": "ar"},
     {"nld_mode": "auto"},
     {"nld_mode": "linear", "nld_tree_nodes": 9},
+    {"nld_mode": "quadratic"},
 )
 
 
