@@ -21,7 +21,7 @@ NEXT_LEFT_OUT ?= $(addprefix spec_worker/,bf16 blocks commit compiled controller
 	$(addprefix triton_cpu/,greatest logits self_drafting trees)
 NEXT_SCALE ?= 0.5
 
-.PHONY: help demo test test-next serve lint bench clean
+.PHONY: help demo test test-next serve lint bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 16
@@ -67,6 +67,9 @@ lint: $(VENV)/.ready ## Format, lint, type, layering and generated-text checks
 
 bench: $(VENV)/.ready ## Measure the modes (2 to 3 hours); writes bench/results/report.md and the README's figures
 	@$(BIN)/python -m bench report
+
+gpu-check: $(VENV)/.ready ## Check everything on this machine's GPU, and what it costs (10 minutes); writes runs/gpu-check/report.md
+	@$(BIN)/python -m bench gpu_check
 
 clean: ## Remove the environment and everything generated
 	rm -rf $(VENV) $(VENV)-* build dist *.egg-info demo.json runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

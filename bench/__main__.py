@@ -23,6 +23,7 @@ BENCHMARKS = {
     "runners": "AR tokens/s of vLLM's model runners on the CPU, and host time per decode step",
     "report": "run what the report quotes; write it, its plots and the README's figures",
     "overhead": "the time that metrics and `auto` take in a decode step",
+    "gpu_check": "the first hour on a GPU: is everything right, and what does it cost?",
     "dashboard": "draw the Grafana dashboard's panels from a real Prometheus into one image",
 }
 

@@ -41,16 +41,38 @@ DEVICES = {
 }
 
 
-def cpu_rates(rows: int = 128, size: int = 4096) -> tuple[float, float]:
-    """Bytes per second at which a one-row product reads its weights on this CPU, and FLOP/s of a many-row product."""
+def rates(device: str, rows: int, size: int = 4096) -> tuple[float, float]:
+    """Bytes per second at which a one-row product reads its weights, and FLOP/s of a product of many rows."""
     import torch
 
     torch.manual_seed(0)
-    weights = [torch.randn(size, size).bfloat16() for _ in range(8)]  # together larger than any cache
-    one, many = torch.randn(1, size).bfloat16(), torch.randn(rows, size).bfloat16()
-    read = median_of(lambda: [torch.nn.functional.linear(one, w) for w in weights])
-    multiply = median_of(lambda: [torch.nn.functional.linear(many, w) for w in weights])
-    return len(weights) * weights[0].nbytes / read, len(weights) * 2 * rows * size * size / multiply
+    weights = [torch.randn(size, size, device=device).bfloat16() for _ in range(8)]  # together larger than any cache
+    one, many = (torch.randn(count, size, device=device).bfloat16() for count in (1, rows))
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def multiply(rows: torch.Tensor) -> None:
+        for weight in weights:
+            torch.nn.functional.linear(rows, weight)
+        synchronize()
+
+    read, compute = median_of(lambda: multiply(one)), median_of(lambda: multiply(many))
+    return len(weights) * weights[0].nbytes / read, len(weights) * 2 * rows * size * size / compute
+
+
+def cpu_rates() -> tuple[float, float]:
+    """The rates of this CPU."""
+    return rates("cpu", rows=128)
+
+
+def gpu_rates() -> tuple[float, float]:
+    """The rates of this GPU."""
+    return rates("cuda", rows=8192)
+
+
+def named(name: str) -> Device | None:
+    """The data sheet of a GPU by the name that its driver gives it, "NVIDIA H100 80GB HBM3"; None if it isn't known."""
+    words = name.casefold().split()
+    return next((device for key, device in DEVICES.items() if set(key.casefold().split()) <= set(words)), None)
 
 
 def median_of(function, repeats: int = 7) -> float:  # type: ignore[no-untyped-def]  # any callable without arguments

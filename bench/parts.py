@@ -31,12 +31,15 @@ def watch(llm: Any, replace: Callable[[Any, str, Any], None] = setattr) -> Spans
         replace(owner, name, spans.wrap(part, getattr(owner, name)))
 
     wrap(kind, "__call__", lambda: DRAFT if drafting() else VERIFY)
-    wrap(kind, "draft", DRAFT)
+    if hasattr(kind, "draft"):  # stock vLLM's models have none
+        wrap(kind, "draft", DRAFT)
     wrap(kind, "compute_logits", lambda: DRAFT_LOGITS if drafting() else VERIFY_LOGITS)
     if graphs := getattr(runner, "cudagraph_manager", None):
         wrap(graphs, "run_fullgraph", VERIFY)
     wrap(runner, "sample", SAMPLING)
     if runner.speculator is not None:
         wrap(runner.speculator, "propose", PROPOSE)
+        if graphs := getattr(runner.speculator, "graphs", None):
+            wrap(graphs, "run_fullgraph", DRAFT)
     wrap(llm.llm_engine, "step", HOST)
     return spans

@@ -1,13 +1,14 @@
 """Generates README.md's figures, the report and its plots from the stored results; `--check` compares them.
 
-The results come from `make bench` and `python -m bench runners --json bench/results/runners.json`; nano's own figures
-come from its model card (`vllm-nld nano eval --card`). None are typed by hand.
+The results come from `make bench`, `python -m bench runners --json bench/results/runners.json` and, on GPUs, `make
+gpu-check`; nano's own figures come from its model card (`vllm-nld nano eval --card`). None are typed by hand.
 """
 
 import argparse
 from pathlib import Path
 
 from bench import modes_report, plots, report, runners
+from bench.gpu_check.figures import section
 from bench.results import RESULTS, load
 from vllm_nld.nano import checkpoint_path
 
@@ -19,7 +20,7 @@ BEGIN, END = "<!-- figures:begin -->\n", "<!-- figures:end -->"
 
 def render() -> str:
     """README.md's figures section."""
-    parts = ["## Measured", served() or card_table(), runners_table()]
+    parts = ["## Measured", served() or card_table(), runners_table(), section()]
     return BEGIN + "\n\n".join(part for part in parts if part) + "\n" + END
 
 

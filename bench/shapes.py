@@ -94,6 +94,19 @@ def write(folder: Path, shape: Shape, layers: int) -> Path:
     return folder
 
 
+def write_stock(folder: Path, shape: Shape, layers: int) -> Path:
+    """Write the config of a model with the same layers that vLLM serves without this plugin."""
+    raw = config(shape, layers)
+    rope = raw["rope_parameters"]
+    scaling = {"original_max_position_embeddings": rope["original_max_position_embeddings"]}
+    scaling["beta"] = rope.pop("llama_4_scaling_beta")
+    for field in ("mask_token_id", "block_size", "dlm_paradigm"):
+        del raw[field]
+    raw |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "llama_4_scaling": scaling}
+    write_json(folder / "config.json", raw)
+    return folder
+
+
 def config(shape: Shape, layers: int) -> dict[str, Any]:
     """The config.json of an instruct release with this many layers."""
     return {

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import verification
+from bench.decoding import AR, CONTEXT, Decoder
 from bench.devices import cpu_rates
 from bench.engines import engines
 from bench.parts import DRAFT, HOST, PARTS, PROPOSE, SAMPLING, VERIFY, watch
@@ -27,8 +28,6 @@ from bench.spread import spread, table
 from vllm_nld.nano import checkpoint_path
 
 HOST_SPANS = (SAMPLING, PROPOSE, HOST)
-CONTEXT = 128  # prompt tokens
-AR = 1  # block length without drafts
 TREE_BLOCK = 32  # block length that trees grow from
 
 
@@ -190,39 +189,21 @@ class Probe:
     def __init__(self, llm: Any, rows: int) -> None:
         import torch
 
-        self.llm, self.rows = llm, rows
+        self.rows = rows
         self.synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
         self.spans = watch(llm)
-        self.scheduled = 0
-        self.runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-        execute = self.runner.execute_model
-
-        def record_scheduled(scheduler_output: Any, *args: Any, **options: Any) -> Any:
-            self.scheduled = scheduler_output.total_num_scheduled_tokens
-            return execute(scheduler_output, *args, **options)
-
-        self.runner.execute_model = record_scheduled
+        self.decoder = Decoder(llm)
+        self.runner = self.decoder.runner
 
     def steps(self, requests: int, count: int) -> list[dict[str, float]]:
         """Milliseconds by span for `count` decode steps of a full batch."""
-        from vllm import SamplingParams
-
-        engine = self.llm.llm_engine
         tokens = int((count + 2) * self.rows)  # enough that no request ends before all steps are measured
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        names = [f"{time.monotonic_ns()}-{index}" for index in range(requests)]
-        for index, name in enumerate(names):
-            prompt = {"prompt_token_ids": [200 + (index + token) % 512 for token in range(CONTEXT)]}
-            engine.add_request(name, prompt, params)
         samples: list[dict[str, float]] = []
-        while len(samples) <= count:
-            engine.step()
-            spent = self.spans.take()
-            if self.scheduled == requests * self.rows:
-                samples.append({name: seconds * 1e3 for name, seconds in spent.items()})
-        engine.abort_request(names)
-        while engine.has_unfinished_requests():
-            engine.step()
+        with self.decoder.running(requests, self.rows, tokens) as step:
+            while len(samples) <= count:
+                full, spent = step(), self.spans.take()
+                if full:
+                    samples.append({name: seconds * 1e3 for name, seconds in spent.items()})
         self.spans.take()
         return samples[1:]  # the first step includes part of the prefill
 

@@ -15,6 +15,7 @@ FIRST = [
     "serving/test_modes_server.py",
     "serving/test_no_flags.py",
     "spec_worker/test_sampling.py",
+    "bench/test_gpu_check_engines.py",
     "tools/test_generator.py",
     "serving/test_server.py",
     "spec_worker/test_pairs.py",

@@ -12,50 +12,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from vllm.triton_utils import tl
 
-from attention_backend.backend import BlockMaskBackend
 from attention_backend.kernels import bitset, gpu
 from attention_backend.masks import Block, Causal, Mask, Tree
-from attention_backend.rows import RowMask, attach
+from attention_backend.rows import RowMask
+from tests.attention_backend.launches import DEVICE, cache_of, fixed_step, launch, through_backend
 from tests.attention_backend.steps import Step, assert_close, steps
 from tests.gpu_compiler import compile_kernel
 from tests.scale import scaled
-from vllm_nld.triton_cpu import interpreter
 
-interpreter.repair()
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # No shrinking: a failing case is small, and the interpreter takes a while.
 PHASES = (Phase.explicit, Phase.generate)
 HEADS = ((4, 2), (2, 1), (3, 1), (8, 1))
-
-
-def cache_of(step: Step) -> torch.Tensor:  # [N, G, P, 2 D]
-    """vLLM's layout on a GPU, as a view of memory in another order. What belongs to no request is NaN."""
-    groups, size = step.keys[0].shape[1:]
-    memory = torch.full((step.pages, step.page_size, groups, 2 * size), float("nan"), dtype=step.dtype)
-    for request, halves in enumerate(zip(step.keys, step.values, strict=True)):
-        memory.flatten(0, 1)[step.slots(request)] = torch.cat(halves, dim=-1)
-    return memory.to(DEVICE).transpose(1, 2)
-
-
-def launch(step: Step, segments: int, run: Any = gpu.launch) -> torch.Tensor:  # [T, H, D], NaN where not written
-    assert step.mask is not None
-    output = torch.full_like(step.query, float("nan"), device=DEVICE)
-    everyone = len(step.mask.requests) == len(step.lengths)
-    run(
-        step.query.to(DEVICE),
-        cache_of(step),
-        step.mask.bits.to(DEVICE),
-        None if everyone else torch.from_numpy(step.mask.requests).int().to(DEVICE),
-        len(step.mask.requests),
-        step.starts().to(DEVICE),
-        step.totals().to(DEVICE),
-        step.table.to(DEVICE),
-        max(step.lengths),
-        step.scale,
-        output,
-        segments,
-    )
-    return output.cpu()
 
 
 @settings(max_examples=scaled(200), deadline=None, derandomize=True, phases=PHASES)
@@ -77,53 +44,16 @@ def test_vllms_triton_backend_with_masks(step: Step) -> None:
     mask = step.mask
     assert mask is not None
     on_device = RowMask(mask.bits.to(DEVICE), mask.requests)
-    assert_close(through_triton_attn(step, on_device), step)
+    assert_close(through_backend(step, on_device), step)
 
 
-def through_triton_attn(step: Step, mask: RowMask | None) -> torch.Tensor:  # [T, H, D]
-    """The step through the backend over TRITON_ATTN: cache update, metadata, forward."""
-    from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend, TritonAttentionMetadata
-
-    heads, size, groups = step.query.shape[1], step.query.shape[2], step.keys[0].shape[1]
-    backend = BlockMaskBackend.over(TritonAttentionBackend)
-    impl = backend.get_impl_cls()(heads, size, step.scale, groups, None, None, "auto")
-    one, none = torch.ones(1, device=DEVICE), torch.zeros(0, device=DEVICE)
-    layer = SimpleNamespace(_q_scale=one, _k_scale=one, _v_scale=one)
-    cache = torch.zeros(step.pages, step.page_size, groups, 2 * size, dtype=step.dtype, device=DEVICE).transpose(1, 2)
-    metadata = TritonAttentionMetadata(
-        num_actual_tokens=sum(step.lengths),
-        max_query_len=max(step.lengths),
-        query_start_loc=step.starts().to(DEVICE),
-        max_seq_len=int(step.totals().max()),
-        seq_lens=step.totals().to(DEVICE),
-        block_table=step.table.to(DEVICE),
-        slot_mapping=none,
-        seq_threshold_3D=0,
-        num_par_softmax_segments=0,
-        softmax_segm_output=none,
-        softmax_segm_max=none,
-        softmax_segm_expsum=none,
-        causal=True,
-    )
-    attach({"layer": metadata}, mask)
-    output = torch.full_like(step.query, float("nan"), device=DEVICE)
-    with pytest.MonkeyPatch.context() as patches:
-        if DEVICE == "cpu":  # it asks which dtypes the device has
-            patches.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
-        for request, (key, value) in enumerate(zip(step.keys, step.values, strict=True)):
-            impl.do_kv_cache_update(layer, key.to(DEVICE), value.to(DEVICE), cache, step.slots(request).to(DEVICE))
-        impl.forward(layer, step.query.to(DEVICE), output, output, cache, metadata, output)
-    return output.cpu()
-
-
-def fixed_step(masks: list[Mask | None], prefixes: list[int], lengths: list[int], width: int = 4) -> Step:
-    """A small step in fp32 with pages of 16."""
-    generator = torch.Generator().manual_seed(1)
-    totals = [prefix + length for prefix, length in zip(prefixes, lengths, strict=True)]
-    query = torch.randn(sum(lengths), 4, 32, generator=generator)
-    kv = torch.randn(2, sum(totals), 2, 32, generator=generator)
-    table = torch.arange(len(lengths) * width).view(len(lengths), width).int()
-    return Step(prefixes, masks, lengths, 16, torch.float32, query, *(list(x.split(totals)) for x in kv), table)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_vllms_triton_backend_looks_ahead(dtype: torch.dtype) -> None:
+    """With `causal=False`, as draft passes use it: a row sees its request's whole block, and no other request."""
+    step = fixed_step([Block(5), Block(3)], [30, 0], [5, 3], dtype=dtype)
+    assert_close(through_backend(step, None, causal=False), step)
+    with pytest.raises(AssertionError):
+        assert_close(through_backend(step, None), step)
 
 
 @pytest.mark.parametrize("masks", [[Tree((-1, 0, 0)), None], [Tree((-1, 0, 0)), Block(2)]], ids=["mixed", "all"])

@@ -1,7 +1,10 @@
 """How much memory a call needs at most for tensors that it makes, on any device."""
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,3 +35,26 @@ class Peak(TorchDispatchMode):
 
     def _gone(self, size: int) -> None:
         self.alive -= size
+
+
+@contextlib.contextmanager
+def proposals(runner: Any) -> Iterator[list[int]]:
+    """The most bytes that each call of a runner's speculator needs."""
+    found: list[int] = []
+    propose = runner.speculator.propose
+
+    def measured(*args: Any, **more: Any) -> Any:
+        with Peak() as peak:
+            out = propose(*args, **more)
+        found.append(peak.bytes)
+        return out
+
+    with patch.object(runner.speculator, "propose", measured):
+        yield found
+
+
+def profiled(runner: Any) -> int:
+    """What vLLM's memory profile sees of drafting."""
+    with proposals(runner) as found:
+        runner._dummy_run(runner.max_num_tokens, skip_attn=True, is_profile=True)
+    return found[0]

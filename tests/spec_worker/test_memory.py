@@ -10,7 +10,7 @@ from tests.engines import engine, random_prompts
 from tests.spec_worker.batches import BLOCK, Ask, together, tokens
 from tests.spec_worker.conftest import linear
 from tests.spec_worker.leaks import parts
-from tests.spec_worker.memory import Peak
+from tests.spec_worker.memory import profiled, proposals
 from tests.tiny import write_tiny_checkpoint
 
 VOCAB, REQUESTS = 8192, 16  # so many tokens that logits outweigh all else
@@ -22,22 +22,6 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     checkpoint = write_tiny_checkpoint(tmp_path_factory.mktemp("wide"), vocab_size=VOCAB)
     with engine(checkpoint, **linear(BLOCK), max_num_batched_tokens=REQUESTS * BLOCK, max_num_seqs=REQUESTS) as llm:
         yield llm
-
-
-@pytest.fixture
-def peaks(llm: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The most bytes that each call of the speculator needed."""
-    speculator, found = parts(llm)[2].speculator, []
-    propose = speculator.propose
-
-    def measured(*args: Any, **more: Any) -> Any:
-        with Peak() as peak:
-            out = propose(*args, **more)
-        found.append(peak.bytes)
-        return out
-
-    monkeypatch.setattr(speculator, "propose", measured)
-    return found
 
 
 SAMPLED = {"temperature": 1.0, "top_k": 50, "top_p": 0.9}
@@ -52,31 +36,27 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("extra", "sampling"), CASES.values(), ids=CASES)
-def test_the_profile_takes_as_much_as_any_step(
-    extra: dict[str, Any], sampling: dict[str, Any], llm: Any, peaks: list[int]
-) -> None:
+def test_the_profile_takes_as_much_as_any_step(extra: dict[str, Any], sampling: dict[str, Any], llm: Any) -> None:
     """Else a full batch runs out of memory on a GPU, whose free memory the KV cache has taken."""
     runner = parts(llm)[2]
-    runner._dummy_run(runner.max_num_tokens, skip_attn=True, is_profile=True)
-    (profiled,) = peaks
-    peaks.clear()
-    together(llm, [Ask(prompt, extra, sampling=sampling) for prompt in PROMPTS])
+    most = profiled(runner)
+    with proposals(runner) as peaks:
+        together(llm, [Ask(prompt, extra, sampling=sampling) for prompt in PROMPTS])
     logits = REQUESTS * (BLOCK - 1) * VOCAB * 4
     assert max(peaks) >= 0.8 * logits, "some step drafted for most requests at once"
-    assert max(peaks) <= 1.05 * profiled, (
-        f"{max(peaks) / logits:.2f} times the logits, profiled {profiled / logits:.2f}"
-    )
+    assert max(peaks) <= 1.05 * most, f"{max(peaks) / logits:.2f} times the logits, profiled {most / logits:.2f}"
 
 
 @pytest.mark.parametrize(("extra", "sampling"), CASES.values(), ids=CASES)
 def test_rows_are_decided_in_chunks(
-    extra: dict[str, Any], sampling: dict[str, Any], llm: Any, peaks: list[int], monkeypatch: pytest.MonkeyPatch
+    extra: dict[str, Any], sampling: dict[str, Any], llm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk of a few rows bounds what a pass takes, and changes no answer."""
     asks = [Ask(prompt, extra, sampling=sampling | {"seed": 3}) for prompt in PROMPTS]
-    whole, most = tokens(together(llm, asks)), max(peaks)
-    peaks.clear()
-    row = VOCAB * 4
-    monkeypatch.setattr(candidates, "CHUNK_BYTES", 5 * row)
-    assert tokens(together(llm, asks)) == whole
+    with proposals(parts(llm)[2]) as peaks:
+        whole, most = tokens(together(llm, asks)), max(peaks)
+        peaks.clear()
+        row = VOCAB * 4
+        monkeypatch.setattr(candidates, "CHUNK_BYTES", 5 * row)
+        assert tokens(together(llm, asks)) == whole
     assert max(peaks) < 30 * row < most / 3, f"{max(peaks) / row:.0f} rows' logits at once, unchunked {most / row:.0f}"

@@ -1,4 +1,6 @@
-"""Runs a kernel on copies of the same arguments, in Triton's interpreter and as its native twin, and compares memory.
+"""Runs a kernel on copies of the same arguments, and its native twin, and compares memory.
+
+The kernel runs in Triton's interpreter; on a machine with a GPU, compiled, on the GPU.
 
 Compares whole storages, not just outputs, so a twin that writes one element too many fails.
 
@@ -17,7 +19,9 @@ from hypothesis import strategies as st
 from tests.scale import scaled
 from vllm_nld.triton_cpu import dispatch, interpreter, registry
 
-interpreter.repair()
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the kernel runs; its twin runs on the CPU
+if DEVICE == "cpu":  # it replaces functions that compiled kernels use
+    interpreter.repair()
 
 # No shrinking: a failing case is a seed and a few small sizes, and the interpreter takes milliseconds per launch.
 CASES = settings(
@@ -62,8 +66,8 @@ def assert_equal(
     `arguments` may hold some that only other releases of the kernel take.
     """
     arguments = {key: value for key, value in arguments.items() if key in kernel_of(module, name).arg_names}
-    expected, expected_tables = _copy(arguments)
-    actual, actual_tables = _copy(arguments)
+    expected, expected_tables = _copy(arguments, DEVICE)
+    actual, actual_tables = _copy(arguments, "cpu")
     kernel_of(module, name).run(grid=grid, warmup=False, **expected)
     native_of(module, name).launch(grid, **actual)
     for key, value in actual.items():
@@ -74,26 +78,28 @@ def assert_equal(
     return actual
 
 
-def _copy(arguments: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor]]:
+def _copy(arguments: dict[str, Any], device: str) -> tuple[dict[str, Any], list[torch.Tensor]]:
     copies: dict[str, Any] = {}
     behind: list[torch.Tensor] = []
     for key, value in arguments.items():
         if isinstance(value, Table):
-            tensors = [_copy_tensor(tensor) for tensor in value.tensors]
-            copies[key] = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.uint64)
+            tensors = [_copy_tensor(tensor, device) for tensor in value.tensors]
+            copies[key] = torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.uint64).to(device)
             behind += tensors
         else:
-            copies[key] = _copy_tensor(value) if isinstance(value, torch.Tensor) else value
+            copies[key] = _copy_tensor(value, device) if isinstance(value, torch.Tensor) else value
     return copies, behind
 
 
-def _copy_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    copy = torch.empty(0, dtype=tensor.dtype)
-    return copy.set_(tensor.untyped_storage().clone(), tensor.storage_offset(), tensor.size(), tensor.stride())
+def _copy_tensor(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    copy, storage = torch.empty(0, dtype=tensor.dtype, device=device), tensor.untyped_storage()
+    return copy.set_(
+        storage.clone() if device == "cpu" else storage.cuda(), tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
 
 
 def _compare(key: str, want: torch.Tensor, got: torch.Tensor, rtol: float, atol: float) -> None:
-    want, got = (torch.empty(0, dtype=t.dtype).set_(t.untyped_storage()) for t in (want, got))
+    want, got = (torch.empty(0, dtype=t.dtype).set_(t.untyped_storage().cpu()) for t in (want, got))
     exact = not want.is_floating_point()
     torch.testing.assert_close(
         got,
