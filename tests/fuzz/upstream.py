@@ -48,8 +48,8 @@ KNOWN: tuple[Known, ...] = (
         lambda f: f.name == UNNAMED and f.case.endpoint == "messages" and "max_completion_tokens=" in f.detail,
     ),
     Known(
-        "a request with one token to compute joins a running batch padded with placeholders for drafts, and the prompt's "
-        "logprobs count them",
+        "a request with one token to compute joins a running batch padded with placeholders for drafts, and the "
+        "prompt's logprobs count them",
         lambda f: f.name == "prompt_logprobs" and "for 1 tokens" in f.detail,
     ),
     Known(
