@@ -88,7 +88,7 @@ def tiny_weights(config: NemotronLabsDiffusionConfig, seed: int = 0) -> dict[str
 def tiny_adapter(config: NemotronLabsDiffusionConfig, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random draft adapter tensors by PEFT name, strong enough to change drafts."""
     generator = torch.Generator().manual_seed(seed + 1)
-    inner, tensors = config.num_attention_heads * config.head_dim, {}
+    inner, tensors = config.num_attention_heads * (config.head_dim or 0), {}
     for index in range(config.num_hidden_layers):
         name = f"base_model.model.encoder.layers.{index}.self_attn.o_proj"
         tensors[f"{name}.lora_A.weight"] = torch.randn(ADAPTER_RANK, inner, generator=generator) * inner**-0.5

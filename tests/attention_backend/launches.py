@@ -118,4 +118,5 @@ def fixed_step(
     query = torch.randn(sum(lengths), heads[0], size, generator=generator).to(dtype)
     kv = torch.randn(2, sum(totals), heads[1], size, generator=generator).to(dtype)
     table = torch.arange(len(lengths) * width).view(len(lengths), width).int()
-    return Step(prefixes, masks, lengths, 16, dtype, query, *(list(x.split(totals)) for x in kv), table)
+    keys, values = (list(one.split(totals)) for one in kv)
+    return Step(prefixes, masks, lengths, 16, dtype, query, keys, values, table)

@@ -94,9 +94,8 @@ def steps(
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
 ) -> Step:
     """At least one request has a mask. Prefixes end at, before and after page edges."""
-    page_size, (query_heads, groups), head_size = (
-        draw(st.sampled_from(choices)) for choices in (page_sizes, heads, head_sizes)
-    )
+    page_size, head_size = draw(st.sampled_from(page_sizes)), draw(st.sampled_from(head_sizes))
+    query_heads, groups = draw(st.sampled_from(heads))
     dtype = draw(st.sampled_from(dtypes))
     edges = st.builds(lambda page, off: max(0, page * page_size + off), st.integers(0, 3), st.integers(-1, 1))
     prefix = st.one_of(edges, st.integers(0, 4 * page_size))
