@@ -59,6 +59,19 @@ def test_without_read_http_modes_the_model_name_says_nothing(module: str, name: 
 
 
 @KINDS
+def test_fields_beside_vllm_xargs_are_refused(module: str, name: str, counted: Counted) -> None:
+    """Where the OpenAI client's `extra_body` puts them; vLLM ignores them."""
+    kind = getattr(importlib.import_module(module), name)
+    request = kind(model="tiny", nld_mode="ar", theirs=3, **BODIES[name])
+    with without(requests.read_http_modes):
+        assert not request.to_sampling_params(16, {}).extra_args
+    message = r'nld_mode has no effect there: send it as {"vllm_xargs": {"nld_mode": "ar"}}'
+    with pytest.raises(VLLMValidationError, match=message):
+        request.to_sampling_params(16, {})
+    assert kind(model="tiny", theirs=3, **BODIES[name]).to_sampling_params(16, {}).extra_args
+
+
+@KINDS
 def test_without_declare_bool_fields_true_is_1(module: str, name: str, counted: Counted) -> None:
     kind = getattr(importlib.import_module(module), name)
     with without(requests.declare_bool_fields):
@@ -82,6 +95,8 @@ def test_without_check_beam_searches_fields_are_ignored(module: str, counted: Co
         search(**BAD)
     with pytest.raises(VLLMValidationError, match="use_beam_search has no use in mode 'diffusion'"):
         search("tiny:diffusion")
+    with pytest.raises(VLLMValidationError, match="nld_mode has no effect there"):
+        kind(model="tiny", n=2, nld_mode="ar", **BODIES[name]).to_beam_search_params(16, {})
 
 
 def test_without_read_token_requests_the_mode_is_ignored(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:

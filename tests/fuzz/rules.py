@@ -11,7 +11,7 @@ Rule = Callable[[Case, Variant, Answer], Iterator[str]]
 
 
 def lengths(case: Case, variant: Variant, answer: Answer) -> Iterator[str]:
-    most, least = case.options["max_tokens"], case.options.get("min_tokens", 0)
+    most, least = case.options["max_tokens"], 0 if case.beams else case.options.get("min_tokens", 0)
     if answer.ids is None:
         return
     if len(answer.ids) > most:
@@ -127,6 +127,7 @@ RULES: tuple[Rule, ...] = (
     thinking,
     logprobs,
 )
+BEAM_RULES: tuple[Rule, ...] = (lengths, texts)  # vLLM's beam search ignores what else a request asks for
 
 
 def broken(case: Case, variant: Variant, response: Response) -> Iterator[tuple[str, str]]:
@@ -141,6 +142,6 @@ def broken(case: Case, variant: Variant, response: Response) -> Iterator[tuple[s
     if prompt is not None and response.usage and case.endpoint != "batch" and len(prompt) != response.usage[0]:
         yield "prompt_logprobs", f"{len(prompt)} for {response.usage[0]} tokens"
     for answer in response.answers:
-        for rule in RULES:
+        for rule in BEAM_RULES if case.beams else RULES:
             for wrong in rule(case, variant, answer):
                 yield rule.__name__, wrong

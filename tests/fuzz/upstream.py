@@ -44,6 +44,10 @@ KNOWN: tuple[Known, ...] = (
         lambda f: f.name == UNNAMED and f.case.endpoint == "generate" and "parameter=extra_args" in f.detail,
     ),
     Known(
+        "/v1/messages makes a chat completion of the request, whose name for max_tokens is max_completion_tokens",
+        lambda f: f.name == UNNAMED and f.case.endpoint == "messages" and "max_completion_tokens=" in f.detail,
+    ),
+    Known(
         "a prompt longer than the context is refused before anything else of the request is looked at",
         lambda f: f.name == UNNAMED and "maximum context length" in f.detail,
     ),
@@ -56,12 +60,12 @@ KNOWN: tuple[Known, ...] = (
         lambda f: f.name == CRASH and grammar(f.case) and bool(MASKS & f.case.options.keys()),
     ),
     Known(
-        "/v1/responses checks token ids against the vocabulary after a stream has begun, so the stream breaks off",
+        "/v1/responses checks token ids and grammars after a stream has begun, so the stream breaks off",
         lambda f: (
             f.name == "answered"
             and f.case.endpoint == "responses"
             and "incomplete chunked read" in f.detail
-            and bool({"logit_bias", "allowed_token_ids"} & {f.case.bad, *f.case.options})
+            and bool({"logit_bias", "allowed_token_ids", "structured_outputs"} & {f.case.bad, *f.case.options})
         ),
     ),
     Known(

@@ -104,7 +104,16 @@ def good(watched: Watched) -> Iterator[Server]:
         yield server
 
 
-def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: False, modes: Any = ("linear",)) -> int:
+MIXTURE: tuple[dict[str, Any], ...] = (
+    {"nld_mode": "linear"},
+    {"nld_mode": "diffusion"},
+    {"nld_mode": "ar"},
+    {"nld_mode": "auto"},
+    {"nld_mode": "linear", "nld_tree_nodes": 9},
+)
+
+
+def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: False, asked: Any = MIXTURE[:1]) -> int:
     """Keep `at_once` requests running for `seconds` or until `until` holds; returns the number of tokens they got."""
     client, stop, prompts = connect(server), threading.Event(), plain(24)
     timer = threading.Timer(seconds, stop.set)
@@ -114,7 +123,7 @@ def pump(server: Server, seconds: float, at_once: int, until: Any = lambda: Fals
         tokens = 0
         while not stop.is_set():
             prompt = prompts[number % len(prompts)]
-            extra = {"ignore_eos": True, "vllm_xargs": {"nld_mode": modes[number % len(modes)]}}
+            extra = {"ignore_eos": True, "vllm_xargs": asked[number % len(asked)]}
             answer = ask(client, prompt, max_tokens=200, extra_body=extra)
             tokens += answer.usage.completion_tokens
             number += 7
@@ -230,7 +239,7 @@ def test_every_query_returns_data_and_no_nan_when_idle(watched: Watched, good: S
         seen.update(query for query in queries() if query not in seen and watched.prometheus.query(query))
         return [query for query in queries() if query not in seen]
 
-    pump(good, 40, MOST_DRAFTING, until=lambda: not missing(), modes=("linear", "diffusion", "ar", "auto"))
+    pump(good, 40, MOST_DRAFTING, until=lambda: not missing(), asked=MIXTURE)
     assert not missing()
     wait_for("rates are back to 0", lambda: watched.prometheus.value("sum(mode:nld_output_tokens:rate5m)") == 0)
     for query in queries():

@@ -4,7 +4,7 @@ import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RepetitionDetectionParams, SamplingParams
 
-from vllm_nld.serving.limits import INTEGERS, REPETITION, check_integers
+from vllm_nld.serving.limits import INTEGERS, REPETITION, TOKEN_IDS, check_integers
 
 LARGE = 10**20
 
@@ -24,5 +24,12 @@ def test_integer_of_repetition_detection(name: str) -> None:
         check_integers(SamplingParams(repetition_detection=RepetitionDetectionParams(**sizes)))
 
 
+@pytest.mark.parametrize("name", TOKEN_IDS)
+def test_token_id_beyond_64_bits(name: str) -> None:
+    ids = {3: 1.0, LARGE: 1.0} if name == "logit_bias" else [3, LARGE]
+    with pytest.raises(VLLMValidationError, match=rf"^{name} must fit in 64 bits, not {LARGE}"):
+        check_integers(SamplingParams(**{name: ids}))
+
+
 def test_ordinary_integers_pass() -> None:
-    check_integers(SamplingParams(top_k=5, seed=2**63 - 1, max_tokens=9, min_tokens=3))
+    check_integers(SamplingParams(top_k=5, seed=2**63 - 1, max_tokens=9, min_tokens=3, stop_token_ids=[5]))

@@ -150,6 +150,12 @@ REFUSED: dict[str, tuple[ServerModes, dict[str, Any], str]] = {
         {"nld_mode": "ar", "nld_block_length": 8},
         "nld_block_length has no use in mode 'ar', only in",
     ),
+    "a threshold beyond floats": (
+        SERVED,
+        {"nld_mode": "diffusion", "nld_threshold": 10**400},
+        "nld_threshold must lie in [0, 1], not 1000",
+    ),
+    "no number": (SERVED, {"nld_mode": "diffusion", "nld_threshold": float("nan")}, "nld_threshold must lie in"),
     "field without a mode": (SERVED, {"nld_threshold": 0.5}, "nld_threshold has no use in mode 'linear'"),
     "longer block than the server's": (
         SERVED,

@@ -154,6 +154,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ar and a drafter": (nld(mode="ar") | NGRAM, r"nld\.mode 'ar' contradicts --speculative-config \(ngram\)"),
     "linear and another": (nld(mode="linear") | NGRAM, r"asks for self-speculation.*for ngram.*remove one"),
     "two blocks": (nld(block_length=16) | drafter("MODEL"), r"block_length 16 contradicts num_speculative_tokens 7"),
+    "a block longer than the checkpoint's": (
+        nld(block_length=33),
+        r"nld\.block_length is 33, but the checkpoint was trained for blocks of up to 32",
+    ),
+    "more drafts than the checkpoint's": (
+        drafter("MODEL", drafts=63),
+        r"num_speculative_tokens \+ 1 is 64, but the checkpoint was trained for blocks of up to 32",
+    ),
+    "a setting outside of nld": (
+        {"additional_config": {"mode": "ar"}},
+        r"""--additional-config mode has no effect outside of nld: use '{"nld": {"mode": "ar"}}'""",
+    ),
+    "a misspelt nld": ({"additional_config": {"nldd": {"mode": "ar"}}}, r"nldd is unknown: did you mean nld\?"),
     "a tree that is too large": (
         nld(tree_nodes=8) | drafter("MODEL"),
         r"tree_nodes 8 exceeds num_speculative_tokens 7",

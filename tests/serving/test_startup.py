@@ -1,6 +1,7 @@
 """Broken checkpoints and wrong flags end start-up with one sentence that names the file, tensor or flag and the fix."""
 
 import json
+import logging
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,18 @@ def test_cpu_cache_size(tiny_checkpoint: Path) -> None:
     assert start(tiny_checkpoint).cache_config.kv_cache_memory_bytes == quarter, "a small model gets the minimum"
     assert start(tiny_checkpoint, kv_cache_memory_bytes=2**26).cache_config.kv_cache_memory_bytes == 2**26
     assert start(tiny_checkpoint, gpu_memory_utilization=0.5).cache_config.kv_cache_memory_bytes is None
+
+
+def test_log_lines_go_where_vllm_shows_them(tiny_checkpoint: Path) -> None:
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("vllm").addHandler(handler)
+    try:
+        start(tiny_checkpoint)
+    finally:
+        logging.getLogger("vllm").removeHandler(handler)
+    assert any("KV cache on the CPU" in line and "--kv-cache-memory-bytes" in line for line in lines)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no C++ compiler")

@@ -138,7 +138,7 @@ def happened(served: Served, pair: tuple[str, str], steps: list[Step], preempted
         )
     if served.feature == "schedule" and "linear" in pair:  # auto may choose fewer drafts than the schedule allows
         assert any(count == 3 for step in steps if step.size > 1 for count in step.scheduled), "two drafts, verified"
-    if served.feature == "draft tree" and "linear" in pair:  # auto may choose smaller ones
+    if served.feature == "draft tree" and "linear" in pair:  # auto chooses the size of its trees
         assert any(count == 3 * BLOCK + 1 for step in steps for count in step.scheduled), "nodes, verified"
     if served.feature in ("async", "logprobs") and "quadratic" in pair:
         assert any(count == ROWS + 1 for step in steps for count in step.scheduled), "masks, beside verified rows"

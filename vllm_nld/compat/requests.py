@@ -30,14 +30,15 @@ TOKENS = "vllm.entrypoints.scale_out.token_in_token_out.serving"
 _offer: Any = None  # the ServerModes of this process's API server, once it can take requests
 
 
-def canonical(model: str | None, extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def canonical(request: Any, extra: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The extra arguments of a request that came in over HTTP, with its record. Raises RequestError."""
     from vllm_nld.metrics.registry import REGISTRY
-    from vllm_nld.serving.aliases import with_alias
+    from vllm_nld.serving.aliases import check_place, with_alias
     from vllm_nld.serving.errors import RequestError
 
     try:
-        return _offer.canonical(with_alias(model, extra))
+        check_place(request.model_extra)  # fields of the body that vLLM does not know
+        return _offer.canonical(with_alias(request.model, extra))
     except ValueError as error:
         REGISTRY.refused("mode")
         raise RequestError(str(error)) from None
@@ -110,7 +111,7 @@ def read_http_modes(module: Any) -> Iterator[Change]:
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _offer is None:
             return inherited(self, *args, **kwargs)
-        self.vllm_xargs = canonical(self.model, self.vllm_xargs)  # vLLM copies them into the sampling parameters
+        self.vllm_xargs = canonical(self, self.vllm_xargs)  # vLLM copies them into the sampling parameters
         params = inherited(self, *args, **kwargs)
         check(params)
         return params
@@ -145,11 +146,11 @@ def check_beam_searches(module: Any) -> Iterator[Change]:
     inherited = kind.to_beam_search_params
 
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _offer is not None and (self.vllm_xargs or ":" in (self.model or "")):
+        if _offer is not None and (self.vllm_xargs or self.model_extra or ":" in (self.model or "")):
             from vllm_nld.serving.decoding import Decoding
             from vllm_nld.serving.errors import RequestError
 
-            decoding = Decoding.load(canonical(self.model, self.vllm_xargs))
+            decoding = Decoding.load(canonical(self, self.vllm_xargs))
             if decoding is not None and decoding.policy.takes_blocks:
                 raise RequestError(
                     f"use_beam_search has no use in mode {decoding.mode!r}, which takes blocks as drafted: "
@@ -173,7 +174,7 @@ def read_token_requests(module: Any) -> Iterator[Change]:
 
     async def serve_tokens(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if _offer is not None:
-            request.sampling_params.extra_args = canonical(request.model, request.sampling_params.extra_args)
+            request.sampling_params.extra_args = canonical(request, request.sampling_params.extra_args)
             check(request.sampling_params)
         return await inherited(self, request, *args, **kwargs)
 

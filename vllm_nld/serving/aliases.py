@@ -1,5 +1,6 @@
 """Alternatives to the `nld_*` fields: SGLang's field names, and model names that end in a mode."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,13 @@ SGLANG_NAMES = ("ar_mode", "diffusion_mode", *SGLANG)
 def is_own(name: str) -> bool:
     """Whether an extra argument is one of our fields or of SGLang's."""
     return name.startswith("nld_") or name in SGLANG_NAMES
+
+
+def check_place(others: Mapping[str, Any] | None) -> None:
+    """Raise ValueError if a request has a field of ours beside `vllm_xargs`, where nobody would read it."""
+    for name, value in (others or {}).items():
+        if name.startswith("nld_"):
+            raise ValueError(f'{name} has no effect there: send it as {{"{WHERE}": {{"{name}": {json.dumps(value)}}}}}')
 
 
 def own_fields(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,12 @@ def configure(vllm_config: "VllmConfig") -> None:
     if (settings.tree_nodes or settings.has_groups) and (why := obstacle(vllm_config)) is not None:
         asked = f".tree_nodes {settings.tree_nodes}" if settings.tree_nodes else ": mode 'quadratic'"
         raise ValueError(f"{FIELD}{asked} is not possible: {why}")
+    if (length := block_length(vllm_config)) > model.hf_config.block_size:
+        what = f"{FIELD}.block_length" if settings.block_length else "--speculative-config's num_speculative_tokens + 1"
+        raise ValueError(
+            f"{what} is {length}, but the checkpoint was trained for blocks of up to {model.hf_config.block_size}, "
+            "the block_size of its config.json: lower it"
+        )
     share_context(vllm_config)
     vllm_config.attention_config.use_non_causal = True  # draft passes need a kernel that can look ahead
     check_room(vllm_config)

@@ -10,6 +10,7 @@ ALLOWED_TOKEN_IDS = 1024
 LOGIT_BIAS = 1024
 STOP_TOKEN_IDS = 128  # including EOS; only stored if min_tokens is set
 INTEGERS = ("top_k", "seed", "max_tokens", "min_tokens", "thinking_token_budget", "stream_interval")
+TOKEN_IDS = ("stop_token_ids", "allowed_token_ids", "logit_bias")
 REPETITION = ("max_pattern_size", "min_pattern_size", "min_count")  # of repetition_detection
 
 
@@ -36,6 +37,8 @@ def check_integers(params: Any) -> None:
 
     values = {name: getattr(params, name) for name in INTEGERS}
     values |= {f"repetition_detection.{name}": getattr(params.repetition_detection, name, None) for name in REPETITION}
-    for name, value in values.items():
-        if value is not None and not -(2**63) <= value < 2**63:
+    single = [(name, value) for name, value in values.items() if value is not None]
+    listed = [(name, value) for name in TOKEN_IDS for value in getattr(params, name) or ()]
+    for name, value in single + listed:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise VLLMValidationError(f"{name} must fit in 64 bits, not {value}")

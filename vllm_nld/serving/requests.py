@@ -7,7 +7,6 @@
 Over HTTP the fields are in `vllm_xargs`, offline in `SamplingParams.extra_args`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -183,7 +182,7 @@ def fraction(name: str, value: Any) -> float:
     """The value, if it is a number in [0, 1]."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{WHERE}.{name} must be a number in [0, 1], not {value!r}")
-    if not math.isfinite(value) or not 0 <= value <= 1:
+    if not 0 <= value <= 1:  # NaN is not either
         raise ValueError(f"{WHERE}.{name} must lie in [0, 1], not {value}")
     return float(value)
 

@@ -5,6 +5,8 @@
 Every error is a ValueError that names the field as the user wrote it.
 """
 
+import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -133,9 +135,18 @@ class Settings:
 
     @classmethod
     def of(cls, vllm_config: Any) -> Self:
-        """The settings that a VllmConfig carries."""
+        """The settings that a VllmConfig carries. Raises ValueError for a bad one, and if they seem misplaced."""
         additional = vllm_config.additional_config
-        return cls.parse(additional.get("nld") if isinstance(additional, Mapping) else None)
+        if not isinstance(additional, Mapping):
+            return cls()
+        if "nld" not in additional:
+            for name, value in additional.items():  # anything else belongs to somebody else
+                if name in cls.__slots__:
+                    inside = json.dumps({"nld": {name: value}})
+                    raise ValueError(f"--additional-config {name} has no effect outside of nld: use '{inside}'")
+                if difflib.get_close_matches(str(name).lower(), ["nld"], cutoff=0.75):
+                    raise ValueError(f"--additional-config {name} is unknown: did you mean nld?")
+        return cls.parse(additional.get("nld"))
 
 
 def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:

@@ -20,7 +20,7 @@ from vllm_nld.serving.speculation import draft_adapter, drafts_for_itself
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
 
 PICKLE_LOAD_FORMATS = ("pt", "npcache")
 
@@ -99,7 +99,8 @@ def size_cpu_cache(vllm_config: "VllmConfig") -> None:
     wanted = token_bytes * model.max_model_len * vllm_config.scheduler_config.max_num_seqs
     cache.kv_cache_memory_bytes = min(max(wanted, GiB_bytes // 4), 4 * GiB_bytes)
     logger.info(
-        "KV cache on the CPU: %.2f GiB (max_num_seqs x max_model_len, at most 4 GiB); see --kv-cache-memory-bytes.",
+        "KV cache on the CPU: %.2f GiB, for max_num_seqs x max_model_len, at most 4 GiB; vLLM will call it explicitly "
+        "set. Change it by --kv-cache-memory-bytes.",
         cache.kv_cache_memory_bytes / GiB_bytes,
     )
 
