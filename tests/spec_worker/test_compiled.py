@@ -20,10 +20,11 @@ def test_a_model_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     before = counter.num_aot_compiles, counter.num_aot_artifacts_loaded
     for seed, compiled, loaded in ((0, 2, 0), (1, 2, 2)):
         checkpoint = write_agreeable_checkpoint(tmp_path / "model", seed=seed, num_hidden_layers=1)
-        with engine(checkpoint, **linear(8), enforce_eager=False) as llm:
+        with engine(checkpoint, **linear(8, groups=2), enforce_eager=False) as llm:
             answers = greedy(llm, PROMPTS, TOKENS)
             found = Acceptance.of_metrics(llm.get_metrics())
-            assert token_ids(greedy(llm, PROMPTS, TOKENS, extra_args={"nld_tree_nodes": 7})) == token_ids(answers)
+            for asked in ({"nld_tree_nodes": 7}, {"nld_mode": "quadratic"}):
+                assert token_ids(greedy(llm, PROMPTS, TOKENS, extra_args=asked)) == token_ids(answers)
             assert token_ids(greedy(llm, PROMPTS, TOKENS, extra_args={"nld_mode": "ar"})) == token_ids(answers)
         model = ReferenceModel.from_pretrained(checkpoint)
         assert token_ids(answers) == ar_tokens(model, PROMPTS, TOKENS)

@@ -32,8 +32,8 @@ def test_masks_for_every_request_change_nothing(
     """A CUDA graph has a mask for each of its requests: a causal one for those without a tree."""
     mask, seen = Trees.mask, []
 
-    def counted(self: Trees, batch: Any, _: bool) -> Any:
-        found = mask(self, batch, every)
+    def counted(self: Trees, batch: Any, groups: Any, **_: bool) -> Any:
+        found = mask(self, batch, groups, every)
         seen.append((0 if found is None else len(found.requests), batch.num_reqs))
         return found
 
