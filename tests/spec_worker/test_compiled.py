@@ -1,5 +1,6 @@
 """With torch.compile: target and draft passes are compiled once a configuration, and loaded after that."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_a_model_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         model = ReferenceModel.from_pretrained(checkpoint)
         assert token_ids(answers) == ar_tokens(model, PROMPTS, TOKENS)
         rounds = [round_ for prompt in PROMPTS for round_ in exact_steps(model, prompt, TOKENS, 8)]
+        found = replace(found, per_position=found.per_position[:7])  # vLLM has a count for each mask, too
         assert found == Acceptance.of_steps(rounds, 8), "the adapter is in, and on where drafts are made"
         assert counter.num_aot_compiles - before[0] == compiled
         assert counter.num_aot_artifacts_loaded - before[1] == loaded
