@@ -76,7 +76,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         """How many tokens a request drafts after the step that was just scheduled."""
         decoding = self.decoding(request)
         if request.is_prefill_chunk:
-            if decoding.full and self._at_last_token(request):  # one group of masks beside it, if of any use
+            if self._starts_in_groups(request) and self._at_last_token(request):  # one group beside it, if of use
                 useful = request.num_output_tokens + 1 < request.max_tokens and decoding.block_length <= limit
                 return decoding.block_length if useful else 0
             if not self._has_anchored_block(request):
@@ -148,7 +148,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         ends_prefill = num_new_tokens > 1 and num_computed_tokens + num_new_tokens == request.num_tokens
         if not self._takes_blocks(request):
-            return num_new_tokens - 1 if ends_prefill and self.decoding(request).full else num_new_tokens
+            return num_new_tokens - 1 if ends_prefill and self._starts_in_groups(request) else num_new_tokens
         if request.spec_token_ids:
             wanted = request.num_tokens_with_spec + request.num_output_placeholders - num_computed_tokens
             room = self.max_model_len - num_computed_tokens - self.num_sampled_tokens_per_step
@@ -167,6 +167,13 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
     def _has_anchored_block(self, request: Request) -> bool:
         """Whether the worker fills a block next whose anchor is a resumed request's last token."""
         return self._at_last_token(request) and resumes(request) and self._takes_blocks(request)
+
+    def _starts_in_groups(self, request: Request) -> bool:
+        """Whether masks beside a prompt's last token draft the first block.
+
+        vLLM would take them for tokens of the prompt if their logprobs are asked for.
+        """
+        return self.decoding(request).full and request.sampling_params.prompt_logprobs is None
 
     def _at_last_token(self, request: Request) -> bool:
         """Whether a prefill has only its last token left."""

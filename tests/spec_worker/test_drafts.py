@@ -115,6 +115,7 @@ def test_adaptive_verification_gets_the_probability_of_each_draft(
         speculator = parts(llm)[2].speculator
         assert not speculator.use_acceptance_estimator
         speculator.filler = replace(speculator.filler, reports=True)
+        speculator.enable_adaptive_verification = True
         propose = speculator.propose
 
         def watched(*args: Any, **more: Any) -> Any:
