@@ -75,13 +75,13 @@ class SelfSpeculator(DraftModelSpeculator):
 
     def set_attn(self, model_state, kv_cache_config, block_tables, target_input_buffers, target_attn_groups):  # type: ignore[no-untyped-def]  # vLLM's own signature
         """Build attention groups for the target's layers, with separate metadata builders."""
-        self.max_model_len = self.vllm_config.model_config.max_model_len  # by now vLLM has fitted it to the memory
-        if self.max_model_len < self.block_length:
+        context = self.vllm_config.model_config.max_model_len  # by now vLLM has fitted it to the memory
+        if context < self.block_length:
             raise ValueError(
-                f"the KV cache has room for {self.max_model_len} tokens, not for a block of {self.block_length}: give "
+                f"the KV cache has room for {context} tokens, not for a block of {self.block_length}: give "
                 "it more memory, or lower --additional-config nld.block_length"
             )
-        self.builder = BlockBuilder(self.mask_token_id, self.block_length, self.max_model_len, self.device)
+        self.builder = BlockBuilder(self.mask_token_id, self.block_length, context, self.device)
         self.model_state = model_state
         self.layers = self.vllm_config.compilation_config.static_forward_context
         self.kv_cache_config = kv_cache_config
@@ -92,7 +92,7 @@ class SelfSpeculator(DraftModelSpeculator):
         self.passes.attach(self.attn_groups, kv_cache_config, block_tables)
         sampling = model_state.sampler.sampling_states
         slots, trees = model_state.slots, model_state.trees
-        trees.max_model_len = self.max_model_len
+        trees.max_model_len = context
         self.filler = Filler(
             self.model,
             self._run,
