@@ -16,6 +16,7 @@ from tests.spec_worker.conftest import linear, metric
 from tests.tiny import write_tiny_checkpoint
 from vllm_nld.reference import ReferenceModel
 from vllm_nld.reference.model import KVCache
+from vllm_nld.serving.settings import Settings
 
 VOCAB, PROMPT = 16, [5, 9, 7, 3]
 SMALL: dict[str, Any] = {
@@ -113,7 +114,10 @@ def test_samples_follow_the_ar_distribution(name: str, llm: Any, small_checkpoin
     probs = ar_probs(ReferenceModel.from_pretrained(small_checkpoint), **CASES[name])
     before = metric(llm, "spec_decode_num_accepted_tokens")
     counts = Counter(sample(llm, SAMPLES, **CASES[name]))
-    assert metric(llm, "spec_decode_num_accepted_tokens") - before > SAMPLES / 10, "few drafts are accepted"
+    grouped = Settings.of(llm.llm_engine.vllm_config).groups  # masks beside the prompt draft worse on random weights
+    assert metric(llm, "spec_decode_num_accepted_tokens") - before > SAMPLES / (10 if grouped else 5), (
+        "few drafts are accepted"
+    )
     found = fit(counts, probs)
     assert found.freedom > 20 and found.follows, f"chi-square {found.statistic:.1f}, at most {found.bound:.1f}"
 

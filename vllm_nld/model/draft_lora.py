@@ -3,8 +3,7 @@
 Other forwards don't contain it, see `draft_pathway`, but for verifying forwards with rows of masks. Because one CUDA
 graph serves passes with the adapter and passes without, its output is multiplied by a switch, a number per row on the
 device: the adapter's scale where it is on, 0 where it is off. So neither torch.compile nor a graph can bake either
-state in. The adapter is separate from the base weight, which may
-be quantized, and from user LoRA.
+state in. The adapter is separate from the base weight, which may be quantized, and from user LoRA.
 
 Tensor parallelism: o_proj is row-parallel, so A is sharded on its input like the weight, and B·A·x joins the partial
 sum before the all-reduce.
