@@ -14,6 +14,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_nld.compat.versions import check_vllm_version
 from vllm_nld.model.checkpoint import CheckpointError, check_tensors, read_config, read_shapes
+from vllm_nld.model.configs import VLM_ARCHITECTURE, NemotronLabsDiffusionVLMConfig
 from vllm_nld.serving.configure import configure
 from vllm_nld.serving.speculation import draft_adapter, drafts_for_itself
 
@@ -43,7 +44,14 @@ class ServedModel(VerifyAndUpdateConfig):
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         """Raise RuntimeError for an untested vLLM, CheckpointError for a local checkpoint that cannot be served."""
         check_vllm_version()
-        model_config.hf_config.check()
+        config = model_config.hf_config
+        if (model_config.architecture == VLM_ARCHITECTURE) != isinstance(config, NemotronLabsDiffusionVLMConfig):
+            raise CheckpointError(
+                f"{model_config.model}: architectures [{model_config.architecture}] and model_type "
+                f"{config.model_type!r} in config.json contradict each other",
+                "take config.json from the model's own repository",
+            )
+        config.check()
         path = Path(model_config.model)
         if path.is_dir():
             check_local(path, model_config)

@@ -1,0 +1,113 @@
+"""The vision-language model in the engine answers as the reference does, in every mode, however it is scheduled."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm.exceptions import VLLMValidationError
+
+from tests.engines import engine
+from tests.spec_worker import vlm
+from tests.spec_worker.conftest import allow_async, linear, metric, token_ids, write_agreeable_checkpoint
+from tests.spec_worker.leaks import assert_nothing_left, parts
+from tests.spec_worker.vlm import PICTURES, START, WORDS, Ask, asks
+from tests.tiny import VLM
+from vllm_nld.model.images import Images
+from vllm_nld.reference.vlm import ReferenceVLM
+from vllm_nld.tools.generator import result
+
+BLOCK, TOKENS = 8, 20
+OPTIONS = linear(BLOCK, groups=2) | {"limit_mm_per_prompt": {"image": 3}}
+# Images of up to 43 tokens: a step's budget ends inside them, and KV blocks are too few for all requests.
+TIGHT = {"max_num_batched_tokens": 40, "num_gpu_blocks_override": 12}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_agreeable_checkpoint(tmp_path_factory.mktemp("vlm"), **VLM)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> ReferenceVLM:
+    return ReferenceVLM.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint: Path) -> Iterator[Any]:
+    with engine(checkpoint, **OPTIONS, per_request_spec_decode_metrics="summary") as llm:
+        yield llm
+
+
+def test_vision_features_equal_the_reference(llm: Any, reference: ReferenceVLM) -> None:
+    """Several images of different sizes in one call of the tower."""
+    pixels = [torch.from_numpy(Images.of(reference.config)(image)[0]) for image in PICTURES]
+    with torch.inference_mode():
+        found = parts(llm)[2].model.embed_multimodal(pixel_values=pixels)
+        for image, features in zip(pixels, found, strict=True):
+            torch.testing.assert_close(features, reference.look(image), atol=1e-4, rtol=1e-4)
+
+
+def test_tokens_and_forwards_equal_the_reference(llm: Any, reference: ReferenceVLM) -> None:
+    """All modes at once. The number of forwards of diffusion, too."""
+    asked = asks(32)
+    for ask, found in zip(asked, vlm.run(llm, asked, TOKENS), strict=True):
+        exact = ask.exact(reference, BLOCK, TOKENS)
+        assert list(found.token_ids) == exact.tokens, (ask.prompt, ask.extra)
+        if ask.extra.get("nld_mode") == "diffusion":
+            assert result("diffusion", found)[1] == exact.nfe
+    assert metric(llm, "spec_decode_num_accepted_tokens") > 0
+    assert_nothing_left(llm)
+
+
+def test_a_repeated_image_is_read_from_the_cache(llm: Any, reference: ReferenceVLM) -> None:
+    """The same prompt with the same image hits the prefix cache; with another image of its size it does not."""
+    llm.reset_prefix_cache()
+    first, second = (Ask([1, START, *WORDS[:30]], [image]) for image in PICTURES[1:3])
+    other = Ask(first.prompt, [PICTURES[1].rotate(90)])
+    hits = []
+    for ask in (first, first, other, second, first):
+        before = metric(llm, "prefix_cache_hits")
+        found = token_ids(vlm.run(llm, [ask], TOKENS))
+        hits.append(metric(llm, "prefix_cache_hits") - before)
+        assert found == [ask.exact(reference, BLOCK, TOKENS).tokens]
+    assert hits == [0, 64, 0, 0, 64]
+
+
+def test_wrong_numbers_of_images_are_refused(llm: Any) -> None:
+    for prompt, images, message in (
+        ([1, START, START], PICTURES[:1], r"2 <\|image_start\|> for 1 images"),
+        ([1], PICTURES[:1], r"0 <\|image_start\|> for 1 images"),
+        ([1] + [START] * 4, PICTURES[:4], r"At most 3 image\(s\)"),
+    ):
+        with pytest.raises((ValueError, VLLMValidationError), match=message):
+            vlm.run(llm, [Ask(prompt, images)], 1)
+    assert_nothing_left(llm)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_tight(asynchronous: bool, checkpoint: Path, reference: ReferenceVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that end inside images, and preemption with drafts in flight."""
+    if asynchronous:
+        allow_async(monkeypatch)
+    asked = asks(32, seed=1)
+    with engine(checkpoint, **OPTIONS, **TIGHT) as llm:
+        found = token_ids(vlm.run(llm, asked, TOKENS))
+        assert metric(llm, "num_preemptions") > 0
+        assert_nothing_left(llm)
+    assert found == [ask.exact(reference, BLOCK, TOKENS).tokens for ask in asked]
+
+
+def test_one_at_a_time(checkpoint: Path, reference: ReferenceVLM) -> None:
+    with engine(checkpoint, **OPTIONS, max_num_seqs=1, enable_prefix_caching=False) as llm:
+        asked = asks(16, seed=2)
+        assert token_ids(vlm.run(llm, asked, TOKENS)) == [ask.exact(reference, BLOCK, TOKENS).tokens for ask in asked]
+
+
+def test_text_alone(checkpoint: Path, reference: ReferenceVLM) -> None:
+    """Without images the tower is not built, and the decoder takes token ids."""
+    asked = [ask for ask in asks(16, seed=3) if not ask.images]
+    with engine(checkpoint, **OPTIONS | {"limit_mm_per_prompt": {"image": 0}}) as llm:
+        assert not parts(llm)[2].model.embeds_drafts
+        assert token_ids(vlm.run(llm, asked, TOKENS)) == [ask.exact(reference, BLOCK, TOKENS).tokens for ask in asked]
