@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from vllm_nld.model.configs import NemotronLabsDiffusionVLMConfig
 
+MOST_PIXELS = (
+    2**26
+)  # of an uploaded image, 8192 x 8192: above that, decoding takes too much memory for what is left of it
+
 # Pillow's modes whose conversion to RGB means what the sender meant. Others, such as CMYK or 16-bit gray, would be
 # converted without their color profile or range.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")

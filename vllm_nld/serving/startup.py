@@ -67,6 +67,10 @@ class ServedModel(VerifyAndUpdateConfig):
             )
         if load_config.load_format == "auto":
             load_config.load_format = "safetensors"  # auto would fall back to pickle files if there are no others
+        if vllm_config.model_config.architecture == VLM_ARCHITECTURE:
+            from vllm_nld.model import image_connector
+
+            image_connector.use()
         size_cpu_cache(vllm_config)
         fit_context(vllm_config.model_config)
         run_eagerly_without_compiler(vllm_config)
