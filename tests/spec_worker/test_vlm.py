@@ -1,6 +1,7 @@
 """The vision-language model in the engine answers as the reference does, in every mode, however it is scheduled."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from vllm.exceptions import VLLMValidationError
 
 from tests.engines import engine
 from tests.spec_worker import vlm
+from tests.spec_worker.acceptance import Acceptance, exact_steps
 from tests.spec_worker.conftest import allow_async, linear, metric, token_ids, write_agreeable_checkpoint
 from tests.spec_worker.leaks import assert_nothing_left, parts
 from tests.spec_worker.vlm import PICTURES, START, WORDS, Ask, asks
 from tests.tiny import VLM
 from vllm_nld.model.images import Images
 from vllm_nld.reference.vlm import ReferenceVLM
-from vllm_nld.tools.generator import result
+from vllm_nld.tools.generator import Generator, result
 
 BLOCK, TOKENS = 8, 20
 OPTIONS = linear(BLOCK, groups=2) | {"limit_mm_per_prompt": {"image": 3}}
@@ -86,6 +88,22 @@ def test_wrong_numbers_of_images_are_refused(llm: Any) -> None:
     assert_nothing_left(llm)
 
 
+def test_generator(llm: Any, reference: ReferenceVLM) -> None:
+    """The model card's calls with images: for one prompt and for several."""
+    generator = Generator.__new__(Generator)
+    generator.llm = llm  # shared, to save an engine
+    prompts, images = [[1, START, 50], [1, 60], [1, START, START]], [PICTURES[:1], [], PICTURES[1:3]]
+    found = generator.generate(prompts, TOKENS, block_length=BLOCK, threshold=0.5, images=images, ignore_eos=True)
+    alone = generator.ar_generate(prompts[0], TOKENS, images=images[0], ignore_eos=True)
+    diffusion = {"nld_mode": "diffusion", "nld_threshold": 0.5}
+    for prompt, shown, answer in zip(prompts, images, found, strict=True):
+        exact = Ask(prompt, shown, diffusion).exact(reference, BLOCK, TOKENS)
+        assert answer == (exact.tokens, exact.nfe)
+    assert alone[0] == Ask(prompts[0], images[0], {"nld_mode": "ar"}).exact(reference, BLOCK, TOKENS).tokens
+    with pytest.raises(ValueError, match="images has 1 lists for 3 prompts"):
+        generator.generate(prompts, TOKENS, images=[[PICTURES[0]]])
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 def test_tight(asynchronous: bool, checkpoint: Path, reference: ReferenceVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that end inside images, and preemption with drafts in flight."""
@@ -111,3 +129,21 @@ def test_text_alone(checkpoint: Path, reference: ReferenceVLM) -> None:
     with engine(checkpoint, **OPTIONS | {"limit_mm_per_prompt": {"image": 0}}) as llm:
         assert not parts(llm)[2].model.embeds_drafts
         assert token_ids(vlm.run(llm, asked, TOKENS)) == [ask.exact(reference, BLOCK, TOKENS).tokens for ask in asked]
+
+
+def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile's target takes embeddings, and so do draft passes; the adapter is on where drafts are made."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    path = write_agreeable_checkpoint(tmp_path / "model", num_hidden_layers=1, **VLM)
+    model, asked = ReferenceVLM.from_pretrained(path), asks(16, seed=4)
+    plain = [Ask(ask.prompt, ask.images, {"nld_mode": "linear"}) for ask in asked[:8]]
+    with engine(path, **OPTIONS, enforce_eager=False) as llm:
+        found = token_ids(vlm.run(llm, plain, TOKENS))
+        measured = Acceptance.of_metrics(llm.get_metrics())
+        assert token_ids(vlm.run(llm, asked, TOKENS)) == [ask.exact(model, BLOCK, TOKENS).tokens for ask in asked]
+    assert found == [ask.exact(model, BLOCK, TOKENS).tokens for ask in plain]
+    rounds = []
+    for ask in plain:
+        with model.shown(ask.prompt, ask.images) as tokens:
+            rounds += exact_steps(model, tokens, TOKENS, BLOCK)
+    assert replace(measured, per_position=measured.per_position[: BLOCK - 1]) == Acceptance.of_steps(rounds, BLOCK)

@@ -36,7 +36,8 @@ class Settings:
         is offered if this is set, or if mode or allowed_modes names it.
     min_acceptance_length: in auto mode, blocks that are expected to yield fewer tokens per round are not drafted, so
         requests decode as in ar instead; at least 1.
-    draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
+    draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder, or
+        another checkpoint, as a folder or a repository, for its adapter. Its shape must fit.
     mask_kernel: the kernel for attention masks among the rows of a step on a GPU: "triton", which is our own and what
         "auto" means, or "xformers".
     """
@@ -79,7 +80,9 @@ class Settings:
         if not self.min_acceptance_length >= 1:
             raise ValueError(f"{FIELD}.min_acceptance_length must be at least 1, not {self.min_acceptance_length}")
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
-            raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
+            raise ValueError(
+                f"{FIELD}.draft_lora must be 'auto', 'off', a folder or a repository, not {self.draft_lora!r}"
+            )
         if self.mask_kernel not in MASK_KERNELS:
             raise ValueError(f"{FIELD}.mask_kernel must be one of {', '.join(MASK_KERNELS)}, not {self.mask_kernel!r}")
 
