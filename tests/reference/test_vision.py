@@ -42,7 +42,7 @@ def test_features_equal_transformers(size: tuple[int, int], model: ReferenceVLM)
     pixels = torch.from_numpy(Images.of(config)(picture(*size))[0])
     sizes = torch.tensor([pixels.shape[-2:]])
     patches = tower(pixels[None], image_sizes=sizes).last_hidden_state[0]
-    torch.testing.assert_close(model.encoder.vision_tower(pixels), patches, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.encoder.vision_tower(pixels[None])[0], patches, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model.look(pixels), projector(patches, sizes), atol=1e-4, rtol=1e-4)
 
 

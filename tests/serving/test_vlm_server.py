@@ -2,9 +2,9 @@
 
 import base64
 import http.server
-import io
 import json
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,18 @@ def test_urls(client: openai.OpenAI) -> None:
         web.server_close()
 
 
-def bomb() -> bytes:
-    """The header of a PNG with 100 megapixels, and no more."""
-    with io.BytesIO(encoded(Image.new("1", (8, 8)))) as file:
-        data = bytearray(file.getvalue())
-    data[16:24] = (10_000).to_bytes(4, "big") * 2
-    data[29:33] = __import__("zlib").crc32(data[12:29]).to_bytes(4, "big")
+def bomb(side: int) -> bytes:
+    """A PNG whose header promises more pixels than follow."""
+    data = bytearray(encoded(Image.new("1", (8, 8))))
+    data[16:24] = side.to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def broken_chunk() -> bytes:
+    """A PNG whose pixels have a wrong checksum."""
+    data = bytearray(encoded(NOISE))
+    data[data.index(b"IDAT") + 40] ^= 255
     return bytes(data)
 
 
@@ -159,7 +165,9 @@ BAD: dict[str, tuple[str, str]] = {
     "no base64": ("data:image/png;base64,!!!", "."),
     "no data": ("data:image/png", "."),
     "no pixels": (url(without_pixels()), "."),
-    "100 megapixels": (url(bomb()), "10000x10000 .* exceed the maximum"),
+    "100 megapixels": (url(bomb(10_000)), "10000x10000 .* exceed the maximum"),
+    "a gigapixel": (url(bomb(32_000)), "the image cannot be read: .*decompression bomb"),
+    "a wrong checksum": (url(broken_chunk()), "."),
     "animated": (url(animation(3)), "3 frames"),
     "CMYK": (url(encoded(Image.new("CMYK", (8, 8)), "JPEG")), "mode 'CMYK'"),
     "text by its type": (url(encoded(RED), "text/html"), "media type 'text/html'"),

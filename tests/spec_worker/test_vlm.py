@@ -9,11 +9,16 @@ import pytest
 import torch
 from vllm.exceptions import VLLMValidationError
 
+from bench.shapes import write_vlm
 from tests.engines import engine
+from tests.pictures import picture
+from tests.scale import SCALE
 from tests.spec_worker import vlm
 from tests.spec_worker.acceptance import Acceptance, exact_steps
 from tests.spec_worker.conftest import allow_async, linear, metric, token_ids, write_agreeable_checkpoint
 from tests.spec_worker.leaks import assert_nothing_left, parts
+from tests.spec_worker.loras import OPTIONS as LORA_OPTIONS
+from tests.spec_worker.loras import two_loras
 from tests.spec_worker.vlm import PICTURES, START, WORDS, Ask, asks
 from tests.tiny import VLM
 from vllm_nld.model.images import Images
@@ -88,6 +93,23 @@ def test_wrong_numbers_of_images_are_refused(llm: Any) -> None:
     assert_nothing_left(llm)
 
 
+def profile(llm: Any) -> list[torch.Tensor]:
+    """The features that vLLM computes at start-up to see how much memory images take."""
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.encoder_budget import MultiModalBudget
+
+    budget = MultiModalBudget(llm.llm_engine.vllm_config, MULTIMODAL_REGISTRY, enable_cache=False)
+    runner = parts(llm)[2]
+    runner.model_state.encoder_runner.profile_encoder_cache(budget.get_dummy_encoder_profile_inputs(), budget)
+    found = list(runner.encoder_cache.encoder_outputs.values())
+    runner.reset_encoder_cache()
+    return found
+
+
+def test_memory_is_profiled_with_the_largest_images(llm: Any) -> None:
+    assert {features.shape for features in profile(llm)} == {(36, 64)}
+
+
 def test_generator(llm: Any, reference: ReferenceVLM) -> None:
     """The model card's calls with images: for one prompt and for several."""
     generator = Generator.__new__(Generator)
@@ -121,6 +143,33 @@ def test_one_at_a_time(checkpoint: Path, reference: ReferenceVLM) -> None:
     with engine(checkpoint, **OPTIONS, max_num_seqs=1, enable_prefix_caching=False) as llm:
         asked = asks(16, seed=2)
         assert token_ids(vlm.run(llm, asked, TOKENS)) == [ask.exact(reference, BLOCK, TOKENS).tokens for ask in asked]
+
+
+def test_user_lora(checkpoint: Path, tmp_path: Path) -> None:
+    """Each request of a mixed batch has its own adapter in the decoder; the tower has none."""
+    loras = two_loras(checkpoint, tmp_path, ReferenceVLM)
+    asked = [ask for ask in asks(16, seed=5) if ask.extra.get("nld_mode") != "quadratic" for _ in loras]
+    own = [loras[index % 2] for index in range(len(asked))]
+    with engine(checkpoint, **linear(BLOCK, tree_nodes=12), **LORA_OPTIONS) as llm:
+        found = token_ids(vlm.run(llm, asked, TOKENS, lora_request=[lora.request for lora in own]))
+    exact = [ask.exact(lora.model, BLOCK, TOKENS).tokens for ask, lora in zip(asked, own, strict=True)]
+    assert found == exact
+    assert found[0::2] != found[1::2], "the adapters must change the answers, or this test proves nothing"
+
+
+@pytest.mark.skipif(SCALE <= 1, reason="three gigabytes of weights: set NLD_TEST_SCALE=2")
+def test_released_shape(tmp_path: Path) -> None:
+    """The released config with two layers each, whose tensors are all zero: it loads, and images of any size fit."""
+    write_vlm(tmp_path, layers=2, tower_layers=2)
+    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 8192, "max_num_batched_tokens": 1024}
+    with engine(tmp_path, additional_config={"nld": {"mode": "linear"}}, max_num_seqs=4, **options) as llm:
+        assert parts(llm)[2].model.lm_head.weight.shape[0] >= 131073
+        large = picture(3000, 3000)
+        found = vlm.run(
+            llm, [Ask([1, START, 5], [image], asked) for image in (large, PICTURES[0]) for asked in vlm.ASKED[:2]], 4
+        )
+        assert [len(one.token_ids) for one in found] == [4] * 4
+        assert {features.shape for features in profile(llm)} == {(2500, 4096)}
 
 
 def test_text_alone(checkpoint: Path, reference: ReferenceVLM) -> None:

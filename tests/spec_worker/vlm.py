@@ -69,7 +69,7 @@ def asks(count: int, seed: int = 0) -> list[Ask]:
     return found
 
 
-def run(llm: Any, asked: list[Ask], max_tokens: int) -> list[Any]:
+def run(llm: Any, asked: list[Ask], max_tokens: int, **options: Any) -> list[Any]:
     """The engine's greedy completions."""
     from vllm import SamplingParams
 
@@ -77,4 +77,5 @@ def run(llm: Any, asked: list[Ask], max_tokens: int) -> list[Any]:
         SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, extra_args=ask.extra)
         for ask in asked
     ]
-    return [output.outputs[0] for output in llm.generate([ask.inputs for ask in asked], params, use_tqdm=False)]
+    outputs = llm.generate([ask.inputs for ask in asked], params, use_tqdm=False, **options)
+    return [output.outputs[0] for output in outputs]

@@ -6,6 +6,8 @@ VLLM_MEDIA_CONNECTOR, goes before it.
 
 import contextlib
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,10 @@ from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConne
 from vllm_nld.model.images import MOST_PIXELS, ImageError
 
 NAME = "nld"
+
+# What Pillow raises for damaged or huge files besides OSError and ValueError, which vLLM handles, and vLLM itself for a
+# file's URL without permission for files.
+BROKEN = (SyntaxError, Image.DecompressionBombError, struct.error, zlib.error, EOFError, IndexError, RuntimeError)
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(NAME)
@@ -34,11 +40,11 @@ class ImageConnector(MediaConnector):
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Make an error of the request of what vLLM takes for one of its own: a file's URL without permission for files."""
+    """Make an error of the request of what vLLM would take for one of its own, and answer by HTTP 500."""
     try:
         yield
-    except RuntimeError as error:
-        raise ImageError(str(error)) from error
+    except BROKEN as error:
+        raise ImageError(f"the image cannot be read: {error}") from error
 
 
 def check_media_type(url: str) -> None:

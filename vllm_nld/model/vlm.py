@@ -72,7 +72,7 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel, SupportsMultiMod
     def get_mm_mapping(self) -> MultiModelKeys:
         """Which of the submodules are which, for user LoRA: only the decoder has any."""
         return MultiModelKeys.from_string_field(
-            language_model=["model", "lm_head"], connector="multi_modal_projector", tower_model="vision_tower"
+            language_model="model", connector="multi_modal_projector", tower_model="vision_tower"
         )
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:

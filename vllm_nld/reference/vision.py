@@ -5,9 +5,10 @@ head's dimensions by the patch's row and half by its column. The projector merge
 feature of the decoder's size.
 
     tower, projector = VisionTower(config.vision_config), Projector(config)
-    features = projector(tower(pixels), pixels.shape)       # [3, height, width] -> [cells, hidden]
+    features = projector(tower(pixels), pixels.shape)       # [N, 3, height, width] -> [N, C, hidden]
 
-Letters in shapes: P patches of an image, C cells, H heads, D head size, W the tower's hidden size.
+Letters in shapes: N images of one size, P patches of an image, C cells, H heads, D head size, W the tower's hidden
+size.
 """
 
 from collections.abc import Callable
@@ -34,13 +35,13 @@ class TowerAttention(nn.Module):
         size = config.hidden_size
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(size, size, bias=False) for _ in range(4))
 
-    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:  # [P, W]
+    def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:  # [N, P, W]
         q, k, v = (
-            projection(x).view(1, len(x), self.heads, -1).transpose(1, 2)  # [1, H, P, D]
+            projection(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [N, H, P, D]
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         out = F.scaled_dot_product_attention(rotate(q, *rope), rotate(k, *rope), v)
-        return self.o_proj(out.transpose(1, 2).reshape(len(x), -1))
+        return self.o_proj(out.transpose(1, 2).reshape(x.shape))
 
 
 class TowerMLP(nn.Module):
@@ -79,7 +80,7 @@ class TowerLayers(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels of one image to one vector per patch, in reading order. There is no norm at the end."""
+    """Pixels to one vector per patch, in reading order. There is no norm at the end."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -89,9 +90,9 @@ class VisionTower(nn.Module):
         self.ln_pre = RMSNorm(config.hidden_size, EPS)
         self.transformer = TowerLayers(config)
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # [3, height, width] -> [P, W]
-        grid = self.patch_conv(pixels[None])[0]  # [W, rows, columns]
-        x, rope = self.ln_pre(grid.flatten(1).T), self.rotation(*grid.shape[1:])
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # [N, 3, height, width] -> [N, P, W]
+        grid = self.patch_conv(pixels)  # [N, W, rows, columns]
+        x, rope = self.ln_pre(grid.flatten(2).transpose(1, 2)), self.rotation(*grid.shape[2:])
         for layer in self.transformer.layers:
             x = layer(x, rope)
         return x
@@ -113,9 +114,9 @@ class PatchMerger(nn.Module):
         self.side = side
         self.merging_layer = nn.Linear(size * side**2, size, bias=False)
 
-    def forward(self, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:  # [P, W] -> [C, W]
-        cells = x.view(rows // self.side, self.side, columns // self.side, self.side, -1)
-        return self.merging_layer(cells.permute(0, 2, 4, 1, 3).reshape(-1, x.shape[-1] * self.side**2))
+    def forward(self, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:  # [N, P, W] -> [N, C, W]
+        cells = x.view(len(x), rows // self.side, self.side, columns // self.side, self.side, -1)
+        return self.merging_layer(cells.permute(0, 1, 3, 5, 2, 4).reshape(len(x), -1, x.shape[-1] * self.side**2))
 
 
 class Projector(nn.Module):
@@ -130,6 +131,6 @@ class Projector(nn.Module):
         self.linear_1 = nn.Linear(tower.hidden_size, config.hidden_size, bias=False)
         self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, patches: torch.Tensor, pixels: torch.Size) -> torch.Tensor:  # [P, W], [3, height, width]
+    def forward(self, patches: torch.Tensor, pixels: torch.Size) -> torch.Tensor:  # [N, P, W], [.., height, width]
         rows, columns = pixels[-2] // self.patch, pixels[-1] // self.patch
         return self.linear_2(F.gelu(self.linear_1(self.patch_merger(self.norm(patches), rows, columns))))

@@ -34,7 +34,7 @@ class ReferenceVLM(ReferenceModel):
 
     def look(self, pixels: torch.Tensor) -> torch.Tensor:  # [3, height, width] -> [C, hidden]
         """An image's features, one for each pad."""
-        return self.encoder.multi_modal_projector(self.encoder.vision_tower(pixels), pixels.shape)
+        return self.encoder.multi_modal_projector(self.encoder.vision_tower(pixels[None]), pixels.shape)[0]
 
     @contextlib.contextmanager
     def shown(self, prompt: Sequence[int], images: "Sequence[Image]") -> Iterator[list[int]]:

@@ -16,12 +16,15 @@ COMMANDS = {
     "nano path": ("vllm_nld.nano.path", "print the folder of the small checkpoint"),
     "nano train": ("vllm_nld.nano.train", "train the small checkpoint again"),
     "nano eval": ("vllm_nld.nano.evaluate", "evaluate the small checkpoint on held-out prompts"),
+    "nano-vlm path": ("vllm_nld.nano_vlm.path", "print the folder of the small vision-language checkpoint"),
+    "nano-vlm train": ("vllm_nld.nano_vlm.train", "train it, from the small checkpoint"),
+    "nano-vlm eval": ("vllm_nld.nano_vlm.evaluate", "evaluate it on held-out pictures"),
 }
 
 
 def overview() -> argparse.ArgumentParser:
     """The parser if no command was recognized; it handles --help and --version."""
-    listed = "\n".join(f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items())
+    listed = "\n".join(f"  {name:<14} {text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="vllm-nld",
         usage="vllm-nld COMMAND [--help] [options]",
