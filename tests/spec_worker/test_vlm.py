@@ -101,9 +101,8 @@ def profile(llm: Any) -> list[torch.Tensor]:
     budget = MultiModalBudget(llm.llm_engine.vllm_config, MULTIMODAL_REGISTRY, enable_cache=False)
     runner = parts(llm)[2]
     runner.model_state.encoder_runner.profile_encoder_cache(budget.get_dummy_encoder_profile_inputs(), budget)
-    found = list(runner.encoder_cache.encoder_outputs.values())
-    runner.reset_encoder_cache()
-    return found
+    outputs = runner.encoder_cache.encoder_outputs
+    return [outputs.pop(name) for name in list(outputs) if name.startswith("tmp_")]
 
 
 def test_memory_is_profiled_with_the_largest_images(llm: Any) -> None:
