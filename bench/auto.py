@@ -82,7 +82,7 @@ def cell(model: str, requests: int, steps: int, seed: int) -> dict[str, Any]:
         accepted = reached.sum(axis=1).tolist() if verified > 1 else []
         controller.verified([verified - 1] * len(accepted), accepted)
         if verified == length:
-            controller.took(length, requests, requests * rows_per_request(length), took)
+            controller.took(verified, requests, requests * rows_per_request(verified), took)
         if step >= SETTLED:
             tokens += requests + sum(accepted)
             milliseconds += round_ms(model, verified, requests)
