@@ -46,7 +46,8 @@ OBJECTS = {
     "vllm.v1.engine.core.EngineCore": "batch_queue post_step request_block_hasher scheduler step_fn vllm_config",
     "vllm.v1.worker.gpu.input_batch.InputBatch": "cu_num_logits cu_num_logits_np expanded_idx_mapping "
     "expanded_local_pos has_structured_output_reqs logits_indices num_reqs idx_mapping idx_mapping_np "
-    "num_draft_tokens_per_req num_scheduled_tokens positions query_start_loc query_start_loc_np req_ids seq_lens_cpu_upper_bound",
+    "num_draft_tokens_per_req num_scheduled_tokens positions query_start_loc query_start_loc_np req_ids "
+    "seq_lens_cpu_upper_bound",
     "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids max_num_reqs max_num_tokens positions query_start_loc "
     "seq_lens",
     "vllm.v1.worker.gpu.block_table.BlockTables": "block_sizes cp_size get_dummy_block_tables get_dummy_slot_mappings "
