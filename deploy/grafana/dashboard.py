@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 8, 8  # of a panel, in Grafana's grid of 24 columns
 def metrics_of(panel: Panel) -> list[str]:
     """The metrics and recording rules that a panel's queries read."""
     names = re.findall(
-        r"\b(?:(?:nld|vllm|mode|instance|deployment|slo):\w+(?::\w+)?|ALERTS)",
+        r"\b(?:nld_router_\w+|(?:nld|vllm|mode|instance|deployment|slo):\w+(?::\w+)?|ALERTS)",
         " ".join(expr for _, expr in panel.queries),
     )
     return list(dict.fromkeys(names))

@@ -189,6 +189,18 @@ DEPLOYMENTS = (
         "s",
     ),
     Panel(
+        "Canary's share and failovers",
+        "Of the Ray Serve router: the canary's share, and requests per second that stable answered instead. Empty "
+        "without that router.",
+        [
+            ("share", 'max(nld_router_canary_share{job=~"$job"})'),
+            (
+                "failovers: {{reason}}",
+                'sum by (reason) (rate(nld_router_failovers_total{job=~"$job"}[$__rate_interval]))',
+            ),
+        ],
+    ),
+    Panel(
         "Error budget",
         "What is left of 30 days' budget, by objective (deploy/prometheus/slo.yml). Below 0 an objective is missed.",
         [("{{slo}} {{deployment}}", f"slo:nld_error_budget:remaining_30d{{{SERVICE}}}")],
