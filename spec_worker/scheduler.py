@@ -89,9 +89,14 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
             limit = 0 if self._delivers_first_token(request) else min(limit, self.auto.length - 1)
         return decoding.scheduled(limit)
 
-    def _choose_length(self, scheduled: list[Request], scheduler_output: SchedulerOutput) -> Step:
-        """Choose the block length of `auto` requests. The record lacks the rows that will be drafted."""
+    def _choose_length(self, scheduled: list[Request], scheduler_output: SchedulerOutput) -> Step | None:
+        """Choose the block length of `auto` requests. The record lacks the rows that will be drafted.
+
+        None: the step has no such request.
+        """
         assert self.auto is not None
+        if not any(self.decoding(request).policy.by_load for request in scheduled):
+            return None
         verified, chosen, rows, tokens = self.auto.length, [], 0, 0.0
         for request in scheduled:
             decoding, count = self.decoding(request), scheduler_output.num_scheduled_tokens[request.request_id]
