@@ -24,7 +24,8 @@ class Settings:
 
     mode: the mode of requests that don't choose one, see `serving.modes`; None: auto, unless --speculative-config
         asks for another drafter.
-    allowed_modes: the modes that requests may choose; None: all of them, or only "ar" if that is the server's mode.
+    allowed_modes: the modes that requests may choose; None: all but "quadratic", or only "ar" if that is the server's
+        mode.
     block_length: the last accepted token and its drafts, at least 2; None: the checkpoint's block_size. An upper bound
         for requests.
     threshold: in diffusion mode, a pass commits the tokens that are at least this probable.
@@ -40,7 +41,7 @@ class Settings:
         /metrics only, where alerts compare with it; None: they compare with what the first day showed.
     draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
     mask_kernel: the kernel for attention masks among the rows of a step on a GPU: "triton", which is our own and what
-        "auto" means, or "xformers".
+        "auto" means, or "xformers" (pip install 'vllm-nld[xformers]').
     """
 
     mode: str | None = None
