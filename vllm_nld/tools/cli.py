@@ -12,6 +12,7 @@ COMMANDS = {
     "doctor": ("vllm_nld.tools.doctor", "check that this machine can serve, and a checkpoint if named"),
     "demo": ("vllm_nld.tools.demo", "serve the small checkpoint and ask it held-out prompts"),
     "probe": ("vllm_nld.tools.probe", "ask a running server for one token"),
+    "plan": ("vllm_nld.plan.command", "how many GPUs of which kind, in which mode, for a P95 at a traffic; the cost"),
     "masks": ("attention_backend.draw", "draw every attention mask, queries by keys"),
     "nano path": ("vllm_nld.nano.path", "print the folder of the small checkpoint"),
     "nano train": ("vllm_nld.nano.train", "train the small checkpoint again"),
