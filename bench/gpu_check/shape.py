@@ -10,7 +10,8 @@ from typing import Any
 from bench.gpu_check.nano import set_up, speculating
 from bench.gpu_check.record import FAIL, OK, Check, Finding, Setting, Subject
 from bench.gpu_check.served import AR, Served, serving, token_ids
-from bench.shapes import SHAPES, write
+from bench.shapes import write
+from vllm_nld.roofline.shapes import SHAPES
 
 LAYERS = 2
 REQUESTS = 64  # of the full batch; on a CPU fewer
