@@ -24,11 +24,11 @@ from bench.costs import (
     tree,
 )
 from bench.devices import DEVICES, Device
-from bench.provenance import describe, provenance
 from bench.published import ACCEPTANCE_LENGTHS, BEST_BLOCK, CROSSOVER, GB200, GB200_TUNED, SPARSE, TPF
 from bench.results import RESULTS
 from bench.shapes import SHAPES, nano
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
+from vllm_nld.tools.provenance import describe, provenance
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 BLOCKS = (4, 8, 16, 32)
