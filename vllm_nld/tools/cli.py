@@ -1,4 +1,4 @@
-"""The `vllm-nld` command: doctor, demo, probe and the nano checkpoint. Serving itself is `vllm serve`."""
+"""The `vllm-nld` command: doctor, demo, evaluation and the nano checkpoint. Serving itself is `vllm serve`."""
 
 import argparse
 import importlib
@@ -11,6 +11,9 @@ from vllm_nld import __version__
 COMMANDS = {
     "doctor": ("vllm_nld.tools.doctor", "check that this machine can serve, and a checkpoint if named"),
     "demo": ("vllm_nld.tools.demo", "serve the small checkpoint and ask it held-out prompts"),
+    "evaluate": ("vllm_nld.evaluate.command", "compare modes on your prompts: accuracy, speed, cost"),
+    "compare": ("vllm_nld.evaluate.compare", "is one server, or one evaluation, worse than another?"),
+    "tune": ("vllm_nld.evaluate.tune", "find the threshold and block length that meet a target"),
     "probe": ("vllm_nld.tools.probe", "ask a running server for one token"),
     "masks": ("attention_backend.draw", "draw every attention mask, queries by keys"),
     "nano path": ("vllm_nld.nano.path", "print the folder of the small checkpoint"),
