@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
     """Turn expected errors into one line and an exit status; SIGTERM ends the command like Ctrl-C."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except (shared.Usage, ValueError) as error:
@@ -95,6 +95,11 @@ def reporting() -> Iterator[None]:
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(*_: Any) -> None:
+    """What SIGTERM does."""
+    raise KeyboardInterrupt
 
 
 def store_name(target: str) -> str:

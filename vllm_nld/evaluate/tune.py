@@ -36,7 +36,7 @@ MODES = ("auto", "linear", "diffusion")
 def grid(modes: Sequence[str], longest: int) -> list[Variant]:
     """The settings to choose from. Raises ValueError for a mode without settings."""
     blocks = [block for block in BLOCKS if block <= longest] or [longest]
-    settings: dict[str, list[dict[str, float]]] = {
+    settings: dict[str, list[dict[str, Any]]] = {
         "auto": [{}],
         "linear": [{"block_length": block} for block in blocks]
         + [{"block_length": blocks[-1], "draft_threshold": value} for value in DRAFT_THRESHOLDS],
