@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import RESULTS
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
 from vllm_nld.roofline.devices import named
 
 STORED = RESULTS / "gpu"
