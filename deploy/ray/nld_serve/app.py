@@ -2,7 +2,7 @@
 
     model: a folder, a repository, or nano, the checkpoint that comes with vllm-nld
     arguments: `vllm serve` flags for both deployments
-    stable, canary: additional flags for one of them; by default stable decodes in AR mode and canary in auto mode
+    stable, canary: additional flags for one of them; by default stable decodes in AR mode and canary in linear mode
 
 Set an API key as VLLM_API_KEY in the replicas' environment, so that their own probes have it too.
 """
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.serve import Application
 
+from nld_serve.judge import Judge
 from nld_serve.replica import Replica, ReplicaOptions
 from nld_serve.router import Router
 from vllm_nld.nano import checkpoint_path
@@ -33,7 +34,7 @@ class Arguments(BaseModel):
 
 
 def build(arguments: Arguments) -> Application:
-    """The router in front of the two deployments. The config sets replicas, resources and the share by name."""
+    """The router in front of the two deployments, and the canary's judge. The config sets the rest by name."""
     model = str(checkpoint_path()) if arguments.model == "nano" else arguments.model
     engines = [
         serve.deployment(Replica)
@@ -54,4 +55,7 @@ def build(arguments: Arguments) -> Application:
         max_ongoing_requests=1024,
         user_config={"canary_share": 0.0},
     )
-    return router.bind(*engines)
+    judge = serve.deployment(Judge).options(
+        name="judge", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024, health_check_period_s=5
+    )
+    return router.bind(*engines, judge.bind(engines[1]))
