@@ -2,6 +2,7 @@
 
     model: a folder, a repository, or nano, the checkpoint that comes with vllm-nld
     arguments: `vllm serve` flags for both deployments
+    command: what serves, before the model and the flags, such as `numactl --membind 0 vllm serve`
     stable, canary: additional flags for one of them; by default stable decodes in AR mode and canary in linear mode
 
 Set an API key as VLLM_API_KEY in the replicas' environment, so that their own probes have it too.
@@ -29,8 +30,14 @@ class Arguments(BaseModel):
 
     model: str
     arguments: str = ""
+    command: str = "vllm serve"
     stable: str = AR
     canary: str = LINEAR
+
+
+def split(*commands: str) -> tuple[str, ...]:
+    """The words of command lines."""
+    return tuple(word for command in commands for word in shlex.split(command))
 
 
 def build(arguments: Arguments) -> Application:
@@ -46,7 +53,7 @@ def build(arguments: Arguments) -> Application:
             health_check_timeout_s=15,
             graceful_shutdown_timeout_s=120,
         )
-        .bind(ReplicaOptions(model, (*shlex.split(arguments.arguments), *shlex.split(flags))))
+        .bind(ReplicaOptions(model, split(arguments.arguments, flags), split(arguments.command)))
         for name, flags in (("stable", arguments.stable), ("canary", arguments.canary))
     ]
     router = serve.deployment(Router).options(

@@ -47,10 +47,11 @@ class Head(NamedTuple):
 
 
 class ReplicaOptions(NamedTuple):
-    """The model and the `vllm serve` flags of a deployment."""
+    """The model and the `vllm serve` flags of a deployment, and the command that serves."""
 
     model: str
     arguments: tuple[str, ...]
+    command: tuple[str, ...] = ("vllm", "serve")
 
 
 class Replica:
@@ -141,10 +142,11 @@ def end(reason: str) -> NoReturn:
 
 
 def command(options: ReplicaOptions, host: str, port: int) -> list[str]:
-    """The `vllm serve` command, below a guard that ends all its processes with it and with this actor."""
-    vllm = str(Path(sys.executable).with_name("vllm"))
+    """The server's command, below a guard that ends all its processes with it and with this actor."""
+    ours = Path(sys.executable).parent  # the environment's own vllm, also if it is not on the PATH
+    words = [str(ours / word) if word == "vllm" and (ours / word).exists() else word for word in options.command]
     return [
-        *(sys.executable, "-m", "nld_serve.guard", vllm, "serve", options.model),
+        *(sys.executable, "-m", "nld_serve.guard", *words, options.model),
         *("--host", host, "--port", str(port), *options.arguments),
     ]
 
