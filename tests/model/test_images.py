@@ -14,7 +14,7 @@ from tests.pictures import animation, encoded, picture
 from tests.scale import scaled
 from tests.tiny import VLM, tiny_config
 from vllm_nld.model.configs import NemotronLabsDiffusionVLMConfig
-from vllm_nld.model.image_processor import as_sent
+from vllm_nld.model.image_processor import as_sent, check_tokenizer
 from vllm_nld.model.images import ImageError, Images
 
 RELEASED = Images.of(NemotronLabsDiffusionVLMConfig())
@@ -122,6 +122,14 @@ def test_a_chosen_background_is_kept() -> None:
 def test_unclear_images_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         as_received(data)
+
+
+def test_the_tokenizer_must_have_the_same_image_tokens() -> None:
+    ids = NemotronLabsDiffusionVLMConfig().image_token_ids
+    check_tokenizer(SimpleNamespace(get_vocab=lambda: ids), ids)
+    for vocabulary, found in ((ids | {"<|image_pad|>": 7}, 7), ({}, None)):
+        with pytest.raises(ValueError, match=rf"is token {found} in the tokenizer and \d+ in config\.json"):
+            check_tokenizer(SimpleNamespace(get_vocab=lambda given=vocabulary: given), ids)
 
 
 @pytest.mark.parametrize("item", ["picture.png", np.zeros((8, 8, 3))], ids=["path", "array"])

@@ -84,6 +84,21 @@ def test_a_batch_shows_each_conversation_its_picture(model: TrainedVLM, tokenize
     model.pictures = None
 
 
+def test_all_processes_see_pictures_in_the_same_steps(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would average gradients of different parameters."""
+    monkeypatch.setattr("vllm_nld.nano.batches.POOL", 8)
+    kinds, firsts = [], []
+    for rank in (0, 1):
+        args = argparse.Namespace(out=Path(), seed=0, rows=300)
+        trainer = VlmTrainer(args, tokenizer, rank, tiny_config())
+        stream = trainer.batches(seed=1000 + rank)
+        drawn = [(next(stream).clean, trainer.model.pictures is None) for _ in range(12)]
+        kinds.append([kind for _, kind in drawn])
+        firsts.append(drawn[0][0])
+    assert kinds[0] == kinds[1] and len(set(kinds[0])) == 2
+    assert firsts[0].shape != firsts[1].shape or not torch.equal(*firsts)
+
+
 def test_prompts_are_what_a_server_makes(model: TrainedVLM, tokenizer: Any) -> None:
     asked = heldout()[0]
     (ids, _), _ = encode(tokenizer, RULE, asked)

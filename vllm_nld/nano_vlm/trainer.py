@@ -37,7 +37,7 @@ class VlmTrainer(Trainer):
     def batches(self, seed: int, mix: NoiseMix | None = None, copy_share: float = 0.0) -> Iterator[Batch]:
         """Batches, whose pictures the model sees while it is trained on them. Nano can copy already."""
         rule = Images.of(self.model.config)
-        for batch, pixels in batches(self.tokenizer, rule, seed, self.args.rows, mix):
+        for batch, pixels in batches(self.tokenizer, rule, seed, self.args.rows, mix, turns=seed - self.rank):
             self.model.pictures = pixels
             yield batch
 

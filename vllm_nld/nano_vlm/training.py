@@ -71,10 +71,14 @@ def picture_batches(
 
 
 def batches(
-    tokenizer: Any, rule: Images, seed: int, rows: int, mix: NoiseMix | None = None
+    tokenizer: Any, rule: Images, seed: int, rows: int, mix: NoiseMix | None = None, *, turns: int = 0
 ) -> Iterator[tuple[Batch, torch.Tensor | None]]:
-    """Endless batches of about `rows` tokens: questions about pictures, and nano's texts."""
-    mix, rng = mix or NoiseMix(), random.Random(seed)
+    """Endless batches of about `rows` tokens: questions about pictures, and nano's texts.
+
+    turns: the seed of which comes when. All processes must have the same one, because only pictures give the tower
+    gradients to average.
+    """
+    mix, rng = mix or NoiseMix(), random.Random(turns)
     texts = text_batches(tokenizer, seed + 50, rows, mix)
     questions = picture_batches(tokenizer, rule, seed + 60, rows, mix)
     while True:
