@@ -7,6 +7,24 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "vllm_nld/__init__.py").read_text(), re.MULTILINE).group(1)
+# Globs don't match names that begin with a dot, and follow links, so the chart in the wheel has its rules.
+DEPLOY_FILES = [
+    *(
+        f"{folder}/**/*{kind}"
+        for folder in ("alertmanager", "compose", "grafana", "helm", "prometheus")
+        for kind in (".yaml", ".yml", ".json", ".tpl", ".txt")
+    ),
+    *(
+        "ray/*.yaml",
+        "ray/*.md",
+        "docker/*",
+        "cpu/*.py",
+        "cpu/*.txt",
+        "cpu/vllm/setup.py",
+        "helm/.helmignore",
+        "runbook.md",
+    ),
+]
 
 setup(
     name="vllm-nld",
@@ -16,9 +34,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.15",  # what vLLM 0.32 and 0.33 take
-    packages=[*find_packages(include=["vllm_nld*", "spec_worker*", "attention_backend*"]), "nld_serve"],
-    package_dir={"nld_serve": "deploy/ray/nld_serve"},  # installed, so that every node of a Ray cluster has it
+    packages=[
+        *find_packages(include=["vllm_nld*", "spec_worker*", "attention_backend*"]),
+        "nld_serve",  # installed, so that every node of a Ray cluster has it
+        "vllm_nld.deploy",  # what `vllm-nld deploy-files` writes out
+    ],
+    package_dir={"nld_serve": "deploy/ray/nld_serve", "vllm_nld.deploy": "deploy"},
     package_data={
+        "vllm_nld.deploy": DEPLOY_FILES,
         "vllm_nld.contract": ["bodies.json"],
         "vllm_nld.evaluate": ["templates/*.jinja"],
         "vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl", "*.jinja"],

@@ -6,6 +6,7 @@ writes the answers as JSON. The number of forwards comes from the server's metri
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ from vllm_nld.serving.modes import MODES
 from vllm_nld.tools.server import Server, ServerError
 
 MAX_TOKENS = 256
+# Steady on a machine that does other things, and enough for so small a model. The user's own settings go first.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 SHOWN = ("dataclass", "function", "count", "list", "sql")  # categories to show first
 
 
@@ -128,7 +131,8 @@ def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
 
     arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
     arguments += ["--additional-config", json.dumps({"nld": {"groups": 2}})]  # so that every mode is offered
-    with Server(checkpoint_path(), arguments, log=log, progress=progress) as server:
+    environment = {**ONE_THREAD, **os.environ}
+    with Server(checkpoint_path(), arguments, log=log, environment=environment, progress=progress) as server:
         print()
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         for mode in MODES:

@@ -58,7 +58,7 @@ def revision() -> str:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!README.md", ":!bench/results")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!README.md", ":!docs", ":!bench/results")
         return git("rev-parse", "--short", "HEAD") + (", with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
