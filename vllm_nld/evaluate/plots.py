@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MARKERS, MOST_INSIDE = "os^vDP*X<>", 6
+MARKERS, MOST_INSIDE = "os^vDP*X<", 6  # not as many as colours, so that both together repeat late
 Rows = Mapping[str, Mapping[str, Any]]
 
 
