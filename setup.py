@@ -43,6 +43,7 @@ setup(
     package_data={
         "vllm_nld.deploy": DEPLOY_FILES,
         "vllm_nld.contract": ["bodies.json"],
+        "vllm_nld.evaluate": ["templates/*.jinja"],
         "vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl", "*.jinja"],
     },
     install_requires=[
@@ -60,6 +61,18 @@ setup(
         "ray": ["ray[serve]==2.60.*"],  # see above
         # Another kernel for attention masks on GPUs. Only its Triton kernels are used; 0.0.35 is what is tested.
         "xformers": ["xformers==0.0.35"],  # see above
+        # What `vllm-nld evaluate`, `compare` and `tune` need on a client; where vLLM is installed, only the last three.
+        "evaluate": [
+            "jinja2>=3.1",  # the report's templates; any release of 3
+            "jsonschema>=4.20",  # checks of answers against a schema; any release with draft 2020-12
+            "openai>=2.25",  # the client; vLLM's own floor
+            "prometheus-client>=0.20",  # reads a server's /metrics; any release
+            "matplotlib>=3.9",  # plots; 3.9 is the first release for numpy 2
+            "pandas>=2.2",  # tables of answers; 2.2 is the first release for numpy 2
+            "scipy>=1.15,<2",  # intervals and exact tests; 1.15 renamed bootstrap's generator to rng
+        ],
+        # Public benchmarks through the server. 0.4.13 is what is tested; names of models and options differ by release.
+        "lm-eval": ["lm-eval[api]==0.4.13"],  # see above
         "bench": [
             "matplotlib>=3.9",  # plots; 3.9 is the first release for numpy 2
             "pandas>=2.2",  # vLLM's bench client reads prompts with it; 2.2 is the first release for numpy 2
@@ -78,6 +91,7 @@ setup(
             "pytest-timeout>=2.3",  # a hung server fails its test, not the whole run
             "pytest-xdist==3.*",  # two test files at a time: most wait for engines and servers to start
             "ray[serve]==2.60.*",  # the tests of tensor parallelism and of Ray Serve start real clusters
+            "scipy>=1.15,<2",  # as in evaluate, which is tested
             "ruff==0.14.*",  # formatter output may change between minor releases
         ],
     },

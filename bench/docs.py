@@ -15,7 +15,7 @@ from bench import runners
 from bench.gpu_check.figures import section
 from bench.prometheus import RULE_FILES, RULES
 from bench.results import load
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
 from vllm_nld.metrics.definitions import METRICS
 from vllm_nld.serving.settings import Settings
 

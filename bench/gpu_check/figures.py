@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bench.devices import named
 from bench.results import RESULTS
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
+from vllm_nld.roofline.devices import named
 
 STORED = RESULTS / "gpu"
 EXPECTED = ("H100", "H200", "B200")  # rows that are there before anything is measured

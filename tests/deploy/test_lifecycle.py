@@ -125,6 +125,7 @@ def test_sigterm_under_load_finishes_all_requests(server: Server) -> None:
 def test_requests_end_after_the_shutdown_timeout(tmp_path: Path) -> None:
     """Each client gets the end of its stream or an error soon after the timeout. The worker is a separate process."""
     arguments = [*ARGUMENTS, "--max-model-len", "1024", "--max-num-seqs", "1", "--shutdown-timeout", "1"]
+    arguments += ["--distributed-executor-backend", "mp"]
     with Server(checkpoint_path(), arguments, log=tmp_path / "log", environment={"VLLM_API_KEY": KEY}) as server:
         assert server.process is not None
         outcomes: list[Outcome] = []

@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 def revision() -> str:
     """The checkout's commit, plus ", with changes" if files differ from it; "unknown" outside a checkout."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
