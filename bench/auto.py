@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.provenance import describe, provenance
-from bench.published import FORWARD_CONCURRENCIES, FORWARD_MS, ROUND_YIELDS
-from bench.spread import table
 from spec_worker.controller import Controller, Load
 from spec_worker.costs import rows_per_request
+from vllm_nld.evaluate.spread import table
+from vllm_nld.plan.acceptance import survival_curve, yields
+from vllm_nld.roofline.published import FORWARD_CONCURRENCIES, FORWARD_MS, ROUND_YIELDS
+from vllm_nld.tools.provenance import describe, provenance
 
 STEPS, SETTLED = 1500, 300  # simulated steps, and the first ones that don't count
 CALIBRATED = (1, 4, 16, 64, 128)  # numbers of requests that the simulated server measures at start-up
@@ -82,7 +83,7 @@ def cell(model: str, requests: int, steps: int, seed: int) -> dict[str, Any]:
         accepted = reached.sum(axis=1).tolist() if verified > 1 else []
         controller.verified([verified - 1] * len(accepted), accepted)
         if verified == length:
-            controller.took(length, requests, requests * rows_per_request(length), took)
+            controller.took(verified, requests, requests * rows_per_request(verified), took)
         if step >= SETTLED:
             tokens += requests + sum(accepted)
             milliseconds += round_ms(model, verified, requests)
@@ -105,23 +106,3 @@ def round_ms(model: str, length: int, requests: int) -> float:
     if length == 1:
         return float(np.interp(requests / 8, FORWARD_CONCURRENCIES, forwards[8]))
     return 2 * float(np.interp(requests, FORWARD_CONCURRENCIES, forwards[length]))
-
-
-def survival_curve(published: dict[int, float]) -> np.ndarray:  # [longest - 1]
-    """The share of blocks accepted up to each position: a constant rejection rate between published block lengths."""
-    curve: list[float] = []
-    for length, target in published.items():
-        places = length - 1 - len(curve)
-        before, total = curve[-1] if curve else 1.0, 1 + sum(curve)
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            keep = (low + high) / 2
-            found = total + sum(before * keep ** (place + 1) for place in range(places))
-            low, high = (keep, high) if found < target else (low, keep)
-        curve += [before * low ** (place + 1) for place in range(places)]
-    return np.array(curve)
-
-
-def yields(survival: np.ndarray, length: int) -> float:
-    """Expected tokens of a round."""
-    return 1 + float(survival[: length - 1].sum())

@@ -8,16 +8,18 @@ total time counts. Requests go through the functions of vLLM's own benchmark cli
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from bench.prompts import Question
+from vllm_nld.evaluate.loop import Stage, closed_loop
 
 PEAK = 32
 MOVING = "moving"  # the name of this load in results, next to the concurrencies
 
-Stage = tuple[int, int]  # clients, and the number of questions that they send
+GREEDY = {"temperature": 0, "add_special_tokens": False}  # fields of every request
 
 
 def ramp(peak: int) -> list[Stage]:
@@ -26,25 +28,6 @@ def ramp(peak: int) -> list[Stage]:
     while up[-1] < peak:
         up.append(min(2 * up[-1], peak))
     return [(clients, 2 * clients + 2) for clients in [*up, *up[-2::-1]]]
-
-
-async def closed_loop(stages: Sequence[Stage], ask: Callable[[int], Awaitable[Any]]) -> list[Any]:
-    """Ask question 0, 1, 2, ..., each as soon as fewer requests run than its stage has clients; the answers.
-
-    An exception of `ask` ends the loop.
-    """
-    tasks: list[asyncio.Task[Any]] = []
-    running: set[asyncio.Task[Any]] = set()
-    for clients, count in stages:
-        for _ in range(count):
-            while len(running) >= clients:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()  # raises what `ask` raised
-            task = asyncio.ensure_future(ask(len(tasks)))
-            tasks.append(task)
-            running.add(task)
-    return await asyncio.gather(*tasks)
 
 
 def drive(
@@ -59,28 +42,34 @@ def drive(
 
 def ask_all(url: str, questions: Sequence[Question], stages: Sequence[Stage], body: Mapping[str, Any]) -> list[Any]:
     """Greedy streams, as vLLM's client reports them. Raises RuntimeError if a request failed."""
-    return asyncio.run(_ask_all(url, questions, stages, {"temperature": 0, "add_special_tokens": False, **body}))
+    return asyncio.run(_ask_all(url, questions, stages, {**GREEDY, **body}))
 
 
 async def _ask_all(url: str, questions: Sequence[Question], stages: Sequence[Stage], body: dict[str, Any]) -> list[Any]:
+    async with client(url, body) as ask:
+        return await closed_loop(stages, lambda index: ask(questions[index % len(questions)]))
+
+
+@contextlib.asynccontextmanager
+async def client(url: str, body: Mapping[str, Any]) -> AsyncIterator[Callable[[Question], Awaitable[Any]]]:
+    """A function that streams one question's answer. It raises RuntimeError if the request fails."""
     import aiohttp
     from vllm.benchmarks.lib.endpoint_request_func import RequestFuncInput, async_request_openai_completions
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def ask(index: int) -> Any:
-            question = questions[index % len(questions)]
+        async def ask(question: Question) -> Any:
             request = RequestFuncInput(
                 prompt=question.prompt,
                 api_url=f"{url}/v1/completions",
                 prompt_len=0,  # unknown, and not needed
                 output_len=question.max_tokens,
                 model="bench",
-                extra_body=body,
+                extra_body=dict(body),
             )
             answer = await async_request_openai_completions(request, session)
             if not answer.success:
                 raise RuntimeError(f"a request failed: {answer.error}")
             return answer
 
-        return await closed_loop(stages, ask)
+        yield ask

@@ -1,7 +1,7 @@
 """Predicted speed of every mode, by concurrency and block length, on machines that we don't have and on this one.
 
-The analytic model (`bench.costs`) with data-sheet figures (`bench.devices`) is compared with published figures of the
-8B model and with what `bench steps` measured here. It is not fitted to the figures it is compared with.
+The analytic model with data-sheet figures (`vllm_nld.roofline`) is compared with published figures of the 8B model and
+with what `bench steps` measured here. It is not fitted to the figures it is compared with.
 """
 
 import argparse
@@ -10,7 +10,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.costs import (
+from bench.results import RESULTS
+from vllm_nld.evaluate.spread import table
+from vllm_nld.roofline.costs import (
     Mode,
     Model,
     acceptance_length,
@@ -23,12 +25,10 @@ from bench.costs import (
     tokens_per_second,
     tree,
 )
-from bench.devices import DEVICES, Device
-from bench.provenance import describe, provenance
-from bench.published import ACCEPTANCE_LENGTHS, BEST_BLOCK, CROSSOVER, GB200, GB200_TUNED, SPARSE, TPF
-from bench.results import RESULTS
-from bench.shapes import SHAPES, nano
-from bench.spread import table
+from vllm_nld.roofline.devices import DEVICES, Device
+from vllm_nld.roofline.published import ACCEPTANCE_LENGTHS, BEST_BLOCK, CROSSOVER, GB200, GB200_TUNED, SPARSE, TPF
+from vllm_nld.roofline.shapes import SHAPES, nano
+from vllm_nld.tools.provenance import describe, provenance
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 BLOCKS = (4, 8, 16, 32)
@@ -155,7 +155,7 @@ def overheads(measured: list[dict[str, Any]]) -> dict[str, float] | None:
 def cpu_of(steps: dict[str, Any], left: dict[str, float]) -> Device:
     """The CPU with the rates measured alongside these steps."""
     read, multiply = (statistics.median(rates) for rates in zip(*steps["cpu_rates"], strict=True))
-    return Device("this CPU", read, multiply, **left, memory_efficiency=1.0, compute_efficiency=1.0)
+    return Device("this CPU", read, multiply, left["launch"], left["host"], 1.0, 1.0)
 
 
 def against_steps(steps: dict[str, Any], left: dict[str, float]) -> list[dict[str, Any]]:

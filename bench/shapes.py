@@ -7,66 +7,11 @@ The weight file is only a header: its data is a sparse hole that takes no disk s
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_nld.model.checkpoint import ADAPTER_DIR
-from vllm_nld.nano import checkpoint_path
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A model's sizes; the defaults are common to the released models."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int = 32
-    kv_heads: int = 8
-    head_dim: int = 128
-    vocabulary: int = 131072
-    rank: int = 128  # rank of the draft adapter
-
-    @property
-    def layer_parameters(self) -> int:
-        """Number of weights in one layer's matrices."""
-        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        return attention + 3 * self.hidden * self.intermediate
-
-    @property
-    def head_parameters(self) -> int:
-        """Number of weights in the LM head (the embedding is a lookup, not a product)."""
-        return self.vocabulary * self.hidden
-
-    @property
-    def kv_values(self) -> int:
-        """Number of key and value elements per token and layer."""
-        return 2 * self.kv_heads * self.head_dim
-
-    @property
-    def adapter_parameters(self) -> int:
-        """Number of draft adapter weights per layer."""
-        return self.rank * (self.heads * self.head_dim + self.hidden)
-
-
-SHAPES = {"3b": Shape(3072, 9216, 26), "8b": Shape(4096, 14336, 34), "14b": Shape(5120, 16384, 40)}
-
-
-def nano() -> Shape:
-    """The shipped checkpoint's sizes."""
-    raw = json.loads((checkpoint_path() / "config.json").read_text(encoding="utf-8"))
-    adapter = json.loads((checkpoint_path() / ADAPTER_DIR / "adapter_config.json").read_text(encoding="utf-8"))
-    return Shape(
-        raw["hidden_size"],
-        raw["intermediate_size"],
-        raw["num_hidden_layers"],
-        raw["num_attention_heads"],
-        raw["num_key_value_heads"],
-        raw["head_dim"],
-        raw["vocab_size"],
-        adapter["r"],
-    )
+from vllm_nld.roofline.shapes import Shape
 
 
 def write(folder: Path, shape: Shape, layers: int) -> Path:

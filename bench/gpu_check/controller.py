@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from bench.auto import survival_curve, yields
 from bench.gpu_check.record import DIFF, FIGURE, OK, Finding
-from bench.published import ROUND_YIELDS
+from vllm_nld.plan.acceptance import survival_curve, yields
+from vllm_nld.roofline.published import ROUND_YIELDS
 
 CLOSE = 0.97  # of the best choice's tokens per second
 

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from bench.costs import Mode, Model, step_seconds
 from bench.decoding import AR, CONTEXT, Decoder
-from bench.devices import Device, gpu_rates, named, rates
 from bench.gpu_check.busy import idle
 from bench.gpu_check.controller import choices
 from bench.gpu_check.record import DIFF, FIGURE, OK, Check, Finding, Setting, Subject
 from bench.parts import DRAFT, DRAFT_LOGITS, HOST, PARTS, VERIFY, VERIFY_LOGITS, watch
-from bench.shapes import SHAPES, Shape, write, write_stock
+from bench.shapes import write, write_stock
+from vllm_nld.roofline.costs import Mode, Model, step_seconds
+from vllm_nld.roofline.devices import Device, gpu_rates, named, rates
+from vllm_nld.roofline.shapes import SHAPES, Shape
 
 CONCURRENCIES, BLOCKS = (1, 4, 16, 64), (1, 8, 16, 32)
 GAPS = 0.05  # share of a step in which the device may wait for the host
@@ -211,7 +212,7 @@ def host_gaps(engine: Engine) -> Finding:
 
 
 def efficiency(engine: Engine) -> Finding:
-    """What bench/devices.py should say about this device, from the two extreme loads, and the rates that it reaches."""
+    """What the roofline's table of devices should say about this one, from the two extreme loads, and its rates."""
     read, compute = gpu_rates() if engine.setting.gpu else rates("cpu", rows=16, size=1024)
     sheet = engine.device
     bare = dataclasses.replace(sheet, launch=0.0, host=0.0, memory_efficiency=1.0, compute_efficiency=1.0)
@@ -229,7 +230,7 @@ def efficiency(engine: Engine) -> Finding:
         for name in ("memory_efficiency", "compute_efficiency", "host")
     )
     text = f"products reach {read / 1e12:.3g} TB/s and {compute / 1e12:.3g} TFLOP/s"
-    return Finding(FIGURE, f"{text}; bench/devices.py should say of {sheet.name}: {should}", found)
+    return Finding(FIGURE, f"{text}; vllm_nld/roofline/devices.py should say of {sheet.name}: {should}", found)
 
 
 def adapter(engine: Engine) -> Finding:

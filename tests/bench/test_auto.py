@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from bench import auto
-from bench.published import FORWARD_CONCURRENCIES, FORWARD_MS, ROUND_YIELDS
+from vllm_nld.roofline.published import FORWARD_CONCURRENCIES, FORWARD_MS, ROUND_YIELDS
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,19 @@
 
 import pytest
 
-from bench.costs import Model, acceptance_length, ar, head_seconds, linear, step_seconds, tokens_per_second, tree
-from bench.devices import DEVICES
 from bench.roofline import TREES, best_block, crossover, forecast, outgrown
-from bench.shapes import SHAPES
+from vllm_nld.roofline.costs import (
+    Model,
+    acceptance_length,
+    ar,
+    head_seconds,
+    linear,
+    step_seconds,
+    tokens_per_second,
+    tree,
+)
+from vllm_nld.roofline.devices import DEVICES
+from vllm_nld.roofline.shapes import SHAPES
 
 EIGHT = Model.whole(SHAPES["8b"])
 

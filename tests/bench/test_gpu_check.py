@@ -249,6 +249,6 @@ def test_figures_of_a_gpu_become_a_row(tmp_path: Path) -> None:
     ],
 )
 def test_data_sheet_by_the_drivers_name(name: str, known: str | None) -> None:
-    from bench.devices import named
+    from vllm_nld.roofline.devices import named
 
     assert getattr(named(name), "name", None) == known

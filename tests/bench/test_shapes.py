@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.shapes import SHAPES, Shape, nano, write
+from bench.shapes import write
 from vllm_nld.model.adapter import find_adapter
 from vllm_nld.model.checkpoint import check_tensors, expected_shapes, read_config, read_shapes
 from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 from vllm_nld.nano import checkpoint_path
+from vllm_nld.roofline.shapes import SHAPES, Shape, nano
 
 
 @pytest.mark.parametrize("name", SHAPES)

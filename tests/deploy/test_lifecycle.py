@@ -63,7 +63,7 @@ def test_probe_fails_with_a_reason(server: Server) -> None:
     ("path", "status"), [("/v1/models", 401), ("/metrics", 200), ("/health", 200), ("/version", 200)]
 )
 def test_key_protects_only_the_api(server: Server, path: str, status: int) -> None:
-    """As the README's security notes say."""
+    """As docs/deploy.md says."""
     assert httpx.get(server.url + path, timeout=10).status_code == status
 
 

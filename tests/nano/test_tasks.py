@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from vllm_nld.nano import heldout, split
+from vllm_nld.nano import domain, heldout, split
 from vllm_nld.nano.prompts import TASKS, draw, draw_heldout, is_heldout, stream
 
 
@@ -60,3 +60,11 @@ def test_answers_are_valid(category):
             assert set(call) == {"name", "arguments"}
         else:
             compile(answer, "<answer>", "exec")
+
+
+def test_the_unseen_domain_is_deterministic_and_its_held_out_side_is_apart():
+    rows, held = domain.prompts(200, seed=3), domain.held_out(50)
+    assert rows == domain.prompts(200, seed=3) != domain.prompts(200, seed=4)
+    assert sum(row["category"] == domain.DOMAIN for row in rows) == 100
+    asked = {row["messages"][-1]["content"] for row in rows}
+    assert not asked & {row["messages"][-1]["content"] for row in held}

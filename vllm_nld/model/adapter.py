@@ -3,10 +3,12 @@
 adapter = find_adapter("/models/NLD-8B", None, "auto")      # None if the checkpoint has none
 adapter.scale, adapter.rank                                 # alpha / r, r
 adapter.read(layer=3)                                       # A [r, in], B [out, r]
+write_adapter(folder, alpha=512, layers=[(A, B), ...])
 """
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +82,36 @@ def open_adapter(path: Path) -> Adapter:
     if raw.get("use_dora") or raw.get("bias", "none") != "none":
         raise CheckpointError(f"{file} asks for DoRA or biases", "use a plain LoRA adapter")
     return Adapter(path, rank, alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank))
+
+
+def write_adapter(
+    folder: Path,
+    alpha: float,
+    layers: "Sequence[tuple[torch.Tensor, torch.Tensor]]",  # A [r, in] and B [out, r] of each layer's o_proj
+) -> None:
+    """Write a folder in the released layout, in the tensors' precision."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": round(alpha),
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": layers[0][0].shape[0],
+        "target_modules": ["o_proj"],
+        "task_type": None,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    tensors = {
+        f"base_model.model.encoder.layers.{layer}.self_attn.o_proj.lora_{side}.weight": weight.detach().contiguous()
+        for layer, pair in enumerate(layers)
+        for side, weight in zip("AB", pair, strict=True)
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def find_adapter(model: str, revision: str | None, wanted: str) -> Adapter | None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from vllm_nld.model.adapter import write_adapter
 from vllm_nld.model.checkpoint import ADAPTER_DIR
 from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 from vllm_nld.nano.prompts import SYSTEM, TASKS, category_stream
@@ -106,31 +107,10 @@ def export(model: ReferenceModel, tokenizer: Any, folder: Path) -> None:
     tensors = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
     base = {name: weight for name, weight in tensors.items() if "lora" not in name}
     save_file(base, folder / "model.safetensors", metadata={"format": "pt"})
-    lora = model.encoder.layers[0].self_attn.lora
-    if lora is None:
-        return
-    adapter = folder / ADAPTER_DIR
-    adapter.mkdir(exist_ok=True)
-    rank = lora.lora_A.out_features
-    settings = {
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "lora_alpha": round(lora.scale * rank),
-        "lora_dropout": 0.0,
-        "peft_type": "LORA",
-        "r": rank,
-        "target_modules": ["o_proj"],
-        "task_type": None,
-    }
-    write_json(adapter / "adapter_config.json", settings)
-    renamed = {
-        "base_model.model." + name.replace("self_attn.lora.", "self_attn.o_proj."): weight
-        for name, weight in tensors.items()
-        if "lora" in name
-    }
-    save_file(renamed, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    if (lora := next(model.attentions()).lora) is not None:
+        write_adapter(
+            folder / ADAPTER_DIR, lora.scale * lora.lora_A.out_features, model.adapter_weights(torch.bfloat16)
+        )
 
 
 def plot(history: list[dict[str, float]], file: Path) -> None:

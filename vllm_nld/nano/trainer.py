@@ -61,6 +61,17 @@ def rate(step: int, steps: int, decay: int, warmup: int = 40) -> float:
     return min(1.0, (step + 1) / warmup, (steps - step) / max(decay, 1))
 
 
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients of all processes, if there are several, and clip them."""
+    if dist.is_initialized():
+        flat = torch.cat([p.grad.flatten() for p in parameters])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad.copy_(part.view_as(p))
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+
+
 class Trainer:
     """Model, optimizers and history of one process; all processes hold the same weights after every step."""
 
@@ -123,14 +134,7 @@ class Trainer:
     def update(self, loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
         """One step with the gradients of all processes averaged."""
         loss.backward()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        if dist.is_initialized():
-            flat = torch.cat([p.grad.flatten() for p in parameters])
-            dist.all_reduce(flat)
-            flat /= dist.get_world_size()
-            for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-                p.grad.copy_(part.view_as(p))
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        average_gradients([p for p in self.model.parameters() if p.grad is not None])
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group.setdefault("peak", group["lr"])

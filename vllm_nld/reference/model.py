@@ -202,7 +202,7 @@ class ReferenceModel(nn.Module):
         """s(pos) = 1 + beta · ln(1 + floor(pos / original context)), float32: [T] for [T], [N, 1, T] for [N, T]."""
         scaling = self.config.llama_4_scaling
         if scaling is None:
-            scale = torch.ones(positions.shape)
+            scale = torch.ones(positions.shape, device=positions.device)
         else:
             turns = torch.floor(positions / scaling["original_max_position_embeddings"])
             scale = 1 + scaling["beta"] * torch.log(1 + turns)
@@ -245,6 +245,11 @@ class ReferenceModel(nn.Module):
         for attention in self.attentions():
             o_proj = attention.o_proj
             attention.lora = DraftLora(o_proj.in_features, o_proj.out_features, rank, alpha / rank)
+
+    def adapter_weights(self, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """A [r, in] and B [out, r] of every layer's draft adapter."""
+        loras = [attention.lora for attention in self.attentions()]
+        return [(lora.lora_A.weight.to(dtype), lora.lora_B.weight.to(dtype)) for lora in loras if lora is not None]
 
     def load_adapter(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         """Load a PEFT folder (adapter_config.json, adapter_model.safetensors) whose only target is o_proj.

@@ -9,9 +9,11 @@ Set an API key as VLLM_API_KEY in the replicas' environment, so that their own p
 """
 
 import json
+import re
 import shlex
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from ray import serve
 from ray.serve import Application
 
@@ -24,15 +26,36 @@ AR, LINEAR = (shlex.join(["--additional-config", json.dumps({"nld": {"mode": mod
 
 
 class Arguments(BaseModel):
-    """The arguments of `build`. Flags are written as on a command line."""
+    """The arguments of `build`. Flags are written as on a command line.
+
+    revision: the commit of a Hugging Face repository to serve; a folder and nano need none.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     model: str
+    revision: str = ""
     arguments: str = ""
     command: str = "vllm serve"
     stable: str = AR
     canary: str = LINEAR
+
+    @model_validator(mode="after")
+    def _check_revision(self) -> Self:
+        in_repository = self.model != "nano" and not self.model.startswith(("/", ".", "~"))
+        if in_repository and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                f"args.revision must be a full commit of {self.model}, 40 hexadecimal digits, not {self.revision!r}: a "
+                "branch can change between the starts of two replicas"
+            )
+        if self.revision and not in_repository:
+            raise ValueError(f"args.revision is for repositories, and the model is {self.model}: remove one of them")
+        return self
+
+    @property
+    def common(self) -> list[str]:
+        """The flags of both deployments."""
+        return [*(["--revision", self.revision] if self.revision else []), *shlex.split(self.arguments)]
 
 
 def split(*commands: str) -> tuple[str, ...]:
@@ -53,7 +76,7 @@ def build(arguments: Arguments) -> Application:
             health_check_timeout_s=15,
             graceful_shutdown_timeout_s=120,
         )
-        .bind(ReplicaOptions(model, split(arguments.arguments, flags), split(arguments.command)))
+        .bind(ReplicaOptions(model, (*arguments.common, *split(flags)), split(arguments.command)))
         for name, flags in (("stable", arguments.stable), ("canary", arguments.canary))
     ]
     router = serve.deployment(Router).options(

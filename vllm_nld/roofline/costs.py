@@ -8,10 +8,11 @@ A forward takes the longer of memory and arithmetic time, plus kernel launches a
 
 from dataclasses import dataclass
 
-from bench.devices import Device
-from bench.shapes import Shape
+from vllm_nld.roofline.devices import Device
+from vllm_nld.roofline.shapes import Shape
 
 BYTES = 2  # bfloat16
+ALL_REDUCES = 2  # per layer: after the attention and after the MLP
 LOGITS_PASSES = 3  # logits are written once, and read by argmax and by verification
 
 
@@ -98,17 +99,39 @@ def pass_seconds(device: Device, parameters: float, rows: float, extra_bytes: fl
 
 def layers_seconds(model: Model, device: Device, requests: int, rows: int, layers: int, adapter: bool = False) -> float:
     """Time of the layers in one forward with `rows` tokens per request."""
-    shape, tokens = model.shape, requests * rows
+    tokens, cached = requests * rows, requests * model.context
+    return layers * layer_seconds(model.shape, device, tokens, cached, tokens * (model.context + rows), adapter)
+
+
+def layer_seconds(
+    shape: Shape, device: Device, tokens: float, cached: float, pairs: float, adapter: bool = False
+) -> float:
+    """Time of one layer.
+
+    tokens: of the forward. cached: tokens whose keys and values are read. pairs: of a token and one that it sees.
+    """
     parameters = shape.layer_parameters + (shape.adapter_parameters if adapter else 0)
-    cache = requests * model.context * shape.kv_values * BYTES
-    attention = 4 * tokens * (model.context + rows) * shape.heads * shape.head_dim
-    return layers * (pass_seconds(device, parameters, tokens, cache, attention) + device.launch)
+    cache, attention = cached * shape.kv_values * BYTES, 4 * pairs * shape.heads * shape.head_dim
+    seconds = pass_seconds(device, parameters, tokens, cache, attention) + device.launch
+    return seconds + ALL_REDUCES * all_reduce_seconds(device, tokens * shape.hidden * BYTES)
+
+
+def all_reduce_seconds(device: Device, size: float) -> float:
+    """Time to add up `size` bytes of every GPU of a group, in a ring; 0 for a single GPU."""
+    if device.ranks == 1:
+        return 0.0
+    return device.sync + 2 * (device.ranks - 1) / device.ranks * size / device.link
 
 
 def head_seconds(model: Model, device: Device, rows: int) -> float:
     """Time of the LM head and of processing the logits."""
-    logits = LOGITS_PASSES * rows * model.shape.vocabulary * BYTES
-    return pass_seconds(device, model.shape.head_parameters, rows, logits, 0)
+    return logits_seconds(model.shape, device, rows)
+
+
+def logits_seconds(shape: Shape, device: Device, rows: float) -> float:
+    """Time of the LM head and of processing the logits of so many rows."""
+    logits = LOGITS_PASSES * rows * shape.vocabulary * BYTES
+    return pass_seconds(device, shape.head_parameters, rows, logits, 0)
 
 
 def step_seconds(model: Model, device: Device, mode: Mode, requests: int) -> float:

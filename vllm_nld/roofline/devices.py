@@ -1,12 +1,13 @@
-"""Memory bandwidth and dense bfloat16 rate of machines, from data sheets, and of this CPU, measured.
+"""Bandwidth, dense bfloat16 rate, memory and links of machines, from data sheets, and of this CPU, measured.
 
 DEVICES["H100"].bandwidth                   # bytes per second
+group(DEVICES["H100"], 4)                   # four of them, with tensor parallelism
 cpu_rates()                                 # bytes and FLOP per second of this CPU
 """
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +23,36 @@ class Device:
     host: float = 0.3e-3  # seconds per forward
     memory_efficiency: float = 0.8
     compute_efficiency: float = 0.6
+    memory: float = 0.0  # bytes; 0: unknown
+    link: float = 0.0  # bytes per second in each direction to other GPUs; 0: none
+    ranks: int = 1  # GPUs that share each layer
+    sync: float = 10e-6  # seconds of an all-reduce beyond its transfers
 
 
-def sheet(name: str, terabytes: float, teraflops: float) -> Device:
-    return Device(name, terabytes * 1e12, teraflops * 1e12)
+def sheet(name: str, terabytes: float, teraflops: float, gigabytes: float, link: float) -> Device:
+    """gigabytes: of memory. link: gigabytes per second."""
+    return Device(name, terabytes * 1e12, teraflops * 1e12, memory=gigabytes * 1e9, link=link * 1e9)
+
+
+def group(device: Device, ranks: int) -> Device:
+    """So many of them that share each layer. Raises ValueError if they have no known link."""
+    if ranks < 1:
+        raise ValueError(f"tensor parallelism needs at least 1 GPU, not {ranks}")
+    if ranks > 1 and not device.link:
+        raise ValueError(f"the links between devices of the kind {device.name} are not known: use one per replica")
+    total = {name: getattr(device, name) * ranks for name in ("bandwidth", "flops", "memory")}
+    return replace(device, ranks=ranks, **total)
 
 
 DEVICES = {
     device.name: device
     for device in (
-        sheet("H100", 3.35, 989),
-        sheet("H200", 4.8, 989),
-        sheet("B200", 8.0, 2250),
-        sheet("GB200", 8.0, 2500),
-        sheet("RTX Pro 6000", 1.79, 500),
-        sheet("DGX Spark", 0.273, 125),
+        sheet("H100", 3.35, 989, 80, 450),
+        sheet("H200", 4.8, 989, 141, 450),
+        sheet("B200", 8.0, 2250, 180, 900),
+        sheet("GB200", 8.0, 2500, 186, 900),
+        sheet("RTX Pro 6000", 1.79, 500, 96, 64),
+        sheet("DGX Spark", 0.273, 125, 128, 25),
     )
 }
 

@@ -1,0 +1,43 @@
+"""The GPU memory that training an adapter takes, computed before it starts.
+
+estimate(SHAPES["8b"], rank=128, group=16, length=2048, block=32)["total"] / 1e9        # gigabytes
+"""
+
+from vllm_nld.roofline.costs import BYTES
+from vllm_nld.roofline.shapes import SHAPES, Shape
+
+MASTER = 16  # bytes per adapter weight: fp32 weight, gradient and two moments of Adam
+LOGITS = 20  # bytes per logit in a round: fp32, without the mask token, their logarithm, two gradients
+LAYER_COPIES = 6  # of a row's hidden states that a layer's backward keeps, beside its inner ones
+INNER_COPIES = 4  # of an MLP's inner values
+SLACK = 1.5e9  # context, workspaces and fragments
+
+
+def estimate(shape: Shape, rank: int, group: int, length: int, block: int) -> dict[str, float]:
+    """Bytes by purpose, and their total. group: conversations at a time, of `length` tokens at most."""
+    rows, tokens = group * block, group * length
+    adapter = shape.layers * rank * (shape.heads * shape.head_dim + shape.hidden)
+    base = shape.layers * shape.layer_parameters + 2 * shape.head_parameters
+    inner = LAYER_COPIES * shape.hidden + INNER_COPIES * shape.intermediate
+    cached = tokens * shape.kv_values * BYTES
+    repeated = cached * shape.heads // shape.kv_heads  # keys and values for every query head, one layer at a time
+    parts = {
+        "weights, bf16": BYTES * base,
+        "adapter, gradients, optimizer": MASTER * adapter,
+        "prefixes' keys and values": shape.layers * cached,
+        "activations": BYTES * (shape.layers * rows * shape.hidden + max(rows, tokens) * inner) + 2 * repeated,
+        "logits": LOGITS * rows * shape.vocabulary,
+        "other": SLACK,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def table(own: Shape, rank: int, group: int, length: int, block: int) -> str:
+    """The estimate for the model in detail, and the totals of the released ones."""
+    parts = estimate(own, rank, group, length, block)
+    detail = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if name != "total")
+    totals = ", ".join(
+        f"{name} {estimate(shape, rank, group, length, block)['total'] / 1e9:.0f}" for name, shape in SHAPES.items()
+    )
+    head = f"GPU memory for {group} conversations of up to {length} tokens at a time, rank {rank}, in GB"
+    return f"{head}: {parts['total'] / 1e9:.1f} ({detail}). Released models: {totals}."
