@@ -66,7 +66,7 @@ async def ask(router: Router, **options: Any) -> tuple[int, str, dict[str, str]]
         pytest.param(refusing(RayError("gone")), "lost", id="replica has gone"),
         pytest.param(answering(then=RayError("killed")), "lost", id="dies before its head"),
         pytest.param(answering(b"{}", status=500), "error", id="answers 500"),
-        pytest.param(answering(b"{}", status=503), "error", id="refuses with 503"),
+        pytest.param(answering(b"{}", status=503), "queue", id="over vLLM's own queue limit"),
         pytest.param(answering(b'data: {"error": {}}\n\n', kind=EVENTS), "error", id="first event is an error"),
     ],
 )

@@ -91,11 +91,9 @@ class Judge:
         """One step of the state machine."""
         self.window.add(now, "canary", Tally(drafts=self.increments.of(dict(counts))))
         limits = self.settings.rollback
-        if limits is not None:
-            canary, stable = (self.window.sum(now, name, limits.window_s) for name in ("canary", "stable"))
-            self.found = findings(canary, stable, limits)
-        else:
-            self.found = NO_LIMITS
+        length = limits.window_s if limits else 0.0
+        canary, stable = (self.window.sum(now, name, length) for name in ("canary", "stable"))
+        self.found = findings(canary, stable, limits) if limits else NO_LIMITS
         self.become(advance(self.state, self.settings, self.found, self.requests, now))
         self.requests = 0
         self.metrics.show(self.state, self.settings.canary_share, self.found)
