@@ -21,8 +21,8 @@ NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_specul
 	tests/test_contract.py $(foreach file,$(NEXT_LEFT_OUT),--ignore=tests/$(dir $(file))test_$(notdir $(file)).py)
 # These depend least on vLLM's Python code for the time they take: our own algorithms and kernels, and vLLM kernels that
 # NEXT has not changed (one digest in vllm_nld/triton_cpu/registry.py). `make test-next NEXT_LEFT_OUT= NEXT_SCALE=1` runs all.
-NEXT_LEFT_OUT ?= $(addprefix spec_worker/,bf16 blocks commit compiled controller kernels machine nano soak) \
-	$(addprefix triton_cpu/,greatest logits self_drafting trees)
+NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled controller inputs kernels machine mask_groups \
+	memory nano pairs sampling soak) $(addprefix triton_cpu/,greatest logits self_drafting trees)
 NEXT_SCALE ?= 0.5
 
 .PHONY: help demo test test-next serve lint bench gpu-check clean
