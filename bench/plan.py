@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
     questions = read(tokenizer, None)
     base = Roofline(nano(), Device("this CPU", *cpu_rates(), launch=0.0, host=0.0))
-    with tempfile.TemporaryDirectory(), Server(checkpoint_path(), FLAGS, log=options.out / "server.log") as server:
+    with Server(checkpoint_path(), FLAGS, log=options.out / "server.log") as server:
         bench = Bench(server.url, tokenizer, questions[1::2], size, options.seed)
         bench.warm_up()
         curves = bench.curves(base)

@@ -31,6 +31,8 @@ def ask_all(
         file.open("a", encoding="utf-8") as out,
         tqdm(total=len(prompts), initial=len(prompts) - len(missing), desc="answers", unit="answer") as bar,
     ):
+        if out.tell():
+            out.write("\n")  # the last line may have been cut off
         limits = [rows[index].max_tokens or max_tokens for index in missing]
         asked = [list(prompts[index]) for index in missing]
         for index, answer in zip(

@@ -74,7 +74,7 @@ def train(options: argparse.Namespace) -> int:
     print(memory.table(shape, options.rank, options.group, options.max_length, block))
     if options.estimate:
         return 0
-    from vllm_nld.adapter.trainer import ADAPTER, STATE, Settings, Trainer, checkpointed
+    from vllm_nld.adapter.trainer import STATE, Settings, Trainer, checkpointed
 
     settings = Settings(
         options.steps,
@@ -100,13 +100,17 @@ def train(options: argparse.Namespace) -> int:
         with checkpointed(model) if device.type == "cuda" else contextlib.nullcontext():
             best = trainer.run()
     if rank == 0:
-        finish(trainer.history, options, best, options.out / ADAPTER)
+        finish(trainer.history, options, best, folder)
     return 0
 
 
-def finish(history: Sequence[dict[str, float]], options: argparse.Namespace, best: float, adapter: Path) -> None:
+def finish(history: Sequence[dict[str, float]], options: argparse.Namespace, best: float, folder: Path) -> None:
     """Write the history and the plot, and say how to go on."""
     from vllm_nld.adapter.plot import draw
+    from vllm_nld.adapter.trainer import ADAPTER
+
+    model = options.model if options.model != "nano" else folder  # a name of ours, which vLLM doesn't know
+    adapter = options.out.resolve() / ADAPTER
 
     (options.out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     draw(history, options.out / "training.png")
@@ -118,7 +122,7 @@ def finish(history: Sequence[dict[str, float]], options: argparse.Namespace, bes
         print(f"only {share:.0%} of the answers' tokens are what the model would say: let it write the answers itself")
     print(f"check it:  vllm-nld adapter evaluate {options.model} --adapter {adapter} --prompts HELDOUT.jsonl")
     setting = json.dumps({"nld": {"draft_lora": str(adapter)}})
-    print(f"serve it:  vllm serve {options.model} --additional-config '{setting}'")
+    print(f"serve it:  vllm serve {model} --additional-config '{setting}'")
 
 
 # The model
