@@ -7,6 +7,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUNTIME ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 MODEL ?= $$($(BIN)/vllm-nld nano path)
+# For the shipped checkpoint on a CPU: one thread is enough, and steady if other things run on the machine.
+ifeq ($(RUNTIME)$(origin MODEL),cpufile)
+THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} VLLM_CPU_OMP_THREADS_BIND=$${VLLM_CPU_OMP_THREADS_BIND:-nobind}
+endif
 PORT ?= 8000
 TESTS ?= tests
 # Test processes, of one computing thread each. The tests of a file share an engine, so they stay together.
@@ -17,8 +21,8 @@ NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_specul
 	tests/test_contract.py $(foreach file,$(NEXT_LEFT_OUT),--ignore=tests/$(dir $(file))test_$(notdir $(file)).py)
 # These depend least on vLLM's Python code for the time they take: our own algorithms and kernels, and vLLM kernels that
 # NEXT has not changed (one digest in vllm_nld/triton_cpu/registry.py). `make test-next NEXT_LEFT_OUT= NEXT_SCALE=1` runs all.
-NEXT_LEFT_OUT ?= $(addprefix spec_worker/,bf16 blocks commit compiled controller kernels machine nano soak) \
-	$(addprefix triton_cpu/,greatest logits self_drafting trees)
+NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled controller inputs kernels machine mask_groups \
+	memory nano pairs sampling soak) $(addprefix triton_cpu/,greatest logits self_drafting trees)
 NEXT_SCALE ?= 0.5
 
 .PHONY: help demo test test-next serve lint bench gpu-check clean
@@ -54,8 +58,9 @@ test-next: $(VENV)-$(NEXT)/.ready ## Run the tests that touch vLLM on the Python
 	@NLD_TEST_SCALE=$(NEXT_SCALE) OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 		$(VENV)-$(NEXT)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(NEXT_TESTS)
 
-serve: $(VENV)/.ready ## Serve MODEL (default: the shipped checkpoint) on PORT (default: 8000)
-	@$(BIN)/vllm serve "$(MODEL)" --port $(PORT)
+serve: $(VENV)/.ready ## Check and serve MODEL (default: the shipped checkpoint) on PORT (default: 8000)
+	@model="$(MODEL)"; $(BIN)/vllm-nld doctor $$([ -d "$$model" ] && echo "$$model")
+	@$(THREADS) $(BIN)/vllm serve "$(MODEL)" --port $(PORT)
 
 lint: $(VENV)/.ready ## Format, lint, type, layering and generated-text checks
 	@$(BIN)/ruff format --check .

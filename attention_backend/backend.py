@@ -90,8 +90,12 @@ class BlockMaskImpl:
         def kernel(metadata: Any) -> None:
             super(BlockMaskImpl, self).forward(layer, query, key, value, kv_cache, metadata, output, *args, **kwargs)  # type: ignore[misc]  # see above
 
+        self.keep(key, value)
         self.attend_masked(layer, query, kv_cache, attn_metadata, mask, output, kernel)
         return output
+
+    def keep(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Called with the keys and values of a step with masks, see `moves`."""
 
 
 class BlockMaskBuilder:

@@ -13,29 +13,15 @@ from typing import Any
 
 import torch
 
-from attention_backend.rows import attached
-
 
 class KeptRows:
     """Mixed into the attention implementation of a kernel whose cache cannot be moved in place."""
 
     kept: tuple[torch.Tensor, torch.Tensor] | None = None  # keys and values [T, G, D] of the last step with masks
 
-    def forward(
-        self,
-        layer: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        attn_metadata: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+    def keep(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keep copies, because the model reuses the memory."""
-        if attn_metadata is not None and attached(attn_metadata) is not None:
-            self.kept = key.clone(), value.clone()
-        return super().forward(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)  # type: ignore[misc]  # a mixin
+        self.kept = key.clone(), value.clone()
 
 
 def move_rows(

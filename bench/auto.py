@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.provenance import describe, provenance
-from bench.spread import table
 from spec_worker.controller import Controller, Load
 from spec_worker.costs import rows_per_request
+from vllm_nld.evaluate.spread import table
 from vllm_nld.plan.acceptance import survival_curve, yields
 from vllm_nld.roofline.published import FORWARD_CONCURRENCIES, FORWARD_MS, ROUND_YIELDS
+from vllm_nld.tools.provenance import describe, provenance
 
 STEPS, SETTLED = 1500, 300  # simulated steps, and the first ones that don't count
 CALIBRATED = (1, 4, 16, 64, 128)  # numbers of requests that the simulated server measures at start-up
@@ -83,7 +83,7 @@ def cell(model: str, requests: int, steps: int, seed: int) -> dict[str, Any]:
         accepted = reached.sum(axis=1).tolist() if verified > 1 else []
         controller.verified([verified - 1] * len(accepted), accepted)
         if verified == length:
-            controller.took(length, requests, requests * rows_per_request(length), took)
+            controller.took(verified, requests, requests * rows_per_request(verified), took)
         if step >= SETTLED:
             tokens += requests + sum(accepted)
             milliseconds += round_ms(model, verified, requests)

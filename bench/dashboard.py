@@ -53,9 +53,16 @@ def panels() -> list[dict[str, Any]]:
     return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
 
 
+def variables() -> list[dict[str, Any]]:
+    """The variables at the top of the dashboard."""
+    return json.loads(DASHBOARD.read_text())["templating"]["list"]
+
+
 def filled(expr: str, rate: int) -> str:
-    """A query with Grafana's variables filled in: select everything, and use this rate window."""
-    return re.sub(r"\$\w+", ".*", expr.replace("$__rate_interval", f"{rate}s"))
+    """A query with Grafana's variables filled in: select everything, use this rate window, and the texts' defaults."""
+    texts = {one["name"]: one["query"] for one in variables() if one["type"] == "textbox"}
+    expr = expr.replace("$__rate_interval", f"{rate}s")
+    return re.sub(r"\$(\w+)", lambda name: texts.get(name[1], ".*"), expr)
 
 
 def legend(template: str, labels: dict[str, str]) -> str:

@@ -22,10 +22,10 @@ from bench.fleet import fleet
 from bench.load import ask_all
 from bench.parts import DRAFT, DRAFT_LOGITS, PARTS, VERIFY, VERIFY_LOGITS, watch
 from bench.prompts import Question, read
-from bench.provenance import describe, provenance
 from bench.spans import Spans
-from bench.spread import spread, table
+from vllm_nld.evaluate.spread import spread, table
 from vllm_nld.nano import checkpoint_path
+from vllm_nld.tools.provenance import describe, provenance
 
 MODES = ("ar", "linear", "auto")
 TOKENISE, DETOKENISE = "tokenise and check", "detokenise"

@@ -14,13 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any
 
 from bench.prompts import Question
+from vllm_nld.evaluate.loop import Stage, closed_loop
 
 PEAK = 32
 MOVING = "moving"  # the name of this load in results, next to the concurrencies
 
 GREEDY = {"temperature": 0, "add_special_tokens": False}  # fields of every request
-
-Stage = tuple[int, int]  # clients, and the number of questions that they send
 
 
 def ramp(peak: int) -> list[Stage]:
@@ -29,25 +28,6 @@ def ramp(peak: int) -> list[Stage]:
     while up[-1] < peak:
         up.append(min(2 * up[-1], peak))
     return [(clients, 2 * clients + 2) for clients in [*up, *up[-2::-1]]]
-
-
-async def closed_loop(stages: Sequence[Stage], ask: Callable[[int], Awaitable[Any]]) -> list[Any]:
-    """Ask question 0, 1, 2, ..., each as soon as fewer requests run than its stage has clients; the answers.
-
-    An exception of `ask` ends the loop.
-    """
-    tasks: list[asyncio.Task[Any]] = []
-    running: set[asyncio.Task[Any]] = set()
-    for clients, count in stages:
-        for _ in range(count):
-            while len(running) >= clients:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()  # raises what `ask` raised
-            task = asyncio.ensure_future(ask(len(tasks)))
-            tasks.append(task)
-            running.add(task)
-    return await asyncio.gather(*tasks)
 
 
 def drive(

@@ -21,10 +21,11 @@ from bench.client import drive
 from bench.contenders import COMMON, CONCURRENCIES, CONTENDERS, SERVERS, Contender
 from bench.fleet import Fleet, fleet
 from bench.prompts import Question, read, write
-from bench.provenance import provenance
 from bench.quality import Answer, ask_all, by_category, figures, forwards
-from bench.store import Store
+from vllm_nld.evaluate.loop import alternate
+from vllm_nld.evaluate.store import Store
 from vllm_nld.nano import checkpoint_path
+from vllm_nld.tools.provenance import provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,8 @@ class Plan:
         return [*fixed, load.MOVING] if contender.moves and self.stages else fixed
 
     def order(self, turn: int) -> tuple[str, ...]:
-        """The contenders in a round's order: it rotates, and each order is played forwards, then backwards."""
-        first = turn // 2 % len(self.contenders)
-        order = self.contenders[first:] + self.contenders[:first]
-        return order[::-1] if turn % 2 else order
+        """The contenders in a round's order."""
+        return tuple(alternate(self.contenders, turn))
 
     def runs(self) -> list[tuple[int, str, str]]:
         """Round, load and contender of every timed run."""

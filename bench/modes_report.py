@@ -6,8 +6,8 @@ from typing import Any
 
 from bench.contenders import AR, AR_SETTING, AUTO, FIXED, STOCK_AR
 from bench.load import MOVING
-from bench.provenance import describe
-from bench.spread import CONFIDENCE, interval, ratios, spread, table
+from vllm_nld.evaluate.spread import CONFIDENCE, interval, ratios, spread, table
+from vllm_nld.tools.provenance import describe
 
 POSITIONS = (1, 2, 4, 8, 16, 31)  # in a draft
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
 from vllm_nld.nano import checkpoint_path, heldout
 
 SIZES = (1, 8, 64)  # concurrent requests

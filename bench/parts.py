@@ -38,7 +38,9 @@ def watch(llm: Any, replace: Callable[[Any, str, Any], None] = setattr) -> Spans
         wrap(graphs, "run_fullgraph", VERIFY)
     wrap(runner, "sample", SAMPLING)
     if runner.speculator is not None:
-        wrap(runner.speculator, "propose", PROPOSE)
+        for method in ("propose", "draft"):  # drafting may be put off, see `spec_worker.speculator`
+            if hasattr(runner.speculator, method):
+                wrap(runner.speculator, method, PROPOSE)
         if graphs := getattr(runner.speculator, "graphs", None):
             wrap(graphs, "run_fullgraph", DRAFT)
     wrap(llm.llm_engine, "step", HOST)

@@ -24,8 +24,7 @@ from bench import quality
 from bench.contenders import COUNTED, linear, request_body
 from bench.load import GREEDY, ask_all, client
 from bench.prompts import Question, read
-from bench.provenance import describe, provenance
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.plan.acceptance import ANY, Acceptance
 from vllm_nld.plan.figures import LATENCIES, Figures, percentile
@@ -36,6 +35,7 @@ from vllm_nld.plan.steps import Curves, Roofline
 from vllm_nld.plan.traffic import Request
 from vllm_nld.roofline.devices import Device, cpu_rates
 from vllm_nld.roofline.shapes import nano
+from vllm_nld.tools.provenance import describe, provenance
 from vllm_nld.tools.server import Server
 
 MODES = {"ar": 1, "linear": 16, "auto": 32}  # and the block length

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.contenders import AR, STOCK_AR
 from bench.modes_report import against, concurrencies
-from bench.spread import bounds
+from vllm_nld.evaluate.spread import bounds
 
 Plot = Callable[[Any, Any], None]  # draws a result on axes
 

@@ -21,7 +21,8 @@ from vllm_nld.tools.server import free_port
 
 RULES = Path(__file__).parents[1] / "deploy" / "prometheus"
 START_TIMEOUT = 60  # seconds until it must be ready
-SECONDS = {"s": 1, "m": 60, "h": 3600}
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+RULE_FILES = tuple(re.findall(r"^  - (\w+\.yml)$", (RULES / "prometheus.yml").read_text(), re.MULTILINE))
 
 
 def find(name: str) -> str | None:
@@ -36,7 +37,7 @@ def faster(rules: str, factor: int) -> str:
     def shorter(match: re.Match[str]) -> str:
         return f"{match[1]}{max(1, round(int(match[2]) * SECONDS[match[3]] / factor))}s{match[4]}"
 
-    return re.sub(r"(\[|offset |for: )(\d+)([smh])(\]|\b)", shorter, rules)
+    return re.sub(r"(\[|:|offset |for: |interval: )(\d+)([smhd])(\]|\b)", shorter, rules)
 
 
 class Prometheus:
@@ -94,11 +95,11 @@ def prometheus(folder: Path, target: str, factor: int = 60) -> Iterator[Promethe
         source = f"http_sd_configs: [{{url: '{target}', refresh_interval: 1s}}]"
     else:
         source = f"static_configs: [{{targets: ['{target}']}}]"
-    for name in ("recording.yml", "alerts.yml"):
+    for name in RULE_FILES:
         (folder / name).write_text(faster((RULES / name).read_text(), factor))
     (folder / "prometheus.yml").write_text(
         "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
-        "rule_files: [recording.yml, alerts.yml]\n"
+        f"rule_files: [{', '.join(RULE_FILES)}]\n"
         f"scrape_configs: [{{job_name: vllm-nld, {source}}}]\n"
     )
     server = Prometheus(f"http://127.0.0.1:{free_port()}")

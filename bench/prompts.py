@@ -1,23 +1,23 @@
-"""The questions: nano's held-out tasks, or a file in the format of Spec-Bench, SPEED-Bench or vLLM's custom dataset.
+"""The questions: nano's held-out tasks, or a prompt file in one of the layouts of `vllm_nld.evaluate.prompts`.
 
     questions = read(tokenizer, None)                       # nano's, each with its one right answer
     questions = read(tokenizer, Path("question.jsonl"))     # {"turns": [...]}, {"messages": [...]} or {"prompt": ...}
     write(questions, path)                                  # for vLLM's client, --dataset-name custom
 
 Every question is rendered with the chat template here, so all clients send the same tokens. A conversation is used up
-to its first question, as in vLLM's own loaders of these files, with the system message before it. A row may also have
-"expected", its one right answer, and "max_tokens".
+to its first question, as in vLLM's own loaders of these files, with the system message before it.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_nld.nano import heldout
+from vllm_nld.evaluate import prompts
+from vllm_nld.evaluate.row import Row
 
-NANO_TOKENS, OTHER_TOKENS = 320, 512  # maximum output tokens
+OTHER_TOKENS = 512  # maximum output tokens of a row that doesn't say
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,52 +31,34 @@ class Question:
 
 
 def read(tokenizer: Any, path: Path | None) -> list[Question]:
-    """The questions in a JSONL file or a folder's qualitative.jsonl; nano's if path is None."""
+    """The questions of a file or of SPEED-Bench's folder; nano's, without thinking, if path is None.
+
+    Raises ValueError for a row that can't be asked.
+    """
+    rows, problems = prompts.read(prompts.NANO if path is None else path)
+    for problem in problems:
+        if problem.fatal:
+            raise ValueError(f"{path}: {problem}")
     if path is None:
-        return nano(tokenizer)
-    file = path / "qualitative.jsonl" if path.is_dir() else path  # SPEED-Bench comes as a folder
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = [json.loads(line) for line in lines]
-    return [
-        Question(
-            str(row.get("category", "all")),
-            render(tokenizer, conversation(row, file)),
-            int(row.get("max_tokens", OTHER_TOKENS)),
-            row.get("expected"),
-        )
-        for row in rows
-    ]
+        rows = prompts.interleave(row for row in rows if not thinks(row))
+    return [question(tokenizer, row) for row in rows]
 
 
-def conversation(row: dict[str, Any], file: Path) -> list[dict[str, str]]:
-    """A row's messages up to the first of the user's. Raises ValueError for a row in no supported format."""
-    if "turns" in row:
-        return [{"role": "user", "content": row["turns"][0]}]
-    if "messages" in row:
-        roles = [message["role"] for message in row["messages"]]
-        if "user" not in roles:
-            raise ValueError(f"{file}: a line's 'messages' must have one with the role 'user', not only {roles}")
-        return row["messages"][: roles.index("user") + 1]
-    if "prompt" in row:
-        return [{"role": "user", "content": row["prompt"]}]
-    raise ValueError(
-        f"{file}: a line must have 'turns' (Spec-Bench), 'messages' (SPEED-Bench) or 'prompt', not {list(row)}"
-    )
+def thinks(row: Row) -> bool:
+    return bool(row.options.get("chat_template_kwargs", {}).get("enable_thinking"))
 
 
-def nano(tokenizer: Any) -> list[Question]:
-    """nano's held-out prompts without thinking, with categories interleaved so that any prefix is a mixture."""
-    by_category: dict[str, list[Question]] = {}
-    for prompt in heldout():
-        if not prompt.thinking:
-            text = render(tokenizer, prompt.messages, list(prompt.tools))
-            question = Question(prompt.category, text, NANO_TOKENS, prompt.expected)
-            by_category.setdefault(prompt.category, []).append(question)
-    longest = max(map(len, by_category.values()))
-    return [questions[i] for i in range(longest) for questions in by_category.values() if i < len(questions)]
+def question(tokenizer: Any, row: Row) -> Question:
+    """A row's first question, rendered."""
+    exact = next((check["exact"] for check in row.checks if "exact" in check), None)
+    prompt = row.text
+    if prompt is None:
+        first = [message["role"] for message in row.messages].index("user")
+        prompt = render(tokenizer, row.messages[: first + 1], row.options.get("tools", ()))
+    return Question(row.tags[0], prompt, row.options.get("max_tokens", OTHER_TOKENS), exact)
 
 
-def render(tokenizer: Any, messages: Sequence[dict[str, str]], tools: Sequence[Any] = ()) -> str:
+def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> str:
     """A conversation rendered with the chat template, thinking off."""
     return tokenizer.apply_chat_template(
         list(messages), tools=list(tools) or None, add_generation_prompt=True, enable_thinking=False, tokenize=False

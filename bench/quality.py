@@ -9,7 +9,6 @@ The two differ because a request with bad drafts takes more steps, so it weighs 
 
 import hashlib
 import statistics
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from bench.contenders import Contender, nfe
 from bench.prompts import Question
+from vllm_nld.evaluate import counts
 
 CONCURRENCY = 8
 
@@ -79,12 +79,10 @@ def ask(client: Any, question: Question, contender: Contender) -> Answer:
 
 def forwards(url: str) -> int:
     """Forwards of all requests so far, from the server's metrics. Raises RuntimeError if it doesn't export them."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
-        lines = response.read().decode().splitlines()
-    counts = [float(line.split()[-1]) for line in lines if line.startswith("nld:forwards_total{")]
-    if not counts:
+    text = counts.fetch(url)
+    if not counts.modes(text):
         raise RuntimeError(f"{url}/metrics has no nld:forwards_total, which this mode needs to count its forwards")
-    return int(sum(counts))
+    return int(counts.parse(text).forwards)
 
 
 def figures(answers: Sequence[Answer], counted: int | None = None) -> dict[str, Any]:

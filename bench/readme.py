@@ -1,4 +1,4 @@
-"""Generates README.md's figures, the report and its plots from the stored results; `--check` compares them.
+"""Generates README.md's figures, parts of docs/, the report and its plots; `--check` compares them.
 
 The results come from `make bench`, `python -m bench runners --json bench/results/runners.json` and, on GPUs, `make
 gpu-check`; nano's own figures come from its model card (`vllm-nld nano eval --card`). None are typed by hand.
@@ -7,21 +7,18 @@ gpu-check`; nano's own figures come from its model card (`vllm-nld nano eval --c
 import argparse
 from pathlib import Path
 
-from bench import modes_report, plots, report, runners
-from bench.gpu_check.figures import section
+from bench import docs, modes_report, plots, report
 from bench.results import RESULTS, load
 from vllm_nld.nano import checkpoint_path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 REPORT = RESULTS / "report.md"
-BEGIN, END = "<!-- figures:begin -->\n", "<!-- figures:end -->"
 
 
 def render() -> str:
     """README.md's figures section."""
-    parts = ["## Measured", served() or card_table(), runners_table(), section()]
-    return BEGIN + "\n\n".join(part for part in parts if part) + "\n" + END
+    return "## Measured\n\n" + (served() or card_table())
 
 
 def served() -> str:
@@ -45,23 +42,9 @@ def card_table() -> str:
     return f"The reference's loops on the shipped checkpoint. {said.strip()}\n\n{table.strip()}"
 
 
-def runners_table() -> str:
-    """The stored result of `bench runners`; empty if there is none."""
-    if not (result := load("runners")):
-        return ""
-    method = (
-        "vLLM's model runners on a 2-core CPU, AR, the shipped checkpoint (`python -m bench runners`; medians,\n"
-        "with their range for speeds and their 95 % confidence interval for ratios).\n"
-        "V1 runs with vLLM's own C++ kernels, as it does without this plugin's Triton backend:"
-    )
-    return f"{method}\n\n{runners.table(result)}"
-
-
 def wanted() -> dict[Path, str]:
     """The expected content of each text file."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    texts = {README: before + render() + rest.split(END, 1)[1]}
+    texts = {README: docs.fill(README.read_text(encoding="utf-8"), "figures", render()), **docs.pages()}
     return texts | {REPORT: report.text()} if load("modes") else texts
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.engines import engines
-from bench.provenance import describe, provenance
-from bench.spread import interval, ratios, table
 from bench.traffic import GOOD, TROUBLES, Driver
+from vllm_nld.evaluate.spread import interval, ratios, table
 from vllm_nld.nano import checkpoint_path
+from vllm_nld.tools.provenance import describe, provenance
 
 AUTO, AR = "auto", "ar"  # the engines, by what their requests ask for
 WINDOW = 10  # steps of a turn

@@ -10,9 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.provenance import describe, provenance
 from bench.results import RESULTS
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
 from vllm_nld.roofline.costs import (
     Mode,
     Model,
@@ -29,6 +28,7 @@ from vllm_nld.roofline.costs import (
 from vllm_nld.roofline.devices import DEVICES, Device
 from vllm_nld.roofline.published import ACCEPTANCE_LENGTHS, BEST_BLOCK, CROSSOVER, GB200, GB200_TUNED, SPARSE, TPF
 from vllm_nld.roofline.shapes import SHAPES, nano
+from vllm_nld.tools.provenance import describe, provenance
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 BLOCKS = (4, 8, 16, 32)

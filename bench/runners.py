@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines import engines
-from bench.provenance import provenance
-from bench.spread import interval, ratios, spread
-from bench.spread import table as markdown
+from vllm_nld.evaluate.spread import interval, ratios, spread
+from vllm_nld.evaluate.spread import table as markdown
 from vllm_nld.nano import checkpoint_path
+from vllm_nld.tools.provenance import provenance
 
 SPECULATING = "V2 native, speculating"
 INTERPRETED = "V2 interpreted"  # slower than all others together, so it runs once per round

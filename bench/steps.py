@@ -20,13 +20,13 @@ from bench import verification
 from bench.decoding import AR, CONTEXT, Decoder
 from bench.engines import engines
 from bench.parts import DRAFT, HOST, PARTS, PROPOSE, SAMPLING, VERIFY, watch
-from bench.provenance import describe, provenance
 from bench.shapes import write
-from bench.spread import spread, table
+from vllm_nld.evaluate.spread import spread, table
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.roofline.devices import cpu_rates
 from vllm_nld.roofline.published import ACCEPTANCE_LENGTHS
 from vllm_nld.roofline.shapes import SHAPES
+from vllm_nld.tools.provenance import describe, provenance
 
 HOST_SPANS = (SAMPLING, PROPOSE, HOST)
 TREE_BLOCK = 32  # block length that trees grow from

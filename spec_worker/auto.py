@@ -1,12 +1,13 @@
 """Block lengths of `auto` requests: feeds the controller with what the scheduler sees, and reports its choices.
 
-    auto.choose(decodings, other_rows, other_tokens, room)     # while a step is scheduled
-    step = auto.step(verified, requests, rows)                 # what the step is about to do; travels with it
-    auto.note(drafted, accepted)                               # each block that the step verified
+    auto.choose(decodings, starts, prompts, other_rows, other_tokens, room)    # while a step is scheduled
+    step = auto.step(verified, requests, starts, rows)         # what the step is about to do; travels with it
+    auto.note(request_id, drafted, accepted)                   # each block that the step verified
+    auto.cut(request_id, kept)                                 # the output stopped inside that block
     auto.finish(step, busy)                                    # when the step's output has arrived
 
-A step's time is the time since the previous output arrived, so it includes what the engine does between forwards. The
-time before the first step after a pause does not count.
+A step's time is the time since the previous output arrived: the draft pass that followed it, the verifying forward, and
+what the engine does between forwards. The time before the first step after a pause does not count.
 """
 
 import time
@@ -24,6 +25,8 @@ from vllm_nld.serving.settings import Settings
 logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
 
 SMOOTHING = 0.2  # weight of the latest step in averages over steps
+FADE = 0.98  # what a step counts in the average length of answers, compared with the step after it
+USUAL = 256  # tokens per answer, before anything is known
 QUIET = 60.0  # seconds between log lines about the fallback
 
 
@@ -32,10 +35,11 @@ class Step(NamedTuple):
 
     begun: float  # seconds, on the engine core's clock
     resumed: bool  # the engine had nothing to do before
-    verified: int  # block length of `auto` requests that the step verifies
-    drafted: int  # and that it drafts
+    verified: int  # block length of `auto` requests, of the blocks that the step verifies
+    drafted: int  # and of those that are drafted next
     requests: int  # `auto` requests that decode
-    rows: int  # tokens that the step verifies or drafts, of all requests
+    starts: int  # of these, how many get their first token, so they have no block to verify
+    rows: int  # tokens that were drafted before the step or are computed in it, of all requests
 
 
 class Auto:
@@ -53,28 +57,42 @@ class Auto:
         self.times: list[float] = []  # milliseconds of steps with the forced length
         self._length = 1  # of the latest choice
         self._others = [0.0, 0.0]  # rows and tokens per step of all other requests, smoothed
+        self._started = self._prompts = self._yielded = 0.0  # `auto` requests that started lately, and their tokens
         self._blocks: tuple[list[int], list[int]] = ([], [])  # drafted and accepted tokens of the step's blocks
+        self._noted = ""  # the request of the latest block
         self._arrived, self._busy = 0.0, False  # when the latest output arrived, and whether there was more to do
         self._lengths: Counter[int] = Counter()  # choices since the last report
         self._fallback, self._told = 0.0, 0.0
         self._measured = 0.0  # tokens per second of `auto` requests, smoothed
 
-    def choose(self, decodings: Iterable[Decoding], other_rows: int, other_tokens: float, room: int) -> None:
+    def choose(
+        self,
+        decodings: Iterable[Decoding],
+        starts: int,
+        prompts: int,
+        other_rows: int,
+        other_tokens: float,
+        room: int,
+    ) -> None:
         """Choose `length` for the requests of a step.
 
         decodings: one record per `auto` request that decodes.
+        starts, prompts: how many `auto` requests get their first tokens, and the rows of `auto` requests' prompts.
         other_rows, other_tokens: what all other requests verify or draft in a step, and the tokens that they get.
         room: the most rows that blocks may take.
         """
         limits = Counter(one.nodes + 1 for one in decodings)
         for index, now in enumerate((other_rows, other_tokens)):
             self._others[index] += SMOOTHING * (now - self._others[index])
-        load = Load(limits.total(), limits, round(self._others[0]), self._others[1], room)
+        self._started, self._prompts = FADE * self._started + starts, FADE * self._prompts + prompts
+        tokens = USUAL + self._yielded
+        others = round(self._others[0]), self._others[1]
+        load = Load(limits.total(), limits, *others, (1 + self._started) / tokens, self._prompts / tokens, room)
         self._length = self.forced or (self.controller.choose(load) if limits else 1)
 
-    def step(self, verified: int, requests: int, rows: int) -> Step:
+    def step(self, verified: int, requests: int, starts: int, rows: int) -> Step:
         """The record of the step that was just scheduled. `verified`: the length of its `auto` blocks."""
-        return Step(time.perf_counter(), not self._busy, verified, self._length, requests, rows)
+        return Step(time.perf_counter(), not self._busy, verified, self._length, requests, starts, rows)
 
     @property
     def length(self) -> int:
@@ -85,10 +103,16 @@ class Auto:
         """The tokens that a request of another drafting mode gets from a step in which it has this many rows."""
         return self.controller.yields[min(rows, len(self.controller.yields) - 1)]
 
-    def note(self, drafted: int, accepted: int) -> None:
+    def note(self, request_id: str, drafted: int, accepted: int) -> None:
         """Count a block that the step verified."""
+        self._noted = request_id
         self._blocks[0].append(drafted)
         self._blocks[1].append(accepted)
+
+    def cut(self, request_id: str, kept: int) -> None:
+        """Count only so many drafts of the latest block, if it is this request's. Drafts after a stop yield nothing."""
+        if self._blocks[1] and self._noted == request_id:
+            self._blocks[1][-1] = kept
 
     def finish(self, step: Step | None, busy: bool) -> None:
         """Count a step whose output has arrived. `busy`: there is more to do."""
@@ -99,14 +123,14 @@ class Auto:
             return
         milliseconds = 1e3 * (now - (step.begun if step.resumed else before))
         if self.forced is not None:
-            if step.verified == step.drafted == self.forced:
+            if step.verified == self.forced and not step.starts:
                 self.times.append(milliseconds)
             return
         self.controller.verified(*blocks)
-        if step.verified == step.drafted:
-            self.controller.took(step.drafted, step.requests, step.rows, milliseconds)
+        self.controller.took(step.verified, step.requests - step.starts, step.rows, milliseconds)
         self._lengths[step.drafted] += 1
         tokens = step.requests + sum(blocks[1])
+        self._yielded = FADE * self._yielded + tokens
         self._measured += SMOOTHING * (1e3 * tokens / milliseconds - self._measured)
         self._watch(milliseconds / 1e3, now)
 

@@ -1,6 +1,6 @@
 """Chooses the block length of `auto` requests, step by step: the one that yields the most tokens per second.
 
-    tokens of a step        requests x tokens that a round yields, see `survival.py`
+    tokens of a step        requests x tokens that a round yields, see `survival.py` and `over_answers`
     milliseconds of a step  see `costs.py`
 
 All `auto` requests of a step get the same length; 1 means AR. A longer block is cut to a request's own limit. On a
@@ -35,8 +35,10 @@ class Load:
 
     requests: `auto` requests that decode.
     limits: how many of them have each block length as their own limit.
-    rows: tokens that all other requests verify or draft, prompts included.
+    rows: tokens that all other requests verify or draft, their prompts included.
     tokens: tokens that all other requests get.
+    starts: how many `auto` requests start per token that they get, the inverse of an answer's length.
+    prompts: how many tokens of prompts they have per token that they get.
     room: the most rows that blocks may take; None: no limit.
     """
 
@@ -44,7 +46,19 @@ class Load:
     limits: Mapping[int, int] = field(default_factory=dict)
     rows: int = 0
     tokens: float = 0
+    starts: float = 0
+    prompts: float = 0
     room: int | None = None
+
+
+def over_answers(yielded: float, load: Load) -> float:
+    """The tokens of a round on average, if every answer also has a step that yields one token: that of its prompt.
+
+    Such a step takes as long as a round, because it is one for the other requests, if there are any. So short answers
+    gain less from long blocks: one of N tokens takes N / y + 1 steps.
+    """
+    others = 1 - 1 / load.requests if load.requests else 0.0
+    return yielded / (1 + yielded * load.starts * others)
 
 
 def lengths_up_to(longest: int) -> tuple[int, ...]:
@@ -71,15 +85,16 @@ class Controller:
         self._current: int | None = None  # index of the choice
         self._streak = 0
         self._trial = 0  # index of the length on trial
-        self._left = 0  # steps that the trial still lasts
         self._again = False  # the trial went well, so it is repeated
         self._credit = 0.0  # milliseconds that trials may cost
+        self._load = Load(0)  # the latest
         self._used = [0] * len(self.lengths)  # the step in which each length was last used
         self._step = 0
 
     def choose(self, load: Load) -> int:
         """The block length of the next drafts."""
         self._step += 1
+        self._load = load
         rates = self._rates(load, self.yields)
         best = max(range(len(rates)), key=rates.__getitem__)
         self._settle(best, rates)
@@ -98,11 +113,17 @@ class Controller:
         self.yields = self.survival.yields(self.lengths[1])
         length = self.lengths[self._trial]
         if self._current is not None and self._trial > self._current and max(drafted) == length - 1:
-            found = len(drafted) + sum(accepted)
-            self._again = found > self.predicted * self.costs.of(len(drafted))[self._trial]
+            count = len(drafted)
+            found = count * over_answers(1 + sum(accepted) / count, self._load)
+            prompts = found * self._load.prompts * self.costs.per_row
+            self._again = found > self.predicted * (self.costs.of(count)[self._trial] + prompts)
 
     def took(self, length: int, requests: int, rows: int, milliseconds: float) -> None:
-        """Count a step's time. `length`: of the blocks that it verified and drafted; `rows`: of all its requests."""
+        """Count a step's time.
+
+        length, requests: the blocks that it verified, and how many requests had one.
+        rows: tokens that were drafted and computed, of all requests.
+        """
         self._credit += TRIAL_SHARE * milliseconds
         self.costs.observe(length, requests, rows, milliseconds)
 
@@ -116,14 +137,15 @@ class Controller:
                 and (load.room is None or load.requests * length <= load.room)
                 and yields[length] >= min(self._least_yield, length)
             )
-            rates.append((self._tokens(load, length, yields) + load.tokens) / (cost + others) if usable else 0.0)
+            tokens = self._tokens(load, length, yields)
+            prompts = tokens * load.prompts * self.costs.per_row
+            rates.append((tokens + load.tokens) / (cost + prompts + others) if usable else 0.0)
         return rates
 
     @staticmethod
     def _tokens(load: Load, length: int, yields: Sequence[float]) -> float:
-        if not load.limits:
-            return load.requests * yields[length]
-        return sum(count * yields[min(length, limit)] for limit, count in load.limits.items())
+        limits = load.limits or {length: load.requests}
+        return sum(count * over_answers(yields[min(length, limit)], load) for limit, count in limits.items())
 
     def _usually_drafts(self, load: Load) -> bool:
         """Whether drafting would pay at this load if drafts were accepted as often as usual."""
@@ -137,30 +159,24 @@ class Controller:
         elif rates[best] > GAIN * rates[self._current]:
             self._streak += 1
             if self._streak >= PATIENCE:
-                self._current, self._streak, self._left = best, 0, 0
+                self._current, self._streak = best, 0
         else:
             self._streak = 0
 
     def _on_trial(self, load: Load, rates: Sequence[float]) -> int:
         """The index to use in this step: the choice, or a length next to it."""
         assert self._current is not None
-        if self._left and rates[self._trial]:
-            self._left -= 1
-            return self._trial
-        self._left = 0
         around = [i for i in (self._current - 1, self._current + 1) if 0 <= i < len(rates) and rates[i]]
         if not around:
             return self._current
         again, self._again = self._again and self._trial in around, False
         if not again:
             self._trial = min(around, key=self._used.__getitem__)
-        steps = 1 if self._current == 0 else 2  # two: one that both drafts and verifies with the length
-        loss = steps * self._loss(load, rates)
+        loss = self._loss(load, rates)
         due = self._credit >= loss and self._step - max(self._used[i] for i in around) >= TRIAL_GAP
         if not (again or due):
             return self._current
         self._credit -= max(loss, 0.0)
-        self._left = steps - 1
         return self._trial
 
     def _loss(self, load: Load, rates: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 LEAST_RATE = 0.05  # weight of a new observation in a correction, once there are many
+MOST_RATE = 0.25  # and if there has been none for a long time
 FEW, UNKNOWN = 3, 100.0  # the first few observations of an entry may change it this many times
 MOST_CHANGE = 2.0  # later, an observation counts as at most this many times as slow or fast as expected
 REFRESH = 32  # observations between updates of everything
@@ -31,6 +32,7 @@ class Costs:
         self._base = np.array([[guess(length, size) for size in self._sizes] for length in lengths])
         self._factor = np.ones_like(self._base)
         self._seen = np.zeros(self._base.shape, dtype=np.int64)
+        self._latest = np.zeros_like(self._seen)  # the number of each entry's latest observation
         self._counts = np.arange(most + 1)
         self._table = np.zeros((len(lengths), most + 1))
         self._observations = 0
@@ -64,9 +66,10 @@ class Costs:
         self._seen[row, size] += 1
         most = MOST_CHANGE if self._seen[row, size] > FEW else UNKNOWN
         change = min(max(milliseconds / expected, 1 / most), most)
-        rate = max(LEAST_RATE, 1 / (1 + self._seen[row, size]))
-        self._factor[row, size] *= change**rate
         self._observations += 1
+        age, self._latest[row, size] = self._observations - self._latest[row, size], self._observations
+        faded = min(1 - (1 - LEAST_RATE) ** age, MOST_RATE)  # the machine may have changed meanwhile
+        self._factor[row, size] *= change ** max(faded, 1 / (1 + self._seen[row, size]))
         if self._seen[row, size] <= FEW or self._observations % REFRESH == 0:
             self._refresh()  # unconfirmed entries follow the mean of the confirmed ones
         else:

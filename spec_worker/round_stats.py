@@ -51,12 +51,22 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         if request.spec_decode_metrics is not None:
             request.spec_decode_metrics.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
         if mode.by_load and self.auto is not None:
-            self.auto.note(valid, num_accepted_tokens)
+            self.auto.note(request_id, valid, num_accepted_tokens)
         if mode.takes_blocks:
             return spec_decoding_stats
         return super().make_spec_decoding_stats(
             spec_decoding_stats, num_draft_tokens - masks, num_accepted_tokens, num_invalid_spec_tokens, request_id
         )
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
+    ) -> tuple[list[int], bool]:
+        """As vLLM's, which drops tokens after a stop. A round did not yield them, so `auto` is told of it."""
+        accepted = len(new_token_ids)
+        kept, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
+        if self.auto is not None and 0 < len(kept) < accepted:
+            self.auto.cut(request.request_id, len(kept) - 1)
+        return kept, stopped
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's statistics, with the rounds since the last call."""

@@ -67,8 +67,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         scheduler_output.skip_drafts = not self._plan  # of vLLM 0.33, which takes an anchored block's drafts for unused
         scheduler_output.nld_plan = self._plan  # type: ignore[attr-defined]  # it is pickled, so an attribute travels
         if step is not None:
-            rows = step.rows + sum(self._plan.values()) + len(self._plan)
-            scheduler_output.nld_step = step._replace(rows=rows)  # type: ignore[attr-defined]  # as above
+            scheduler_output.nld_step = step  # type: ignore[attr-defined]  # as above
         self._has_grammar = scheduler_output.has_structured_output_requests
         self._note_overdue(scheduler_output)
 
@@ -86,29 +85,32 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         if decoding.policy.takes_blocks:
             return decoding.drafts
         if decoding.policy.by_load and self.auto is not None:
-            limit = 0 if self._delivers_first_token(request) else min(limit, self.auto.length - 1)
+            limit = min(limit, self.auto.length - 1)
         return decoding.scheduled(limit)
 
-    def _choose_length(self, scheduled: list[Request], scheduler_output: SchedulerOutput) -> Step:
-        """Choose the block length of `auto` requests. The record lacks the rows that will be drafted."""
+    def _choose_length(self, scheduled: list[Request], scheduler_output: SchedulerOutput) -> Step | None:
+        """Choose the block length of `auto` requests. None: no such request decodes."""
         assert self.auto is not None
-        verified, chosen, rows, tokens = self.auto.length, [], 0, 0.0
+        counts, chosen, starts, prompts, rows, tokens = scheduler_output.num_scheduled_tokens, [], 0, 0, 0, 0.0
         for request in scheduled:
-            decoding, count = self.decoding(request), scheduler_output.num_scheduled_tokens[request.request_id]
-            if not decoding.policy.by_load or request.is_prefill_chunk or self._delivers_first_token(request):
+            decoding, count = self.decoding(request), counts[request.request_id]
+            if decoding.policy.by_load:
+                if not request.is_prefill_chunk:
+                    chosen.append(decoding)
+                if request.num_computed_tokens - count < request.num_prompt_tokens:
+                    starts, prompts = starts + (not request.is_prefill_chunk), prompts + count
+            else:
                 drafts = decoding.policy.drafts and not request.is_prefill_chunk
                 rows += 2 * count if drafts and not decoding.groups else count  # masks draft in the same forward
                 tokens += self.auto.tokens_of(count) if drafts else not request.is_prefill_chunk
-            else:
-                chosen.append(decoding)
+        if not chosen:
+            return None
+        verified = self.auto.length if scheduler_output.scheduled_spec_decode_tokens else 1
+        drafted = sum(self._plan.values()) + len(self._plan)  # since the last step's tokens, see `speculator.py`
         budget = self.max_num_scheduled_tokens
-        room = budget - rows - (budget // WAITING_SHARE if self.waiting else 0)
-        self.auto.choose(chosen, rows, tokens, room)
-        return self.auto.step(verified, len(chosen), scheduler_output.total_num_scheduled_tokens)
-
-    def _delivers_first_token(self, request: Request) -> bool:
-        """Whether an output that a client is waiting for would also wait for drafts: a step yields them together."""
-        return False
+        room = budget - rows - prompts - (budget // WAITING_SHARE if self.waiting else 0)
+        self.auto.choose(chosen, starts, prompts, rows, tokens, room)
+        return self.auto.step(verified, len(chosen), starts, scheduler_output.total_num_scheduled_tokens + drafted)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:
         """As vLLM's, then tell the controller of `auto` what the step took and yielded."""
@@ -202,9 +204,6 @@ def resumes(request: Request) -> bool:
 
 class SyncModeScheduler(ModeScheduler, Scheduler):
     """For synchronous scheduling: one step after another."""
-
-    def _delivers_first_token(self, request: Request) -> bool:
-        return request.num_output_tokens == 0
 
 
 class AsyncModeScheduler(ModeScheduler, AsyncScheduler):

@@ -10,9 +10,15 @@ sampler. `accept.py` decides what happens to them in each mode.
     trees.py    the likeliest paths through a block, verified in place of its chain
     forward.py  one pass: inputs, attention, CUDA graphs
 
+With synchronous scheduling, a step's tokens reach its clients only when `propose` has returned, so drafting is put off
+until the next step begins. By then it is also known which requests have ended, and nothing is drafted for them.
+
 Contract: KV is written to lookahead slots only, and the next target forward overwrites every slot that it keeps.
 Only the drafts outlive a call. No step waits for the device, except to see whether a threshold needs another pass.
 """
+
+from collections.abc import Container
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +29,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.attn_utils import init_attn_backend
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
+from vllm.v1.worker.gpu.states import RequestState
 
 from attention_backend.moves import move_rows
 from spec_worker.adapter_check import check_adapter
@@ -40,6 +47,17 @@ from spec_worker.user_lora import map_blocks, uses_lora
 from vllm_nld.serving.speculation import block_length, draft_adapter
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step whose target forward is done. R requests, N state slots, T tokens."""
+
+    plan: Plan | None  # None in vLLM's warm-up, which has no scheduler
+    input_batch: InputBatch
+    hidden: torch.Tensor  # [T, hidden]
+    verdict: tuple[torch.Tensor, ...]  # num_sampled, num_rejected, last_sampled, next_prefill_tokens of `propose`
+    write: bool  # whether draft passes write KV
+
+
 class SelfSpeculator(DraftModelSpeculator):
     """Fills blocks with the target's weights and KV cache."""
 
@@ -48,8 +66,11 @@ class SelfSpeculator(DraftModelSpeculator):
     graphs: DraftGraphs  # vLLM's memory profile sets it to None and then requests a new one
     plan: Plan | None = None  # of the current step, see `obey`
 
-    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, req_states: RequestState) -> None:
         super().__init__(vllm_config, device)
+        self.req_states = req_states
+        self.puts_off = not vllm_config.scheduler_config.async_scheduling and not self.enable_adaptive_verification
+        self._put_off: tuple[Step, int] | None = None  # what to draft, and the drafts per request
         self.block_length = block_length(vllm_config)
         self.num_query_per_req = self.block_length
         self.mask_token_id: int = vllm_config.model_config.hf_config.mask_token_id
@@ -150,6 +171,20 @@ class SelfSpeculator(DraftModelSpeculator):
         """Set the plan of the next step; None in vLLM's warm-up, which has no scheduler."""
         self.plan = plan
 
+    def catch_up(self, ended: Container[str]) -> None:
+        """Draft what the last step put off, but nothing for requests that have ended or lost their KV since."""
+        if self._put_off is None:
+            return
+        (step, count), self._put_off = self._put_off, None
+        assert step.plan is not None
+        plan = {name: drafts for name, drafts in step.plan.items() if name not in ended}
+        if not plan:
+            return
+        self.draft(replace(step, plan=plan))
+        drafts = self.draft_tokens[: step.input_batch.num_reqs]
+        drafts[:, count:] = -1  # from here on as vLLM does after `propose`
+        self.req_states.draft_tokens[step.input_batch.idx_mapping] = drafts
+
     def is_idle(self) -> bool:
         """Whether no request drafts in this step."""
         return self.plan is not None and not self.plan
@@ -174,41 +209,46 @@ class SelfSpeculator(DraftModelSpeculator):
         is_profile: bool = False,
         num_speculative_tokens: int | None = None,  # the largest number in the plan
     ) -> torch.Tensor:  # [R, K] int64
-        """Draft for each request in the plan. The rows of other requests are not read."""
+        """Draft for each request in the plan, now or in `catch_up`. The rows of other requests are not read."""
         requests = input_batch.num_reqs
         if skip_attn_for_dummy_run:
             self._profile(min(requests, self.blocks_per_pass))
             return self.draft_tokens[:requests]
-        plan = None if dummy_run else self.plan
-        slots, trees = self.model_state.slots, self.model_state.trees
-        if (accepted := trees.accepted(input_batch, num_sampled)) is not None:
+        verdict = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
+        step = Step(None if dummy_run else self.plan, input_batch, last_hidden_states, verdict, write=not dummy_run)
+        if (accepted := self.model_state.trees.accepted(input_batch, num_sampled)) is not None:
             move_rows(self.layers, slot_mappings, *accepted)
-        asked = planned(plan, input_batch, slots)
+        if self.puts_off and step.plan is not None and not input_batch.has_structured_output_reqs:
+            self._put_off = step, num_speculative_tokens or 0
+        else:
+            self.draft(step)
+        return self.draft_tokens[:requests]
+
+    def draft(self, step: Step) -> None:
+        """Fill `draft_tokens` for each request in the plan. The rows of other requests are not read."""
+        slots, trees = self.model_state.slots, self.model_state.trees
+        asked = planned(step.plan, step.input_batch, slots)
         if self.model_state.has_groups:
-            asked = self._without_passes(asked, input_batch, last_hidden_states, num_sampled)
+            asked = self._without_passes(asked, step)
         for group in groups(asked, slots, self.blocks_per_pass):
-            verdict = (num_sampled, num_rejected, last_sampled, next_prefill_tokens)
-            blocks = self.builder.build(group, input_batch, slots, *verdict)
-            self.filler.fill(blocks, input_batch, write=not dummy_run)
+            blocks = self.builder.build(group, step.input_batch, slots, *step.verdict)
+            self.filler.fill(blocks, step.input_batch, write=step.write)
             self._hand_over(blocks)
             if group.nodes.any():
                 some = group.nodes > 0
                 row, slot = async_tensor_h2d(np.stack([group.rows[some], group.slots[some]]), self.device)
                 self.draft_tokens[row] = trees.tokens[slot]
-        return self.draft_tokens[:requests]
 
-    def _without_passes(
-        self, asked: Planned, input_batch: InputBatch, hidden: torch.Tensor, num_sampled: torch.Tensor
-    ) -> Planned:
+    def _without_passes(self, asked: Planned, step: Step) -> Planned:
         """Draft for requests that have a group of masks, or are to get one after their prompt. Returns the others."""
-        slots = self.model_state.slots
+        slots, num_sampled = self.model_state.slots, step.verdict[0]
         starts = asked.at_prompt & (slots.groups[asked.slots] > 0)
         if starts.any():
             self.draft_tokens[async_tensor_h2d(asked.rows[starts], self.device)] = self.mask_token_id
             self.harvest.sow_after_prompts(asked.where(starts))
         ready = ~starts & self.harvest.ready(asked, num_sampled)
         for group in groups(asked.where(ready), slots, self.max_num_reqs):
-            self._hand_over(self.harvest.take(group, input_batch, hidden, num_sampled))
+            self._hand_over(self.harvest.take(group, step.input_batch, step.hidden, num_sampled))
         return asked.where(~starts & ~ready)
 
     def _hand_over(self, blocks: Blocks) -> None:

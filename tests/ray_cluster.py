@@ -1,4 +1,4 @@
-"""A real Ray cluster of two nodes on this machine, each with room for one CPU worker."""
+"""A real Ray cluster of some nodes on this machine, each with room for one CPU worker."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ STORE = 100 * 2**20  # bytes of a node's object store; Ray's default is a third 
 
 
 @contextlib.contextmanager
-def two_nodes(dashboard_port: int | None = None) -> Iterator[str]:
+def ray_nodes(count: int, dashboard_port: int | None = None) -> Iterator[str]:
     """Yields the cluster's address (RAY_ADDRESS), then ends its processes. Without a port there is no dashboard."""
     from ray.cluster_utils import Cluster
 
@@ -21,7 +21,8 @@ def two_nodes(dashboard_port: int | None = None) -> Iterator[str]:
         patch.setenv("RAY_worker_niceness", "0")
         cluster = Cluster(initialize_head=True, head_node_args=node | dashboard)
         try:
-            cluster.add_node(**node)
+            for _ in range(count - 1):
+                cluster.add_node(**node)
             yield cluster.address
         finally:
             cluster.shutdown()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
     for name in filter(None, tracked.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            (source / name).symlink_to((ROOT / name).readlink())
+        elif (ROOT / name).is_file():
             (source / name).write_bytes((ROOT / name).read_bytes())
     command = [
         sys.executable,
@@ -47,6 +50,68 @@ def test_wheel_contains_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist() if ".dist-info" not in name}
     assert tops == {"vllm_nld", "spec_worker", "attention_backend", "nld_serve"}
     assert not [name for name in wheel.namelist() if name.endswith((".bin", ".pt", ".pkl"))]
+
+
+@pytest.fixture(scope="module")
+def written(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `vllm-nld deploy-files` writes in an environment that has the wheel and nothing else, far from the clone."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    pip = [sys.executable, "-m", "pip", "-q", "--python", folder / "venv/bin/python"]
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", str(wheel.filename)], check=True)
+    command = [folder / "venv/bin/vllm-nld", "deploy-files", "files"]
+    said = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, env={}).stdout
+    assert "files/helm" in said and "files/runbook.md" in said
+    again = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env={})
+    assert again.returncode == 1 and "not empty" in again.stderr
+    return folder / "files"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_deploy_files_are_those_of_the_clone(written: Path) -> None:
+    from vllm_nld.tools.deploy_files import copied
+
+    assert contents(written) == {str(path): (ROOT / "deploy" / path).read_text() for path in copied(ROOT / "deploy")}
+    tracked = subprocess.run(["git", "ls-files", "deploy"], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = {name.removeprefix("deploy/") for name in tracked.stdout.split()}
+    left_out = {name for name in names - contents(written).keys() if not name.startswith("ray/nld_serve/")}
+    generators = {"grafana/dashboard.py", "grafana/panels.py", "prometheus/install.py"}
+    assert left_out <= generators | {
+        "grafana/dashboard.png",
+        "helm/files/grafana",
+        "helm/files/prometheus",
+    }
+
+
+def test_written_chart_rules_and_configs_are_complete(written: Path) -> None:
+    """The chart renders with its rules and dashboard, and compose mounts folders that are there."""
+    import helm_python
+    import yaml
+
+    with helm_python.Chart.load(written / "helm") as chart:
+        values = {"model": {"path": "/cache/m"}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
+        text = "".join(chart.render(values=values, name="demo", namespace="nld").values())
+    assert "NldServerDown" in text and "vllm-nld.json" in text
+    for service in yaml.safe_load((written / "compose/compose.yml").read_text())["services"].values():
+        for volume in service["volumes"]:
+            assert not volume.startswith("..") or (written / "compose" / volume.split(":")[0]).is_dir(), volume
+    assert (written / "ray/serve.yaml").is_file() and (written / "grafana/dashboards/vllm-nld.json").is_file()
+
+
+def test_cpu_install_works_without_a_clone(written: Path) -> None:
+    for file, wanted in (
+        (written / "cpu/install.py", ["vllm-nld[ray]"]),
+        (ROOT / "deploy/cpu/install.py", ["-e", f"{ROOT}[ray]"]),
+    ):
+        spec = spec_from_file_location("install", file)
+        assert spec and spec.loader
+        spec.loader.exec_module(module := module_from_spec(spec))
+        stand_in, *rest = module.ours("ray")
+        assert rest == wanted and (Path(stand_in) / "setup.py").is_file()
+        assert (module.HERE / "excludes.txt").is_file()
 
 
 def test_entry_points_are_installed() -> None:

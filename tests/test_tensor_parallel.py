@@ -25,7 +25,7 @@ import torch
 from tests.engines import engine, full_logits, greedy, random_prompts
 from tests.metrics.prom import wait_for
 from tests.model.test_model import reference_logits
-from tests.ray_cluster import actors, two_nodes
+from tests.ray_cluster import actors, ray_nodes
 from tests.scale import SCALE, scaled
 from tests.serving.test_server import ask, connect, plain
 from tests.spec_worker.conftest import (
@@ -72,7 +72,7 @@ def ray_address() -> Iterator[str]:
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
     import ray
 
-    with two_nodes() as address, pytest.MonkeyPatch.context() as patch:
+    with ray_nodes(2) as address, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", address)
         yield address
         ray.shutdown()

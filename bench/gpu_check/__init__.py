@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from bench.gpu_check.plan import plan
     from bench.gpu_check.record import Finding, Setting
     from bench.gpu_check.report import headline, markdown
-    from bench.provenance import describe, provenance
+    from vllm_nld.tools.provenance import describe, provenance
 
     setting = Setting(torch.cuda.is_available(), options.quick, options.options)
     items = chosen(plan(setting), options.only)

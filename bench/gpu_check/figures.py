@@ -1,4 +1,4 @@
-"""The README's table of figures by GPU, from the stored results of gpu-check.
+"""The table of figures by GPU in docs/benchmarks.md, from the stored results of gpu-check.
 
 python -m bench gpu_check --json bench/results/gpu/h100.json && python -m bench.readme
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.results import RESULTS
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
 from vllm_nld.roofline.devices import named
 
 STORED = RESULTS / "gpu"

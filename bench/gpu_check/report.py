@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from bench.gpu_check.record import VERDICTS, Comparison, Finding, Setting, Subject
-from bench.spread import table
+from vllm_nld.evaluate.spread import table
 
 
 def headline(found: Mapping[str, Finding]) -> str:

@@ -72,7 +72,7 @@ def memory(served: Served) -> Finding:
     """vLLM's memory profile sees at least what a full batch takes for its drafts' candidates."""
     import torch
 
-    from tests.spec_worker.memory import profiled, proposals
+    from tests.spec_worker.memory import drafting, profiled
 
     modes: dict[str, dict[str, Any]] = {
         "linear": {"nld_mode": "linear"},
@@ -85,7 +85,7 @@ def memory(served: Served) -> Finding:
         before = torch.cuda.memory_allocated()
     for mode, extra in modes.items():
         sampling = {"temperature": 1.0, "top_k": 50, "top_p": 0.9} if mode == "sampled" else {}
-        with proposals(served.runner) as found:
+        with drafting(served.runner) as found:
             served.ask(served.prompts, [extra] * len(served.prompts), ignore_eos=True, **sampling)
         peaks[mode] = max(found)
     if served.setting.gpu:

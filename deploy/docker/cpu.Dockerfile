@@ -21,6 +21,9 @@ COPY deploy/ray/nld_serve deploy/ray/nld_serve
 RUN PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1 python deploy/cpu/install.py --extras ray
 
 USER 10001
+# One thread that is not bound to a core: steady on shared machines, enough for small models. For large ones on a machine
+# of their own, set OMP_NUM_THREADS to the number of cores.
+ENV OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 ENV HF_HOME=/tmp/huggingface VLLM_CACHE_ROOT=/tmp/vllm VLLM_NO_USAGE_STATS=1
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=30s --start-period=10m --retries=3 CMD ["vllm-nld", "probe"]

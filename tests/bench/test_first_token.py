@@ -17,7 +17,7 @@ from bench.first_token import (
     report,
 )
 from bench.parts import DRAFT, HOST, PARTS, VERIFY
-from bench.provenance import provenance
+from vllm_nld.tools.provenance import provenance
 
 INSIDE = {**dict.fromkeys(PARTS, 0.0), TOKENISE: 0.5, DETOKENISE: 0.1, VERIFY: 4.0, DRAFT: 3.0, HOST: 1.0}
 OUTSIDE = {CLIENT: 15.0, SERVER: 12.0, QUEUE: 0.2, PREFILL: 9.5}

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from bench.load import closed_loop, ramp
+from bench.load import ramp
+from vllm_nld.evaluate.loop import closed_loop
 
 
 def test_ramp_rises_to_its_peak_and_falls_to_one() -> None:

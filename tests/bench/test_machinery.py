@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from bench import overhead, plots
-from bench.provenance import describe, provenance
 from bench.spans import Spans
-from bench.spread import bounds, interval, ratios, spread, table
-from bench.store import Store
+from vllm_nld.evaluate.spread import bounds, interval, ratios, spread, table
+from vllm_nld.evaluate.store import Store
+from vllm_nld.tools.provenance import describe, provenance
 
 
 def test_interrupted_run_resumes(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_rows_keep_their_system_message_answer_and_length(tokenizer, tmp_path: P
 def test_messages_without_a_question_are_rejected(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({"messages": [{"role": "system", "content": "Be brief."}]}) + "\n")
-    with pytest.raises(ValueError, match="role 'user'"):
+    with pytest.raises(ValueError, match="nothing to answer"):
         read(tokenizer, file)
 
 
@@ -63,7 +63,7 @@ def test_speed_bench_folder(tokenizer, tmp_path: Path) -> None:  # type: ignore[
 def test_unknown_layout_is_rejected(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "x.jsonl"
     file.write_text('{"text": "hello"}\n')
-    with pytest.raises(ValueError, match="'turns' .*'messages' .*'prompt'"):
+    with pytest.raises(ValueError, match="'messages', 'prompt', 'turns' .Spec-Bench."):
         read(tokenizer, file)
 
 

@@ -143,15 +143,16 @@ def first_drafts(
     expected = []
     with engine(checkpoint, **options()) as llm:
         speculator = runner(llm).speculator
-        inherited = speculator.propose
+        inherited = speculator.draft
 
-        def propose(input_batch: Any, *args: Any, **more: Any) -> Any:
-            proposed = inherited(input_batch, *args, **more)
-            numbers = [int(name.partition("-")[0]) for name in input_batch.req_ids]  # the batch is not in their order
-            drafts.append([row for _, row in sorted(zip(numbers, proposed.tolist(), strict=True))])
-            return proposed
+        def draft(step: Any) -> None:
+            inherited(step)
+            names = step.input_batch.req_ids
+            numbers = [int(name.partition("-")[0]) for name in names]  # the batch is not in their order
+            rows = speculator.draft_tokens[: len(names)].tolist()
+            drafts.append([row for _, row in sorted(zip(numbers, rows, strict=True))])
 
-        speculator.propose = propose
+        speculator.draft = draft
         answers = greedy(llm, prompts, 2)
         slots = llm.llm_engine.vllm_config.num_lookahead_tokens
     for prompt, answer in zip(prompts, answers, strict=True):

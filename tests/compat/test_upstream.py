@@ -24,6 +24,19 @@ def test_with_refuse_oversized_lists_the_engine_never_sees_it(counted: Counted) 
     assert len(greedy(counted.llm, [PROMPT], 4)[0].token_ids) == 4
 
 
+def test_without_check_arguments_first_a_wrong_path_gets_to_vllm() -> None:
+    import vllm.entrypoints.cli.serve as module
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    command = module.ServeSubcommand()
+    subparsers = FlexibleArgumentParser().add_subparsers()
+    args = command.subparser_init(subparsers).parse_args(["/no/such/model"])
+    with without(upstream.check_arguments_first):
+        command.validate(args)
+    with pytest.raises(SystemExit, match="/no/such/model does not exist"):
+        command.validate(args)
+
+
 def test_the_limits_are_the_workers() -> None:
     from vllm.v1.worker.gpu.sample import logit_bias
 

@@ -12,49 +12,9 @@ import helm_python
 import pytest
 import yaml
 
+from tests.deploy.chart import CHART, HUB, LOCKED, VARIANTS, container, one, render, variant
 from tests.deploy.manifests import validate
 from vllm_nld import __version__
-
-CHART = Path(__file__).parents[2] / "deploy/helm"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-HUB = {"model": {"revision": COMMIT}}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "defaults": HUB,
-    "four GPUs": HUB | {"gpus": 4, "nld": {"mode": "ar"}, "extraArgs": ["--max-model-len", "16384"]},
-    "CPU, a folder": {"gpus": 0, "model": {"path": "/cache/nano"}, "networkPolicy": {"egressPorts": []}},
-    "everything": HUB
-    | {
-        "replicaCount": 3,
-        "image": {"digest": "sha256:" + "0" * 64},
-        "imagePullSecrets": [{"name": "registry"}],
-        "huggingFace": {"existingSecret": "hugging-face"},
-        "cache": {"existingClaim": "models"},
-        "extraEnv": [{"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"}],
-        "podAnnotations": {"a": "b"},
-        "podLabels": {"team": "x"},
-        "nodeSelector": {"gpu": "h100"},
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-        "runtimeClassName": "nvidia",
-        **{name: {"enabled": True} for name in ("podMonitor", "prometheusRule", "dashboard")},
-    },
-    "no key": HUB | {"apiKey": {"existingSecret": ""}, "networkPolicy": {"enabled": False}},
-}
-
-
-def render(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """All manifests of a release named "demo"."""
-    with helm_python.Chart.load(CHART) as chart:
-        texts = chart.render(values=values, name="demo", namespace="nld")
-    return [part for name, text in texts.items() if name.endswith(".yaml") for part in yaml.safe_load_all(text) if part]
-
-
-def one(manifests: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    [found] = [manifest for manifest in manifests if manifest["kind"] == kind]
-    return found
-
-
-def container(values: dict[str, Any]) -> dict[str, Any]:
-    return one(render(values), "Deployment")["spec"]["template"]["spec"]["containers"][0]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -65,8 +25,8 @@ def test_lints(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_manifest_is_valid(name: str) -> None:
-    manifests = render(VARIANTS[name])
-    assert {"Deployment", "Service", "ServiceAccount"} <= {manifest["kind"] for manifest in manifests}
+    manifests = variant(name)
+    assert {"Deployment", "Service"} <= {manifest["kind"] for manifest in manifests}
     for manifest in manifests:
         validate(manifest)
 
@@ -77,9 +37,10 @@ def test_validation_finds_mistakes() -> None:
         ("Deployment", {"spec": {"replicas": "three"}}),
         ("NetworkPolicy", {"spec": {"podSelecter": {}}}),
         ("PodMonitor", {"spec": {"podMetricsEndpoints": "http"}}),
+        ("HTTPRoute", {"spec": {"rules": [{"backendRef": []}]}}),
     ):
-        with pytest.raises(Exception, match=r"replicas|podSelecter|podMetricsEndpoints"):
-            validate(one(render(VARIANTS["everything"]), kind) | change)
+        with pytest.raises(Exception, match=r"replicas|podSelecter|podMetricsEndpoints|backendRef"):
+            validate(one(variant("everything"), kind) | change)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +56,16 @@ def test_validation_finds_mistakes() -> None:
         (HUB | {"networkPolicy": {"clients": []}}, "clients"),
         (HUB | {"image": {"digest": "latest"}}, "digest"),
         (HUB | {"drain": {"timeoutSeconds": "long"}}, "timeoutSeconds"),
+        (HUB | {"deployment": "blue"}, "deployment"),
+        (HUB | {"ingress": {"enabled": True}}, "host"),
+        (HUB | {"gateway": {"enabled": True}}, "parentRefs"),
+        (HUB | {"gateway": {"canary": {"weight": 5}}}, "service"),
+        (HUB | {"gateway": {"canary": {"service": "x", "weight": 101}}}, "weight"),
+        (HUB | {"autoscaling": {"enabled": True, "target": "few"}}, "target"),
+        (HUB | {"strategy": {"type": "BlueGreen"}}, "type"),
+        (HUB | {"cache": {"create": {"enabled": True}}, "replicaCount": 2}, "ReadWriteMany"),
+        (HUB | {"extraVolumes": [{"secret": {}}]}, "name"),
+        (HUB | {"topologySpreadConstraints": [{"maxSkew": 1}]}, "topologyKey"),
     ],
     ids=str,
 )
@@ -116,31 +87,27 @@ def test_schema_knows_every_setting() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_pods_are_locked_down(name: str) -> None:
-    for manifest in render(VARIANTS[name]):
+    for manifest in variant(name):
         spec = manifest["spec"]["template"]["spec"] if manifest["kind"] == "Deployment" else manifest.get("spec", {})
         if "containers" not in spec:
             continue
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 1000
         for each in spec["containers"]:
-            assert each["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            }
+            assert each["securityContext"] == LOCKED["securityContext"]
 
 
 def test_secrets_come_from_secrets() -> None:
-    environment = {entry["name"]: entry for entry in container(VARIANTS["everything"])["env"]}
+    environment = {entry["name"]: entry for entry in container("everything")["env"]}
     for name, secret in ("VLLM_API_KEY", "vllm-nld"), ("HF_TOKEN", "hugging-face"):
         assert environment[name].keys() == {"name", "valueFrom"}
         assert environment[name]["valueFrom"]["secretKeyRef"]["name"] == secret
-    assert "VLLM_API_KEY" not in str(container(VARIANTS["no key"]))
+    assert "VLLM_API_KEY" not in str(container("no key"))
 
 
 def test_written_folders_are_in_volumes() -> None:
     """Because the root file system is read-only."""
-    vllm = container(HUB)
+    vllm = container("defaults")
     mounts = {mount["mountPath"] for mount in vllm["volumeMounts"]}
     assert mounts == {"/cache", "/dev/shm", "/tmp"}
     folders = [entry["value"] for entry in vllm["env"] if entry.get("value", "").startswith("/")]
@@ -148,11 +115,11 @@ def test_written_folders_are_in_volumes() -> None:
 
 
 def test_pod_has_time_to_drain() -> None:
-    pod = one(render(HUB | {"drain": {"deregisterSeconds": 7, "timeoutSeconds": 300}}), "Deployment")["spec"]
-    pod = pod["template"]["spec"]
-    assert "--shutdown-timeout=300" in pod["containers"][0]["args"]
-    assert pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
-    assert pod["terminationGracePeriodSeconds"] > 300 + 7
+    deployment = one(render(HUB | {"drain": {"deregisterSeconds": 7, "timeoutSeconds": 300}}), "Deployment")["spec"]
+    spec = deployment["template"]["spec"]
+    assert "--shutdown-timeout=300" in spec["containers"][0]["args"]
+    assert spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
+    assert spec["terminationGracePeriodSeconds"] > 300 + 7
 
 
 def test_flags_are_valid() -> None:
@@ -160,8 +127,8 @@ def test_flags_are_valid() -> None:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    for values in VARIANTS.values():
-        arguments = container(values)["args"]
+    for name, values in VARIANTS.items():
+        arguments = container(name)["args"]
         parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
         assert parsed.model_tag == arguments[0]
         assert parsed.tensor_parallel_size == max(values.get("gpus", 1), 1)
@@ -170,7 +137,7 @@ def test_flags_are_valid() -> None:
 
 def test_chart_contains_the_repository_rules_and_dashboards() -> None:
     deploy = CHART.parent
-    manifests = render(VARIANTS["everything"])
+    manifests = variant("everything")
     groups = [
         group
         for file in sorted((deploy / "prometheus").glob("*.yml"))
@@ -191,13 +158,13 @@ PROMTOOL = shutil.which("promtool", path=os.pathsep.join([str(Path(sys.executabl
 def test_promtool_accepts_the_rendered_rules(tmp_path: Path) -> None:
     assert PROMTOOL
     file = tmp_path / "rules.yml"
-    file.write_text(yaml.safe_dump(one(render(VARIANTS["everything"]), "PrometheusRule")["spec"]))
+    file.write_text(yaml.safe_dump(one(variant("everything"), "PrometheusRule")["spec"]))
     subprocess.run([PROMTOOL, "check", "rules", str(file)], check=True)
 
 
 def test_scraped_job_is_the_one_the_rules_select() -> None:
     """Rules and dashboard select the job vllm-nld."""
-    manifests = render(VARIANTS["everything"])
+    manifests = variant("everything")
     label = one(manifests, "PodMonitor")["spec"]["jobLabel"]
     assert one(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"][label] == "vllm-nld"
 

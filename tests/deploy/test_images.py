@@ -64,6 +64,21 @@ def test_ray_service_runs_the_shipped_config() -> None:
     for file in (DEPLOY / "ray").glob("serve*.yaml"):
         ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
     assert spec["rayClusterConfig"]["rayVersion"] == ray.__version__
+    [arguments] = [application["args"] for application in shipped["applications"]]
+    assert arguments["revision"] == "", "no commit is known here; deploying says so"
     groups = [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]
     images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
     assert images == {f"vllm-nld:{__version__}"}, "the plugin is on every node"
+
+
+def test_ray_serve_takes_a_repository_at_a_commit_only() -> None:
+    pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
+    from nld_serve.app import Arguments
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub = "nvidia/Nemotron-Labs-Diffusion-8B"
+    assert Arguments(model=hub, revision=commit, arguments="--seed 1").common == ["--revision", commit, "--seed", "1"]
+    assert Arguments(model="nano").common == Arguments(model="/models/8B").common == []
+    for wrong in ({"model": hub}, {"model": hub, "revision": "main"}, {"model": "nano", "revision": commit}):
+        with pytest.raises(ValueError, match=r"args\.revision"):
+            Arguments(**wrong)

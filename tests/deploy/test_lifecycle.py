@@ -63,7 +63,7 @@ def test_probe_fails_with_a_reason(server: Server) -> None:
     ("path", "status"), [("/v1/models", 401), ("/metrics", 200), ("/health", 200), ("/version", 200)]
 )
 def test_key_protects_only_the_api(server: Server, path: str, status: int) -> None:
-    """As the README's security notes say."""
+    """As docs/deploy.md says."""
     assert httpx.get(server.url + path, timeout=10).status_code == status
 
 
@@ -125,6 +125,7 @@ def test_sigterm_under_load_finishes_all_requests(server: Server) -> None:
 def test_requests_end_after_the_shutdown_timeout(tmp_path: Path) -> None:
     """Each client gets the end of its stream or an error soon after the timeout. The worker is a separate process."""
     arguments = [*ARGUMENTS, "--max-model-len", "1024", "--max-num-seqs", "1", "--shutdown-timeout", "1"]
+    arguments += ["--distributed-executor-backend", "mp"]
     with Server(checkpoint_path(), arguments, log=tmp_path / "log", environment={"VLLM_API_KEY": KEY}) as server:
         assert server.process is not None
         outcomes: list[Outcome] = []

@@ -5,13 +5,10 @@ Starting five servers of two processes each takes minutes on a small machine, so
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +17,11 @@ import openai
 import psutil
 import pytest
 import torch
-import yaml
 
 from bench.prometheus import prometheus
+from tests.deploy.application import Application, canary, cluster, config, deploy, running, wait_until
 from tests.metrics.prom import needs_prometheus
-from tests.ray_cluster import actors, two_nodes
+from tests.ray_cluster import actors
 from tests.scale import SCALE
 from vllm_nld.nano import heldout
 from vllm_nld.tools.server import free_port
@@ -36,68 +33,13 @@ pytestmark = [
     pytest.mark.skipif(SCALE <= 1, reason="minutes of server starts: set NLD_TEST_SCALE=2"),
 ]
 
-ROOT = Path(__file__).parents[2]
 SECONDS = 10  # of load in each state
-
-
-class Application(NamedTuple):
-    url: str  # of the OpenAI API
-    dashboard: str
-
-
-def config(file: Path, port: int, stable_replicas: int, **arguments: str) -> Path:
-    """Write the shipped single-machine config with another port to `file` and return it."""
-    content = yaml.safe_load((ROOT / "deploy/ray/serve-local.yaml").read_text())
-    content["http_options"]["port"] = port
-    content["proxy_location"] = "HeadOnly"
-    [application] = content["applications"]
-    application["args"] |= arguments
-    [stable] = [each for each in application["deployments"] if each["name"] == "stable"]
-    stable["num_replicas"] = stable_replicas
-    file.write_text(yaml.safe_dump(content))
-    return file
 
 
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
-    """The address of a test cluster's dashboard."""
-    import ray
-
-    paths = [str(ROOT), str(ROOT / "deploy/ray"), os.environ.get("PYTHONPATH", "")]
-    port = free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        with two_nodes(dashboard_port=port) as address:
-            patch.setenv("RAY_ADDRESS", address)
-            ray.init(address=address, log_to_driver=True)
-            yield f"http://127.0.0.1:{port}"
-            ray.shutdown()
-
-
-def deploy(dashboard: str, file: Path) -> None:
-    serve = Path(sys.executable).with_name("serve")
-    subprocess.run([serve, "deploy", str(file), "--address", dashboard], check=True)
-
-
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 300) -> float:
-    """Wait for the condition and return how many seconds it took."""
-    begin = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begin < timeout, f"{what}: not within {timeout} s"
-        time.sleep(0.5)
-    return time.monotonic() - begin
-
-
-def status(dashboard: str) -> dict[str, Any]:
-    answer = httpx.get(f"{dashboard}/api/serve/applications/", timeout=30).raise_for_status()
-    return answer.json()["applications"]["nld"]
-
-
-def running(dashboard: str) -> bool:
-    found = status(dashboard)
-    assert found["status"] != "DEPLOY_FAILED", found["message"]
-    return found["status"] == "RUNNING"
+    with cluster(nodes=2) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +49,6 @@ def app(dashboard: str, tmp_path_factory: pytest.TempPathFactory) -> Application
     seconds = wait_until(lambda: running(dashboard), "the application runs")
     print(f"\nThe application was up after {seconds:.0f} s.")
     return Application(f"http://127.0.0.1:{port}", dashboard)
-
-
-def canary(app: Application, *words: str) -> str:
-    command = [sys.executable, "-m", "nld_serve.canary", *words, "--address", app.dashboard]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'deploy/ray'}{os.pathsep}{ROOT}"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 class Answer(NamedTuple):
@@ -203,7 +137,7 @@ def test_canary_moves_without_a_failed_request(app: Application) -> None:
 def targets(app: Application) -> dict[str, list[str]]:
     """The metrics addresses of the replicas, by deployment."""
     groups = httpx.get(f"{app.url}/metrics/targets", timeout=30).raise_for_status().json()
-    return {group["labels"]["deployment"]: group["targets"] for group in groups}
+    return {group["labels"]["deployment"]: group["targets"] for group in groups if "deployment" in group["labels"]}
 
 
 def requests_ended(target: str, reason: str = "") -> float:
@@ -228,7 +162,7 @@ def test_prometheus_finds_and_scrapes_every_replica(app: Application, tmp_path: 
     """From the router's list alone, and each replica's series carry its deployment."""
 
     def scraped(query: str) -> Counter[str]:
-        return Counter(labels["deployment"] for labels, _ in server.query(query))
+        return Counter(labels["deployment"] for labels, _ in server.query(query) if "deployment" in labels)
 
     with prometheus(tmp_path, f"{app.url}/metrics/targets") as server:
         for query in ("up == 1", "nld:build_info"):

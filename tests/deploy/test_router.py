@@ -1,44 +1,282 @@
-"""The router's share and invalid settings. test_ray_serve.py sends whole requests."""
+"""The router and the judge on handles without Ray. test_chaos.py and test_ray_serve.py ask real servers."""
 
+import asyncio
+import json
+import logging
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
 
-from nld_serve.canary import router_config, share_of  # noqa: E402 - only if Ray is installed
-from nld_serve.router import Router, Share  # noqa: E402
+from ray.exceptions import RayError  # noqa: E402
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError  # noqa: E402
+from starlette.requests import Request  # noqa: E402
+
+from nld_serve.canary import changed, router_config, share_of  # noqa: E402 - only if Ray is installed
+from nld_serve.judge import Judge, Report  # noqa: E402
+from nld_serve.replica import draft_counts  # noqa: E402
+from nld_serve.rollout import Phase  # noqa: E402
+from nld_serve.router import Router  # noqa: E402
+from nld_serve.settings import Settings, read  # noqa: E402
+from nld_serve.window import Tally  # noqa: E402
+from tests.deploy.fakes import Behavior, Handle, Remote, answering, refusing, silent, slow  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+FINE = answering(b"fine")
+EVENTS = "text/event-stream; charset=utf-8"
 
 
-@given(share=st.floats(0, 1), count=st.integers(0, 300))
-def test_share_is_met_after_every_request(share: float, count: int) -> None:
-    canary = Share()
-    canary.set(share)
-    taken = 0
-    for requests in range(1, count + 1):
-        taken += canary.take()
-        assert abs(taken - share * requests) < 1 + 1e-6
+def request(headers: dict[str, str] | None = None, body: Any = None) -> Request:
+    raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "headers": raw}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(body or {}).encode(), "more_body": False}
+
+    return Request(scope, receive)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.01, "0.5", None, True, float("nan")])
-def test_share_rejects(value: Any) -> None:
-    with pytest.raises(ValueError, match="canary_share"):
-        Share().set(value)
+def routing(canary: Behavior, stable: Behavior = FINE, **config: Any) -> Router:
+    """A router whose judge has begun the run, all of whose requests go to the canary."""
+    router = Router(Handle(stable), Handle(canary), None)  # type: ignore[arg-type]
+    router.settings = read({"canary_share": 1.0, "failover": {"accept_s": 0.05}} | config)
+    router.state = asyncio.run(Judge(None).sync(Report(router.settings)))
+    return router
 
 
-def test_router_rejects_unknown_settings() -> None:
-    router = Router(None, None)  # type: ignore[arg-type]  # no request is made
-    router.reconfigure({"canary_share": 0.25})
+async def ask(router: Router, **options: Any) -> tuple[int, str, dict[str, str]]:
+    """The status, body and headers of an answer."""
+    response = await router(request(**options))
+    body = bytes(response.body) if hasattr(response, "body") else b""
+    if hasattr(response, "body_iterator"):
+        body = b"".join([bytes(piece) async for piece in response.body_iterator])
+    return response.status_code, body.decode(), dict(response.headers)
+
+
+@pytest.mark.parametrize(
+    ("canary", "reason"),
+    [
+        pytest.param(silent, "unaccepted", id="no replica takes it"),
+        pytest.param(refusing(DeploymentUnavailableError("canary")), "unaccepted", id="no replica starts"),
+        pytest.param(refusing(BackPressureError(num_queued_requests=9, max_queued_requests=9)), "queue", id="full"),
+        pytest.param(refusing(RayError("gone")), "lost", id="replica has gone"),
+        pytest.param(answering(then=RayError("killed")), "lost", id="dies before its head"),
+        pytest.param(answering(b"{}", status=500), "error", id="answers 500"),
+        pytest.param(answering(b"{}", status=503), "error", id="refuses with 503"),
+        pytest.param(answering(b'data: {"error": {}}\n\n', kind=EVENTS), "error", id="first event is an error"),
+    ],
+)
+def test_failover(canary: Behavior, reason: str) -> None:
+    """The client gets stable's answer, whatever happens to the canary before its first token."""
+    router = routing(canary)
+    status, body, headers = asyncio.run(ask(router))
+    assert (status, body, headers["x-nld-deployment"], headers["x-nld-failover"]) == (200, "fine", "stable", reason)
+    assert router.report.failovers == {reason: 1}
+    tally = router.report.tallies.get("canary", Tally())
+    assert tally.errors == tally.requests == (reason != "queue"), "a full queue is not an error of the canary's"
+    assert router.deployments["canary"].answers[0].cancelled
+    without = routing(canary, failover={"enabled": False, "accept_s": 0.05})
+    if canary is not silent:  # it waits for a replica
+        assert asyncio.run(ask(without))[2]["x-nld-deployment"] == "canary"
+
+
+def test_head_without_first_token_fails_over() -> None:
+    """vLLM sends a stream's head before its first token."""
+
+    async def canary() -> Any:
+        async for item in answering(b"x", kind=EVENTS)():
+            if item == b"x":
+                raise RayError("killed")
+            yield item
+
+    assert asyncio.run(ask(routing(canary)))[1] == "fine"
+
+
+def test_cut_after_the_first_token_is_not_sent_again() -> None:
+    router = routing(answering(b"data: one\n\n", kind=EVENTS, then=RayError("killed")))
+    status, body, headers = asyncio.run(ask(router))
+    assert body.startswith("data: one") and "send it again" in body and "x-nld-failover" not in headers
+    assert router.report.tallies["canary"].errors == 1 and not router.deployments["stable"].answers
+
+
+def test_clients_errors_do_not_fail_over() -> None:
+    router = routing(answering(b"no such field", status=400))
+    assert asyncio.run(ask(router))[:2] == (400, "no such field")
+    tally = router.report.tallies["canary"]
+    assert (tally.requests, tally.errors, tally.seconds.total()) == (1, 0, 0)
+
+
+def test_lost_by_stable() -> None:
+    router = routing(FINE, answering(then=RayError("killed")), canary_share=0.0)
+    status, body, headers = asyncio.run(ask(router))
+    assert (status, headers["retry-after"]) == (503, "1") and "send it again" in body
+
+
+def test_requests_over_the_queue_limit_go_to_stable() -> None:
+    router = routing(slow, failover={"queue_limit": 2})
+
+    async def ask_three() -> tuple[int, str, dict[str, str]]:
+        waiting = [asyncio.create_task(ask(router)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        third = await asyncio.wait_for(ask(router), 5)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return third
+
+    _, body, headers = asyncio.run(ask_three())
+    assert body == "fine" and headers["x-nld-failover"] == "queue"
+    assert router.waiting == 0 and all(answer.cancelled for answer in router.deployments["canary"].answers)
+
+
+def test_clients_stay_where_they_are() -> None:
+    """And a router that restarts sends them to the same deployment."""
+    first, second = (routing(FINE, canary_share=0.5) for _ in range(2))
+    places = {
+        user: [
+            asyncio.run(ask(router, body={"user": user}))[2]["x-nld-deployment"] for router in (first, first, second)
+        ]
+        for user in map(str, range(40))
+    }
+    assert all(len(set(seen)) == 1 for seen in places.values())
+    assert {seen[0] for seen in places.values()} == {"stable", "canary"}
+    pinned = asyncio.run(ask(first, headers={"x-nld-cohort": "canary"}, body={"user": "0"}))
+    assert pinned[2]["x-nld-deployment"] == "canary"
+
+
+def test_nobody_gets_the_canary_before_the_judge_has_begun() -> None:
+    router = routing(FINE)
+    assert router.canary_share == 1
+    router.settings = read({"canary_share": 0.5, "generation": 1})
+    assert router.canary_share == 0, "the judge knows only of the earlier run"
+    router.state = None
+    assert router.canary_share == 0
+
+
+def test_reconfigure_rejects_wrong_settings() -> None:
+    router = routing(FINE)
+    asyncio.run(router.reconfigure({"canary_share": 0.25}))
     with pytest.raises(ValueError, match="user_config.canary is unknown"):
-        router.reconfigure({"canary": 0.5})
-    assert router.share.value == 0.25
+        asyncio.run(router.reconfigure({"canary": 0.5}))
+    assert router.settings.canary_share == 0.25
+
+
+def errors(requests: int, failed: int) -> dict[str, Tally]:
+    tally = Tally()
+    for number in range(requests):
+        tally.add(1.0, failed=number < failed)
+    return {"canary": tally}
+
+
+def metric(judge: Judge, line: str) -> float:
+    found = [each for each in judge.metrics.text().decode().splitlines() if each.startswith(line)]
+    return float(found[0].rpartition(" ")[2])
+
+
+def test_judge_rolls_back_and_remembers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For every router, with a log line and metrics, and through its own restart."""
+    settings, judge = Settings(canary_share=0.5), Judge(None)
+    monkeypatch.setattr("nld_serve.judge.logger", logging.getLogger("tests.judge"))  # Serve's own doesn't propagate
+
+    async def story() -> None:
+        one = await judge.sync(Report(settings), now=0)
+        assert (one.phase, one.share) == (Phase.FIXED, 0.5)
+        one = await judge.sync(Report(settings, one, errors(30, 3), Counter(lost=3)), now=1)
+        assert one.phase is Phase.ROLLED_BACK
+        other = await judge.sync(Report(settings), now=1.1)
+        assert other == one, "another router gets to know it"
+        assert "rolled back: stable gets all requests: error_rate 0.1 > 0.05" in caplog.text
+        assert metric(judge, "nld_router_canary_rolled_back") == 1 and metric(judge, "nld_router_canary_share ") == 0
+        assert metric(judge, 'nld_router_canary_rollbacks_total{criterion="error_rate",dry_run="false"}') == 1
+        assert metric(judge, 'nld_router_requests_total{deployment="canary",outcome="error"}') == 3
+        assert metric(judge, 'nld_router_failovers_total{reason="lost"}') == 3
+        assert metric(judge, 'nld_router_canary_value{criterion="error_rate"}') == 0.1
+        assert (await judge.status())["reason"] == one.reason
+        restarted = Judge(None)
+        fresh = await restarted.sync(Report(settings), now=5)
+        assert fresh.phase is Phase.FIXED, "nobody has told it"
+        assert (await restarted.sync(Report(settings, one), now=5)).phase is Phase.ROLLED_BACK
+        again = await restarted.sync(Report(settings.model_copy(update={"generation": 1}), one), now=6)
+        assert again.phase is Phase.FIXED
+        old = await restarted.sync(Report(settings, one), now=7)
+        assert old.run == again.run, "a router with earlier settings does not bring them back"
+
+    asyncio.run(story())
+
+
+def test_judge_reads_the_drafts_of_replicas() -> None:
+    """A canary whose drafts are refused is out after one window, and a good one is not."""
+
+    class Replicas:
+        def __init__(self, accepted: int) -> None:
+            self.accepted, self.looks = accepted, 0
+
+        def broadcast(self, method: str) -> "Replicas":
+            self.looks += 1
+            return self
+
+        async def results_async(self, **options: Any) -> list[Any]:
+            counts = {"blocks": 100, "drafted": 3100, "accepted": 100 * self.accepted}
+            counts |= {"verified_blocks": 100, "verified_drafts": 100 * self.accepted}
+            return [("a", Counter({name: self.looks * count for name, count in counts.items()})), RuntimeError("b")]
+
+    async def phases(accepted: int) -> list[Phase]:
+        judge = Judge(Replicas(accepted))  # type: ignore[arg-type]
+        return [(await judge.sync(Report(Settings(canary_share=0.1)), now=now)).phase for now in range(6)]
+
+    assert set(asyncio.run(phases(accepted=5))) == {Phase.FIXED}
+    assert asyncio.run(phases(accepted=0))[-1] is Phase.ROLLED_BACK
+
+
+def test_router_reports_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a lost report held is in the next one."""
+    monkeypatch.setattr("nld_serve.router.PERIOD", 0.01)
+    judge, lost = Judge(None), []
+
+    class Flaky(Remote):
+        async def sync(self, report: Report) -> Any:
+            if report.tallies and not lost:
+                lost.append(report)
+                raise RayError("the judge has gone")
+            return await judge.sync(report)
+
+    async def story() -> None:
+        remote = Remote(Flaky(judge))
+        router = Router(Handle(FINE), Handle(FINE), remote)  # type: ignore[arg-type]
+        await router.reconfigure({"canary_share": 1.0})
+        while router.canary_share != 1:
+            await asyncio.sleep(0.01)
+        await ask(router)
+        while not metric(judge, 'nld_router_requests_total{deployment="canary",outcome="ok"}'):
+            await asyncio.sleep(0.01)
+        assert lost
+        assert router.reporter is not None
+        router.reporter.cancel()
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def test_draft_counts() -> None:
+    lines = [
+        'nld:blocks_committed_total{engine="0",mode="linear",model_name="x"} 10.0',
+        'nld:blocks_committed_total{engine="0",mode="diffusion",model_name="x"} 2.0',
+        'nld:accepted_draft_tokens_total{engine="0",mode="linear",model_name="x"} 50.0',
+        'nld:accepted_draft_tokens_total{engine="0",mode="diffusion",model_name="x"} 62.0',
+        'nld:draft_tokens_total{engine="0",mode="linear",model_name="x"} 310.0',
+        "vllm:num_requests_running 3.0",
+    ]
+    assert draft_counts("\n".join(lines)) == {
+        "blocks": 12,
+        "accepted": 112,
+        "drafted": 310,
+        "verified_blocks": 10,
+        "verified_drafts": 50,
+    }
 
 
 def test_canary_changes_one_application_only() -> None:
@@ -55,6 +293,13 @@ def test_canary_changes_one_application_only() -> None:
     assert bare == {"name": "nld", "deployments": [{"name": "router"}]}
     with pytest.raises(ValueError, match="deployed: other"):
         router_config([other], "nld")
+
+
+def test_canary_keeps_the_other_settings_and_begins_another_run() -> None:
+    before = {"canary_share": 0.1, "rollback": {"dry_run": True}}
+    after = changed(before, 0.1)
+    assert after == {"canary_share": 0.1, "generation": 1, "rollback": {"dry_run": True}}
+    assert read(after).run != read(before).run
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use if only mode 'ar' is served"),
     "denoising in ar": ({"mode": "ar", "threshold": 0.5}, r"nld\.threshold has no use"),
     "no floor": ({"min_acceptance_length": 0.5}, r"nld\.min_acceptance_length must be at least 1, not 0\.5"),
+    "no expectation": ({"expected_acceptance_length": 0}, r"nld\.expected_acceptance_length must be at least 1, not 0"),
     "floor as text": ({"min_acceptance_length": "2"}, r"nld\.min_acceptance_length must be a number, not '2'"),
     "no passes": ({"max_denoise_steps": 0}, r"nld\.max_denoise_steps must be at least 1, not 0"),
     "modes as text": (

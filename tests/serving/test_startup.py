@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import write_json, write_tiny_checkpoint
 from vllm_nld.compat import versions
+from vllm_nld.serving import startup
 from vllm_nld.tools.server import vllm_command
 
 
@@ -156,10 +157,33 @@ def test_eager_mode_without_a_compiler(tiny_checkpoint: Path, monkeypatch: pytes
     assert start(tiny_checkpoint).compilation_config.mode == CompilationMode.NONE
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs have this by default")
+def test_one_worker_runs_in_the_engines_process(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user asks for a process, for cores, or for several ranks, or the machine has several memory nodes."""
+
+    def executor(**options: Any) -> Any:
+        return start(tiny_checkpoint, **options).parallel_config.distributed_executor_backend
+
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    monkeypatch.setattr(startup, "memory_nodes", lambda: [Path("node0")])
+    assert executor() == startup.ONE_PROCESS
+    assert executor(distributed_executor_backend="mp") == executor(tensor_parallel_size=2) == "mp"
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-1")
+    assert executor() == "mp"
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    assert executor() == startup.ONE_PROCESS
+    monkeypatch.setattr(startup, "memory_nodes", lambda: [Path("node0"), Path("node1")])
+    assert executor() == "mp"
+
+
 @pytest.mark.server
 def test_vllm_serve_prints_the_error(tmp_path: Path) -> None:
+    """One sentence and no stack trace: test_preflight.py has the other mistakes."""
     path = write_tiny_checkpoint(tmp_path / "model")
     drop_tensor(path)
     result = subprocess.run([*vllm_command(), "serve", str(path)], capture_output=True, text=True, timeout=120)
-    assert result.returncode != 0
-    assert "lacks 1 tensor(s), the first encoder.layers.1.mlp.up_proj.weight" in result.stdout + result.stderr
+    assert result.returncode == 1
+    sentence = f"vllm serve: {path} lacks 1 tensor(s), the first encoder.layers.1.mlp.up_proj.weight: download "
+    assert result.stderr.splitlines()[-1].startswith(sentence)
+    assert "Traceback" not in result.stdout + result.stderr

@@ -38,23 +38,23 @@ class Peak(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def proposals(runner: Any) -> Iterator[list[int]]:
+def drafting(runner: Any, method: str = "draft") -> Iterator[list[int]]:
     """The most bytes that each call of a runner's speculator needs."""
     found: list[int] = []
-    propose = runner.speculator.propose
+    inherited = getattr(runner.speculator, method)
 
     def measured(*args: Any, **more: Any) -> Any:
         with Peak() as peak:
-            out = propose(*args, **more)
+            out = inherited(*args, **more)
         found.append(peak.bytes)
         return out
 
-    with patch.object(runner.speculator, "propose", measured):
+    with patch.object(runner.speculator, method, measured):
         yield found
 
 
 def profiled(runner: Any) -> int:
     """What vLLM's memory profile sees of drafting."""
-    with proposals(runner) as found:
+    with drafting(runner, "propose") as found:
         runner._dummy_run(runner.max_num_tokens, skip_attn=True, is_profile=True)
     return found[0]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.engines import engine
-from tests.spec_worker.batches import BLOCK, Ask, stepped, together, tokens, watched
+from tests.spec_worker.batches import BLOCK, Ask, together, tokens, watched
 from tests.spec_worker.conftest import TOKENS, allow_async, linear, metric
 from tests.spec_worker.leaks import assert_nothing_left
 from vllm_nld.serving.modes import MODES
@@ -114,17 +114,19 @@ def test_costs_were_measured_at_start_up(llm: Any) -> None:
     assert_nothing_left(llm)
 
 
-def test_a_first_token_does_not_wait_for_drafts(llm: Any, prompts: list[list[int]]) -> None:
-    """With asynchronous scheduling it does not wait anyway: outputs are copied before drafts are made."""
-    synchronous = not llm.llm_engine.vllm_config.scheduler_config.async_scheduling
-    scheduler(llm).auto.forced = BLOCK
-    try:
-        with watched(llm) as steps:
-            stepped(llm, [Ask(prompts[3], {})], steps=6)
-    finally:
-        scheduler(llm).auto.forced = None
-    assert bool(steps[0].passes) != synchronous
-    assert steps[1].passes
+def test_tokens_after_a_stop_do_not_count(llm: Any, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    """A round yields what its request gets, however many drafts after the stop were right."""
+    auto, accepted = scheduler(llm).auto, []
+    prompt, text = next((p, e) for p, e in zip(prompts, expected, strict=True) if e.index(e[5]) == 5)
+    finish, auto.forced = auto.finish, BLOCK
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "finish", lambda *args: (accepted.extend(auto._blocks[1]), finish(*args)))
+        try:
+            (answer,) = tokens(together(llm, [Ask(prompt, {}, sampling={"stop_token_ids": [text[5]]})]))
+        finally:
+            auto.forced = None
+    assert answer == text[:6]
+    assert accepted and 1 + sum(1 + count for count in accepted) == len(answer)
 
 
 def test_it_reports_its_choices(llm: Any, prompts: list[list[int]]) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from tests.engines import engine, greedy, random_prompts
 from tests.spec_worker.acceptance import Acceptance, exact_steps
-from tests.spec_worker.batches import BLOCK
-from tests.spec_worker.conftest import TOKENS, VOCAB, linear, metric, token_ids
+from tests.spec_worker.batches import BLOCK, watched
+from tests.spec_worker.conftest import TOKENS, VOCAB, allow_async, linear, metric, token_ids
 from tests.spec_worker.leaks import parts
 from vllm_nld.model.draft_lora import DraftLora
 from vllm_nld.reference import ReferenceModel, generate
@@ -89,6 +89,27 @@ def test_a_batch_drafts_as_each_of_its_requests_alone(
     assert drafts >= sum(len(generation.rounds) for generation in exact)  # the budget cuts some blocks short
 
 
+@pytest.mark.parametrize("schedule", ["sync", "async"])
+def test_a_steps_tokens_do_not_wait_for_drafts(
+    schedule: str, agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With synchronous scheduling the next step drafts, and not for requests that have ended.
+
+    With asynchronous scheduling the tokens are copied before drafts are made, and who ends is not known in time.
+    """
+    if schedule == "async":
+        allow_async(monkeypatch)
+    with engine(agreeable_checkpoint, **linear(8)) as llm:
+        plain = greedy(llm, PROMPTS[:1], TOKENS, extra_args={"nld_mode": "ar"})[0].token_ids
+        end = plain.index(plain[4])  # the first time that this token appears
+        with watched(llm) as steps:
+            stopped = greedy(llm, PROMPTS[:1], TOKENS, stop_token_ids=[plain[4]])[0].token_ids
+    assert stopped == plain[: end + 1]
+    assert bool(steps[0].passes) == (schedule == "async")
+    drafted = [bool(step.passes) for step in steps]
+    assert drafted[1:] == [True] * (len(steps) - 1), "the last step verifies, and drafts nothing for later"
+
+
 def test_ar_requests_pay_for_no_drafting(agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their steps leave the speculator out, and no forward but a draft pass has the adapter in it."""
     with engine(agreeable_checkpoint, **linear(8)) as llm:
@@ -116,14 +137,13 @@ def test_adaptive_verification_gets_the_probability_of_each_draft(
         assert not speculator.use_acceptance_estimator
         speculator.filler = replace(speculator.filler, reports=True)
         speculator.enable_adaptive_verification = True
-        propose = speculator.propose
+        draft = speculator.draft
 
-        def watched(*args: Any, **more: Any) -> Any:
-            drafts = propose(*args, **more)
-            seen.append((drafts[0].tolist(), speculator.draft_token_confidence_probs[0].double()))
-            return drafts
+        def watched(step: Any) -> None:
+            draft(step)
+            seen.append((speculator.draft_tokens[0].tolist(), speculator.draft_token_confidence_probs[0].double()))
 
-        speculator.propose = watched
+        speculator.draft = watched
         first = greedy(llm, [prompt], 2)[0].token_ids[0]
     drafts, probabilities = seen[0]
     cache = KVCache(reference.config.num_hidden_layers)

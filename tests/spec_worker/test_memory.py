@@ -10,7 +10,7 @@ from tests.engines import engine, random_prompts
 from tests.spec_worker.batches import BLOCK, Ask, together, tokens
 from tests.spec_worker.conftest import linear
 from tests.spec_worker.leaks import parts
-from tests.spec_worker.memory import profiled, proposals
+from tests.spec_worker.memory import drafting, profiled
 from tests.tiny import write_tiny_checkpoint
 
 VOCAB, REQUESTS = 8192, 16  # so many tokens that logits outweigh all else
@@ -40,7 +40,7 @@ def test_the_profile_takes_as_much_as_any_step(extra: dict[str, Any], sampling: 
     """Else a full batch runs out of memory on a GPU, whose free memory the KV cache has taken."""
     runner = parts(llm)[2]
     most = profiled(runner)
-    with proposals(runner) as peaks:
+    with drafting(runner) as peaks:
         together(llm, [Ask(prompt, extra, sampling=sampling) for prompt in PROMPTS])
     logits = REQUESTS * (BLOCK - 1) * VOCAB * 4
     assert max(peaks) >= 0.8 * logits, "some step drafted for most requests at once"
@@ -53,7 +53,7 @@ def test_rows_are_decided_in_chunks(
 ) -> None:
     """A chunk of a few rows bounds what a pass takes, and changes no answer."""
     asks = [Ask(prompt, extra, sampling=sampling | {"seed": 3}) for prompt in PROMPTS]
-    with proposals(parts(llm)[2]) as peaks:
+    with drafting(parts(llm)[2]) as peaks:
         whole, most = tokens(together(llm, asks)), max(peaks)
         peaks.clear()
         row = VOCAB * 4

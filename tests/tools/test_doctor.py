@@ -14,6 +14,7 @@ import pytest
 from tests.tiny import write_tiny_checkpoint
 from vllm_nld.tools.cli import main
 from vllm_nld.tools.doctor import Check
+from vllm_nld.tools.doctor.machine import advice
 
 COMMAND = str(Path(sys.executable).with_name("vllm-nld"))
 
@@ -57,6 +58,19 @@ def test_the_short_report_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     assert "in force" in report and "checks passed" in report
     assert "skip_idle_drafter" not in report and "_gumbel_sample_kernel" not in report
     assert len(report.splitlines()) < 30 and max(map(len, report.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "bind", "said"),
+    [
+        (0.1, None, None, "Good for large models on an idle machine"),
+        (3.0, None, None, "OMP_NUM_THREADS=1 is steadier"),
+        (3.0, "2", "0,1", "set VLLM_CPU_OMP_THREADS_BIND=nobind"),
+        (3.0, "1", "nobind", "Steady, and enough for small models"),
+    ],
+)
+def test_advises_on_threads(load: float, threads: str | None, bind: str | None, said: str) -> None:
+    assert said in advice(2, load, threads, bind)
 
 
 def test_says_how_to_enable_a_disabled_plugin() -> None:

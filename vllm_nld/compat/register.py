@@ -35,6 +35,7 @@ PATCHES: tuple[Patch, ...] = (
     requests.declare_bool_fields,
     requests.check_beam_searches,
     requests.read_token_requests,
+    upstream.check_arguments_first,
     upstream.abort_requests_at_shutdown,
 )
 

@@ -32,7 +32,7 @@ def build_self_speculator(module: Any) -> Iterator[Change]:
     def init_speculator(vllm_config: Any, device: Any, req_states: Any) -> Any:
         if not drafts_for_itself(vllm_config):
             return inherited(vllm_config, device, req_states)
-        return importlib.import_module(SPECULATOR_MODULE).SelfSpeculator(vllm_config, device)
+        return importlib.import_module(SPECULATOR_MODULE).SelfSpeculator(vllm_config, device, req_states)
 
     yield module, "init_speculator", init_speculator
 
@@ -108,17 +108,20 @@ def charge_only_scheduled_tokens(module: Any) -> Iterator[Change]:
 
 @patch(MODEL_RUNNER)
 def hand_over_draft_plan(module: Any) -> Iterator[Change]:
-    """Hand each step's draft plan to the speculator, see `spec_worker.plan`.
+    """Hand each step's draft plan to the speculator, see `spec_worker.plan`, after what the last step put off.
 
     Symptom: the worker drafts for requests that the scheduler lets draft nothing, and drafts more than is
-    verified.
-    Cause: SchedulerOutput has one number of drafts for the whole batch, and `propose` gets no more than that.
-    Delete when: SchedulerOutput has a number of drafts per request and hands it to the speculator.
+    verified. With synchronous scheduling, a step's tokens wait for the next drafts.
+    Cause: SchedulerOutput has one number of drafts for the whole batch, and `propose` gets no more than that. A
+    speculator is not called between two steps.
+    Delete when: SchedulerOutput has a number of drafts per request and hands it to the speculator, and a step's tokens
+    are delivered before its drafts are made.
     """
     inherited = module.GPUModelRunner.execute_model
 
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if is_ours(self.speculator):
+            self.speculator.catch_up(scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set()))
             self.speculator.obey(getattr(scheduler_output, "nld_plan", None))
         return inherited(self, scheduler_output, *args, **kwargs)
 

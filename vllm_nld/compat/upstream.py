@@ -31,6 +31,27 @@ def refuse_oversized_lists(module: Any) -> Iterator[Change]:
     yield module.InputProcessor, "process_inputs", process_inputs
 
 
+@patch("vllm.entrypoints.cli.serve")
+def check_arguments_first(module: Any) -> Iterator[Change]:
+    """End `vllm serve` with one sentence if its model, tokenizer or port can't be right. Affects every model.
+
+    Symptom: a wrong path ends in a stack trace of 69 lines, a repository without network in one of 98 lines after 91
+    seconds, a port in use in one after the model has been loaded.
+    Cause: vLLM finds out when it needs them, and lets exceptions through.
+    Delete when: `ServeSubcommand.validate` checks them.
+    """
+    from vllm_nld.serving.preflight import first_mistake
+
+    inherited = module.ServeSubcommand.validate
+
+    def validate(self: Any, args: Any) -> None:
+        inherited(self, args)
+        if why := first_mistake(args):
+            raise SystemExit(f"vllm serve: {why}")
+
+    yield module.ServeSubcommand, "validate", validate
+
+
 @patch("vllm.v1.engine.async_llm")
 def abort_requests_at_shutdown(module: Any) -> Iterator[Change]:
     """Abort the requests that are still running when --shutdown-timeout is over. Affects every model.

@@ -36,16 +36,18 @@ OBJECTS = {
     "vllm.forward_context.ForwardContext": "cudagraph_runtime_mode",
     "vllm.config.CompilationConfig": "cudagraph_mode static_forward_context",
     "vllm.config.ParallelConfig": "enable_batch_sharded_sampling",
-    "vllm.v1.core.sched.output.SchedulerOutput": "has_structured_output_requests num_scheduled_tokens "
-    "num_spec_tokens_to_schedule",
+    "vllm.v1.core.sched.output.SchedulerOutput": "finished_req_ids has_structured_output_requests "
+    "num_scheduled_tokens num_spec_tokens_to_schedule preempted_req_ids scheduled_spec_decode_tokens "
+    "total_num_scheduled_tokens",
     "vllm.v1.core.kv_cache_manager.KVCacheManager": "block_pool",
     "vllm.v1.core.block_pool.BlockPool": "get_num_free_blocks",
     "vllm.v1.core.sched.scheduler.Scheduler": "cache_config connector kv_cache_manager max_model_len "
     "max_num_running_reqs max_num_scheduled_tokens running waiting",
     "vllm.v1.engine.core.EngineCore": "batch_queue post_step request_block_hasher scheduler step_fn vllm_config",
     "vllm.v1.worker.gpu.input_batch.InputBatch": "cu_num_logits cu_num_logits_np expanded_idx_mapping "
-    "expanded_local_pos logits_indices num_reqs idx_mapping idx_mapping_np num_draft_tokens_per_req "
-    "num_scheduled_tokens positions query_start_loc query_start_loc_np req_ids seq_lens_cpu_upper_bound",
+    "expanded_local_pos has_structured_output_reqs logits_indices num_reqs idx_mapping idx_mapping_np "
+    "num_draft_tokens_per_req num_scheduled_tokens positions query_start_loc query_start_loc_np req_ids "
+    "seq_lens_cpu_upper_bound",
     "vllm.v1.worker.gpu.input_batch.InputBuffers": "input_ids max_num_reqs max_num_tokens positions query_start_loc "
     "seq_lens",
     "vllm.v1.worker.gpu.block_table.BlockTables": "block_sizes cp_size get_dummy_block_tables get_dummy_slot_mappings "
@@ -54,6 +56,7 @@ OBJECTS = {
     "vllm.v1.worker.gpu.cudagraph_utils.CudaGraphManager": "max_num_reqs needs_capture vllm_config",
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "draft_tokens_handler execute_model_state num_speculative_steps "
     "speculator",
+    "vllm.v1.worker.gpu.states.RequestState": "draft_tokens",
     "vllm.v1.worker.gpu.attn_utils.AttentionCGSupportInfo": "min_cg_attn_backend min_cg_support",
     "vllm.v1.attention.backends.cpu_attn.CPUAttentionMetadata": "block_table causal dynamic_causal query_start_loc "
     "scheduler_metadata seq_lens",
@@ -75,6 +78,7 @@ OBJECTS = {
 PATCHED = {
     "vllm.config.speculative.SpeculativeConfig": "max_num_new_slots_for_drafting",
     "vllm.config.vllm.VllmConfig": "_set_max_num_scheduled_tokens num_lookahead_tokens",
+    "vllm.entrypoints.cli.serve.ServeSubcommand": "validate",
     "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_beam_search_params "
     "to_sampling_params vllm_xargs",
     "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_beam_search_params to_sampling_params "

@@ -138,6 +138,12 @@ LORA_ACTIVE = Metric(
     "nld:draft_lora_active", GAUGE, "1 if draft passes run with the draft adapter, as the worker reports."
 )
 LORA_WANTED = Metric("nld:draft_lora_wanted", GAUGE, "1 if the server drafts and its draft_lora is not off.")
+EXPECTED_LENGTH = Metric(
+    "nld:expected_acceptance_length",
+    GAUGE,
+    "The setting expected_acceptance_length, which alerts compare with; absent if it is not set.",
+)
+WORKERS = Metric("nld:workers", GAUGE, "Workers of the engine, one per GPU on machines with GPUs.")
 REFUSED = Metric(
     "nld:requests_refused",
     COUNTER,

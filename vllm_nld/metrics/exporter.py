@@ -45,12 +45,15 @@ class NldStatLogger(AggregateStatLoggerBase):
         """Set gauges that stay constant, and start counters at 0, so that the first increment shows in rates."""
         import torch
 
-        drafts = drafts_for_itself(vllm_config)
+        drafts, settings = drafts_for_itself(vllm_config), Settings.of(vllm_config)
         block_length = ServerModes.of(vllm_config).block_length
         versions = (__version__, vllm_version(), torch.__version__)
         checkpoint = str(vllm_config.model_config.model)
         REGISTRY.child(m.BUILD_INFO, engine, *versions, checkpoint, self.default, str(block_length)).set(1)
-        REGISTRY.child(m.LORA_WANTED, engine).set(drafts and Settings.of(vllm_config).draft_lora != "off")
+        REGISTRY.child(m.LORA_WANTED, engine).set(drafts and settings.draft_lora != "off")
+        REGISTRY.child(m.WORKERS, engine).set(vllm_config.parallel_config.world_size)
+        if settings.expected_acceptance_length is not None:
+            REGISTRY.child(m.EXPECTED_LENGTH, engine).set(settings.expected_acceptance_length)
         for mode in ServerModes.of(vllm_config).modes or (self.default,):
             self.start_counters(engine, mode)
 

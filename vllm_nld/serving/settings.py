@@ -24,7 +24,8 @@ class Settings:
 
     mode: the mode of requests that don't choose one, see `serving.modes`; None: auto, unless --speculative-config
         asks for another drafter.
-    allowed_modes: the modes that requests may choose; None: all of them, or only "ar" if that is the server's mode.
+    allowed_modes: the modes that requests may choose; None: all but "quadratic", or only "ar" if that is the server's
+        mode.
     block_length: the last accepted token and its drafts, at least 2; None: the checkpoint's block_size. An upper bound
         for requests.
     threshold: in diffusion mode, a pass commits the tokens that are at least this probable.
@@ -36,9 +37,11 @@ class Settings:
         is offered if this is set, or if mode or allowed_modes names it.
     min_acceptance_length: in auto mode, blocks that are expected to yield fewer tokens per round are not drafted, so
         requests decode as in ar instead; at least 1.
+    expected_acceptance_length: tokens per round that you expect of this model and traffic, at least 1. It changes
+        /metrics only, where alerts compare with it; None: they compare with what the first day showed.
     draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
     mask_kernel: the kernel for attention masks among the rows of a step on a GPU: "triton", which is our own and what
-        "auto" means, or "xformers".
+        "auto" means, or "xformers" (pip install 'vllm-nld[xformers]').
     """
 
     mode: str | None = None
@@ -50,6 +53,7 @@ class Settings:
     tree_nodes: int = 0
     groups: int | None = None
     min_acceptance_length: float = 1.0
+    expected_acceptance_length: float | None = None
     draft_lora: str = "auto"
     mask_kernel: str = "auto"
 
@@ -75,9 +79,9 @@ class Settings:
                 f"{FIELD}.groups must be at most block_length {self.block_length}, a group for each number of accepted "
                 f"drafts, not {self.groups}"
             )
-        _check_number("min_acceptance_length", self.min_acceptance_length)
-        if not self.min_acceptance_length >= 1:
-            raise ValueError(f"{FIELD}.min_acceptance_length must be at least 1, not {self.min_acceptance_length}")
+        _check_length("min_acceptance_length", self.min_acceptance_length)
+        if self.expected_acceptance_length is not None:
+            _check_length("expected_acceptance_length", self.expected_acceptance_length)
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
             raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
         if self.mask_kernel not in MASK_KERNELS:
@@ -163,6 +167,12 @@ def _check_integer(name: str, value: Any, least: int, most: int | None = None) -
 def _check_number(name: str, value: Any) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{FIELD}.{name} must be a number, not {value!r}")
+
+
+def _check_length(name: str, value: Any) -> None:
+    _check_number(name, value)
+    if not value >= 1:
+        raise ValueError(f"{FIELD}.{name} must be at least 1, not {value}")
 
 
 def _check_fraction(name: str, value: Any) -> None:

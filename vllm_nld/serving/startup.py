@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
 
+# "uni" as a class, because the CPU platform replaces the name by "mp".
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 PICKLE_LOAD_FORMATS = ("pt", "npcache")
 
 
@@ -60,6 +62,7 @@ class ServedModel(VerifyAndUpdateConfig):
         if load_config.load_format == "auto":
             load_config.load_format = "safetensors"  # auto would fall back to pickle files if there are no others
         size_cpu_cache(vllm_config)
+        run_in_engine_process(vllm_config)
         fit_context(vllm_config.model_config)
         run_eagerly_without_compiler(vllm_config)
         configure(vllm_config)
@@ -117,6 +120,30 @@ def size_cpu_cache(vllm_config: "VllmConfig") -> None:
         "set. Change it by --kv-cache-memory-bytes.",
         cache.kv_cache_memory_bytes / GiB_bytes,
     )
+
+
+def run_in_engine_process(vllm_config: "VllmConfig") -> None:
+    """On a CPU, run a single worker in the engine's process, unless the user asks for another executor or for cores.
+
+    vLLM gives it a process of its own to bind its threads to cores. That takes half a minute longer to start, and
+    threads that are bound wait for their cores whenever something else runs on the machine.
+    """
+    from vllm.platforms import current_platform
+
+    parallel = vllm_config.parallel_config
+    alone = parallel.distributed_executor_backend == "uni" and parallel.data_parallel_size == 1
+    bound = os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind") != "nobind"
+    if current_platform.is_cpu() and alone and not bound and len(memory_nodes()) <= 1:
+        parallel.distributed_executor_backend = ONE_PROCESS  # type: ignore[assignment]  # vLLM takes class paths too
+        logger.info(
+            "The worker runs in the engine's process, with threads that are not bound to cores. "
+            "--distributed-executor-backend mp or VLLM_CPU_OMP_THREADS_BIND change that."
+        )
+
+
+def memory_nodes() -> list[Path]:
+    """The NUMA nodes of this machine: on several, threads must be bound to the one with their memory."""
+    return list(Path("/sys/devices/system/node").glob("node[0-9]*"))
 
 
 def run_eagerly_without_compiler(vllm_config: "VllmConfig") -> None:

@@ -1,4 +1,4 @@
-"""The `vllm-nld` command: doctor, demo, probe and the nano checkpoint. Serving itself is `vllm serve`."""
+"""The `vllm-nld` command: doctor, demo, evaluation and the nano checkpoint. Serving itself is `vllm serve`."""
 
 import argparse
 import importlib
@@ -11,7 +11,11 @@ from vllm_nld import __version__
 COMMANDS = {
     "doctor": ("vllm_nld.tools.doctor", "check that this machine can serve, and a checkpoint if named"),
     "demo": ("vllm_nld.tools.demo", "serve the small checkpoint and ask it held-out prompts"),
+    "evaluate": ("vllm_nld.evaluate.command", "compare modes on your prompts: accuracy, speed, cost"),
+    "compare": ("vllm_nld.evaluate.compare", "is one server, or one evaluation, worse than another?"),
+    "tune": ("vllm_nld.evaluate.tune", "find the threshold and block length that meet a target"),
     "probe": ("vllm_nld.tools.probe", "ask a running server for one token"),
+    "deploy-files": ("vllm_nld.tools.deploy_files", "write out the chart, rules, dashboard, Serve and compose files"),
     "plan": ("vllm_nld.plan.command", "how many GPUs of which kind, in which mode, for a P95 at a traffic; the cost"),
     "adapter train": ("vllm_nld.adapter.train", "fit the draft adapter to your own prompts"),
     "adapter evaluate": ("vllm_nld.adapter.evaluate", "acceptance with and without an adapter; is a new one better?"),

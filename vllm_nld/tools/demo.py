@@ -6,19 +6,22 @@ writes the answers as JSON. The number of forwards comes from the server's metri
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vllm_nld.evaluate.counts import scrape
 from vllm_nld.nano import Prompt, checkpoint_path, heldout
 from vllm_nld.serving.modes import MODES
 from vllm_nld.tools.server import Server, ServerError
 
 MAX_TOKENS = 256
+# Steady on a machine that does other things, and enough for so small a model. The user's own settings go first.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 SHOWN = ("dataclass", "function", "count", "list", "sql")  # categories to show first
 
 
@@ -46,18 +49,9 @@ def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
     return [first[category] for category in dict.fromkeys(prompt.category for prompt in plain)][:count]
 
 
-def counters(url: str, mode: str) -> tuple[int, int, int]:
-    """One mode's forwards, verify steps and tokens from verify steps so far, from the server's /metrics."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
-        lines = [line for line in response.read().decode().splitlines() if f'mode="{mode}"' in line]
-    names = ("nld:forwards_total{", "nld:acceptance_length_count{", "nld:acceptance_length_sum{")
-    forwards, steps, tokens = (sum(float(x.split()[-1]) for x in lines if x.startswith(name)) for name in names)
-    return int(forwards), int(steps), int(tokens)
-
-
 def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[no-untyped-def]  # openai is imported late: it takes a second
     """Ask one prompt and stream the answer to the terminal."""
-    before = counters(url, mode)
+    before = scrape(url, mode)
     print(f"\n> {prompt.messages[-1]['content']}  [{mode}]\n", flush=True)
     begin = time.perf_counter()
     stream = client.chat.completions.create(
@@ -77,7 +71,7 @@ def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
     seconds = time.perf_counter() - begin
-    nfe, steps, verified = (now - then for now, then in zip(counters(url, mode), before, strict=True))
+    counts = scrape(url, mode) - before
     correct = text.strip() == prompt.expected.strip()
     print(f"\n\n  [{'correct' if correct else 'WRONG'}, {tokens} tokens, {tokens / seconds:.0f} tokens/s]", flush=True)
     return Answer(
@@ -87,9 +81,9 @@ def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[
         expected=prompt.expected,
         correct=correct,
         tokens=tokens,
-        nfe=nfe,
-        tpf=tokens / max(nfe, 1),
-        acceptance_length=verified / steps if steps else None,
+        nfe=int(counts.forwards),
+        tpf=tokens / max(counts.forwards, 1),
+        acceptance_length=counts.acceptance_length,
         tokens_per_s=tokens / seconds,
     )
 
@@ -137,7 +131,8 @@ def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
 
     arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
     arguments += ["--additional-config", json.dumps({"nld": {"groups": 2}})]  # so that every mode is offered
-    with Server(checkpoint_path(), arguments, log=log, progress=progress) as server:
+    environment = {**ONE_THREAD, **os.environ}
+    with Server(checkpoint_path(), arguments, log=log, environment=environment, progress=progress) as server:
         print()
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         for mode in MODES:

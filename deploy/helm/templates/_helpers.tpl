@@ -14,6 +14,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{- define "vllm-nld.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "vllm-nld.name" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
 {{- define "vllm-nld.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}

@@ -4,7 +4,9 @@
     python -m nld_serve.canary 0.1        # a tenth of the requests
     python -m nld_serve.canary rollback   # none
 
-Connects to the cluster's dashboard (RAY_DASHBOARD_ADDRESS or --address), with the cluster's token if it has one.
+Each change begins another run of the canary, also after an automatic rollback: GET /canary of the router says what the
+canary does and why. Connects to the cluster's dashboard (RAY_DASHBOARD_ADDRESS or --address), with the cluster's token
+if it has one.
 """
 
 import argparse
@@ -40,6 +42,11 @@ def share_of(router: dict[str, Any]) -> float:
     return (router.get("user_config") or {}).get("canary_share", 0.0)
 
 
+def changed(user_config: dict[str, Any], share: float) -> dict[str, Any]:
+    """The router's settings with another share, as a new generation: it ends an automatic rollback."""
+    return {**user_config, "canary_share": share, "generation": user_config.get("generation", 0) + 1}
+
+
 def share(word: str) -> float:
     """Parse the command line's share."""
     value = 0.0 if word == "rollback" else float(word)
@@ -59,7 +66,7 @@ def main() -> int:
         applications = configs(client)
         router = router_config(applications, options.application)
         if options.share is not None:
-            router["user_config"] = {"canary_share": options.share}
+            router["user_config"] = changed(router.get("user_config") or {}, options.share)
             client.deploy_applications({"applications": applications})
     except (ValueError, RuntimeError, ConnectionError) as error:
         print(f"canary: {error}", file=sys.stderr)

@@ -9,8 +9,9 @@ import contextlib
 import itertools
 import logging
 import os
-import signal
+import re
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -18,12 +19,23 @@ from typing import NamedTuple, NoReturn
 import httpx
 import ray
 
+from nld_serve.guard import GRACE, clear_leftovers
+from vllm_nld.serving.modes import MODES
 from vllm_nld.tools.probe import refusal
 from vllm_nld.tools.server import free_port
 
 logger = logging.getLogger("ray.serve")
 
-STOP_TIMEOUT = 30  # seconds for the server to shut down; Serve has already let its requests finish
+STOP_TIMEOUT = GRACE + 10  # seconds for the server to shut down; Serve has already let its requests finish
+ACCEPTED = "accepted"
+TAKEN = re.compile("|".join(f'mode="{mode.name}"' for mode in MODES.values() if mode.takes_blocks))
+COUNTS = (  # name, metric, whether only modes that verify their drafts count
+    ("blocks", "nld:blocks_committed_total", False),
+    ("drafted", "nld:draft_tokens_total", False),
+    ("accepted", "nld:accepted_draft_tokens_total", False),
+    ("verified_blocks", "nld:blocks_committed_total", True),
+    ("verified_drafts", "nld:accepted_draft_tokens_total", True),
+)
 HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-encoding", "upgrade"}
 
 
@@ -35,10 +47,11 @@ class Head(NamedTuple):
 
 
 class ReplicaOptions(NamedTuple):
-    """The model and the `vllm serve` flags of a deployment."""
+    """The model and the `vllm serve` flags of a deployment, and the command that serves."""
 
     model: str
     arguments: tuple[str, ...]
+    command: tuple[str, ...] = ("vllm", "serve")
 
 
 class Replica:
@@ -50,7 +63,10 @@ class Replica:
         self.url = f"http://{self.host}:{self.port}"
         self.client = httpx.AsyncClient(base_url=self.url, timeout=None, limits=httpx.Limits(max_connections=None))
         self.process = await asyncio.create_subprocess_exec(
-            *command(options, self.host, self.port), env=environment(), start_new_session=True
+            *command(options, self.host, self.port),
+            stdin=asyncio.subprocess.PIPE,  # if this actor ends in whatever way, the guard sees it here
+            env=environment(),
+            start_new_session=True,
         )
         self.watcher = asyncio.create_task(self._end_with_server())
         await self._wait_until_ready()
@@ -69,8 +85,13 @@ class Replica:
 
     async def forward(
         self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> AsyncIterator[Head | bytes]:
-        """Forward a request. Yields the response's head, then its body as it arrives; cancelling aborts the request."""
+    ) -> AsyncIterator[str | Head | bytes]:
+        """Forward a request; cancelling aborts it.
+
+        Yields ACCEPTED, which says that this replica has the request, then the response's head, then its body as it
+        arrives.
+        """
+        yield ACCEPTED
         kept = [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP]
         try:
             async with self.client.stream(method, path, headers=kept, content=body) as answer:
@@ -88,29 +109,44 @@ class Replica:
         """host:port at which Prometheus scrapes this replica."""
         return f"{self.host}:{self.port}"
 
+    async def counts(self) -> tuple[str, Counter[str]]:
+        """This replica's address and its server's counts of drafts."""
+        answer = await self.client.get("/metrics", timeout=5)
+        return await self.target(), draft_counts(answer.raise_for_status().text)
+
     async def __del__(self) -> None:
-        """Stop the server. Serve calls this after the last request; if the actor is killed, the kernel does it."""
+        """Stop the server. Serve calls this after the last request; if the actor is killed, the guard does it."""
         self.watcher.cancel()
         await self.client.aclose()
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def draft_counts(metrics: str) -> Counter[str]:
+    """The counts of drafted blocks in a server's metrics; `verified_*` leave out blocks that are taken as drafted."""
+    counts: Counter[str] = Counter()
+    for name, metric, verified in COUNTS:
+        for line in metrics.splitlines():
+            if line.startswith(metric + "{") and not (verified and TAKEN.search(line)):
+                counts[name] += int(float(line.rpartition(" ")[2]))
+    return counts
 
 
 def end(reason: str) -> NoReturn:
     """End this actor at once, because a replica without a server would take requests until three health checks fail."""
     logger.error("vllm serve %s (its own messages are in this worker's log): ending this replica", reason)
+    clear_leftovers()  # if the guard was killed
     os._exit(1)
 
 
 def command(options: ReplicaOptions, host: str, port: int) -> list[str]:
-    """The `vllm serve` command, run so that the kernel terminates it when its parent dies for whatever reason."""
-    vllm = str(Path(sys.executable).with_name("vllm"))
+    """The server's command, below a guard that ends all its processes with it and with this actor."""
+    ours = Path(sys.executable).parent  # the environment's own vllm, also if it is not on the PATH
+    words = [str(ours / word) if word == "vllm" and (ours / word).exists() else word for word in options.command]
     return [
-        *("setpriv", "--pdeathsig", "TERM", vllm, "serve", options.model),
+        *(sys.executable, "-m", "nld_serve.guard", *words, options.model),
         *("--host", host, "--port", str(port), *options.arguments),
     ]
 

@@ -31,6 +31,7 @@ def check_checkpoint(path: Path) -> Iterator[Check]:
     shape = f"{config.num_hidden_layers} layers, block {config.block_size}, mask {config.mask_token_id}"
     yield Check("checkpoint", True, f"{architecture}, {shape}")
     tokenizer = (path / "tokenizer.json").exists() or (path / "tekken.json").exists()
-    yield Check("tokenizer", tokenizer, f"{path}/tokenizer.json", "download tokenizer.json with the weights")
+    detail = f"{path}/tokenizer.json" + ("" if tokenizer else " does not exist")
+    yield Check("tokenizer", tokenizer, detail, "download tokenizer.json with the weights")
     adapter = path / ADAPTER_DIR / "adapter_model.safetensors"
     yield Check("draft adapter", True, str(adapter) if adapter.exists() else "none in this checkpoint")

@@ -45,6 +45,7 @@ def check_device() -> Iterator[Check]:
 
     if current_platform.is_cpu():
         yield check_cpu()
+        yield check_threads()
         return
     try:
         capability = current_platform.get_device_capability()
@@ -53,6 +54,29 @@ def check_device() -> Iterator[Check]:
         yield Check("device", capability is not None, detail, "check the driver: nvidia-smi")
     except Exception as error:
         yield Check("device", False, f"{type(error).__name__}: {error}", "check the driver: nvidia-smi")
+
+
+def check_threads() -> Check:
+    """The threads that compute, what else runs on this machine, and what would suit it."""
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    threads, bind = os.environ.get("OMP_NUM_THREADS"), os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
+    chosen = f"OMP_NUM_THREADS {threads or 'unset'}, VLLM_CPU_OMP_THREADS_BIND {bind or 'unset'}"
+    seen = f"load {load:.1f} on {cores} cores; {chosen}"
+    return Check("threads", True, f"{seen}. {advice(cores, load, threads, bind)}")
+
+
+def advice(cores: int, load: float, threads: str | None, bind: str | None) -> str:
+    """What to set for steady answers.
+
+    Threads of one product wait for each other, so on a busy machine more threads are slower, and bound ones much more.
+    """
+    if bind not in (None, "nobind") and load > cores / 4:
+        return "Other processes run here, and bound threads wait for their cores: set VLLM_CPU_OMP_THREADS_BIND=nobind"
+    if threads == "1":
+        return "Steady, and enough for small models; large ones on an idle machine want more threads"
+    if load > cores / 4:
+        return "Other processes run here: OMP_NUM_THREADS=1 is steadier"
+    return "Good for large models on an idle machine; for small ones, or on a shared machine, set OMP_NUM_THREADS=1"
 
 
 def check_cpu() -> Check:

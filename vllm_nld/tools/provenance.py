@@ -52,13 +52,13 @@ def versions() -> dict[str, str]:
 
 def revision() -> str:
     """The checkout's commit, plus ", with changes" if files differ from it; "unknown" outside a checkout."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!README.md", ":!bench/results")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!README.md", ":!docs", ":!bench/results")
         return git("rev-parse", "--short", "HEAD") + (", with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

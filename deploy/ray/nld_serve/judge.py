@@ -1,0 +1,134 @@
+"""The judge: one actor that decides the canary's share for all routers.
+
+Each second every router reports its settings, its outcomes and the state that it obeys (`sync`), and the canary's
+replicas are asked for their counts of drafts. `rollout` decides; the routers get the new state with their next report.
+Judge and routers each keep the state, so it survives the death of either.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nld_serve.metrics import RouterMetrics
+from nld_serve.rollout import Finding, Phase, State, advance, begin, findings, later
+from nld_serve.settings import Settings
+from nld_serve.window import Increments, Tally, Window
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+logger = logging.getLogger("ray.serve")
+
+PERIOD = 1.0  # seconds between decisions, and between a router's reports
+NO_LIMITS: list[Finding] = []
+
+
+@dataclass(slots=True)
+class Report:
+    """What a router tells the judge: its settings, the state that it obeys, and what happened since its last report."""
+
+    settings: Settings
+    state: State | None = None
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    failovers: Counter[str] = field(default_factory=Counter)
+
+
+class Judge:
+    """A Serve deployment's callable, of which there is one."""
+
+    def __init__(self, canary: "DeploymentHandle | None") -> None:
+        self.canary = canary
+        self.settings = Settings()
+        self.state = begin(self.settings, time.time())
+        self.window = Window()
+        self.increments = Increments()
+        self.metrics = RouterMetrics()
+        self.requests = 0  # of the canary since the last decision
+        self.found = NO_LIMITS
+        self.decided = 0.0
+        self.deciding = asyncio.Lock()
+
+    async def sync(self, report: Report, now: float | None = None) -> State:
+        """Take a router's report; returns the state to obey."""
+        now = time.time() if now is None else now
+        self.obey(report.settings, report.state, now)
+        for name, tally in report.tallies.items():
+            self.window.add(now, name, tally)
+            self.metrics.count(name, tally)
+        if canary := report.tallies.get("canary"):
+            self.requests += canary.requests
+        for reason, count in report.failovers.items():
+            self.metrics.failovers.labels(reason).inc(count)
+        if not self.deciding.locked() and now - self.decided >= PERIOD / 2:
+            async with self.deciding:
+                self.decided = now
+                self.decide(await self.counts(), now)
+        return self.state
+
+    def obey(self, settings: Settings, state: State | None, now: float) -> None:
+        """Begin another run if the settings ask for one; take over a state that is further on than ours."""
+        if settings.generation < self.settings.generation:
+            return  # of a router that does not have the new settings yet
+        self.settings = settings
+        if settings.run != self.state.run:
+            self.window, self.requests = Window(), 0
+            self.become(begin(settings, now))
+        self.become(later(self.state, state))
+
+    def decide(self, counts: Mapping[str, Counter[str]], now: float) -> None:
+        """One step of the state machine."""
+        self.window.add(now, "canary", Tally(drafts=self.increments.of(dict(counts))))
+        limits = self.settings.rollback
+        if limits is not None:
+            canary, stable = (self.window.sum(now, name, limits.window_s) for name in ("canary", "stable"))
+            self.found = findings(canary, stable, limits)
+        else:
+            self.found = NO_LIMITS
+        self.become(advance(self.state, self.settings, self.found, self.requests, now))
+        self.requests = 0
+        self.metrics.show(self.state, self.settings.canary_share, self.found)
+
+    def become(self, state: State) -> None:
+        """Take over a state, and say what is new about it."""
+        old, self.state = self.state, state
+        if state.reason and not old.reason:
+            dry_run = state.phase is not Phase.ROLLED_BACK
+            for finding in self.found:
+                if finding.breached:
+                    self.metrics.rollbacks.labels(finding.criterion, str(dry_run).lower()).inc()
+            verb = "would be rolled back (dry run)" if dry_run else "is rolled back: stable gets all requests"
+            logger.error("The canary at a share of %g %s: %s", old.share, verb, state.reason)
+        elif (state.phase, state.share) != (old.phase, old.share):
+            logger.warning("The canary's share is %g, was %g (%s).", state.share, old.share, state.phase)
+
+    async def counts(self) -> dict[str, Counter[str]]:
+        """The canary's counts of drafts, by replica; empty while it has none."""
+        if self.canary is None or self.state.share == 0:
+            return {}
+        with contextlib.suppress(Exception):  # whatever became of a replica: the next look is soon
+            answers = await self.canary.broadcast("counts").results_async(timeout_s=5, return_exceptions=True)
+            return dict(answer for answer in answers if not isinstance(answer, BaseException))
+        return {}
+
+    async def status(self) -> dict[str, Any]:
+        """For people: what the canary does and why."""
+        return {
+            "phase": self.state.phase.value,
+            "share": self.state.share,
+            "configured_share": self.settings.canary_share,
+            "generation": self.settings.generation,
+            "seconds_at_this_share": round(time.time() - self.state.since),
+            "reason": self.state.reason,
+            "criteria": {
+                one.criterion: {"value": one.value, "limit": one.limit, "breached": one.breached} for one in self.found
+            },
+        }
+
+    async def text(self) -> bytes:
+        """The metrics."""
+        return self.metrics.text()

@@ -1,0 +1,240 @@
+"""Kill every kind of process under load: only what was in it fails, nothing is left, and the canary's share holds.
+
+A real cluster, router, judge and replicas. Their servers are stubs (`stub_server.py`), which start at once; with
+NLD_TEST_SCALE=2 they are real, with a draft adapter that drafts nonsense for the rollback, which takes minutes.
+"""
+
+import itertools
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.deploy.application import Application, canary, cluster, config, deploy, running, wait_until
+from tests.ray_cluster import actors, command
+from tests.scale import SCALE
+from vllm_nld.nano import checkpoint_path
+from vllm_nld.tools.server import free_port
+
+pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
+
+from nld_serve.cohorts import point  # noqa: E402 - only if Ray is installed
+from nld_serve.guard import identity  # noqa: E402
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="starts several CPU servers; on GPUs each would need one"),
+]
+REAL = SCALE > 1
+SHARE = 0.5
+USERS = [f"user-{number}" for number in range(12)]
+USER_CONFIG = {
+    "canary_share": SHARE,
+    "failover": {"accept_s": 1.0},
+    # The kills must not roll it back: that is what the acceptance length is for here.
+    "rollback": {
+        "window_s": 10,
+        "min_blocks": 50,
+        "min_acceptance_length": 1.5,
+        "max_error_rate": None,
+        "max_latency_ratio": None,
+    },
+}
+
+
+class Answer(NamedTuple):
+    begin: float
+    user: str
+    deployment: str  # "" if there was none
+    failover: str
+    failure: str  # "" if there was none
+
+
+class Load:
+    """Clients that send one streaming request after another, each as the next user, until the block ends."""
+
+    def __init__(self, url: str, clients: int = 6) -> None:
+        self.url = f"{url}/v1/completions"
+        self.answers: list[Answer] = []
+        self.stop = threading.Event()
+        self.users = itertools.cycle(USERS)
+        self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=120) as client:
+            while not self.stop.is_set():
+                self.answers.append(self.ask(client, next(self.users)))
+
+    def ask(self, client: httpx.Client, user: str) -> Answer:
+        body = {"model": "nano", "prompt": "1, 2, 3,", "max_tokens": 40, "stream": True, "user": user}
+        begin, headers, failure, lines = time.monotonic(), httpx.Headers(), "", [""]
+        try:
+            with client.stream("POST", self.url, json=body) as answer:
+                headers, lines = answer.headers, [line for line in answer.iter_lines() if line]
+                if answer.status_code != 200:
+                    failure = f"{answer.status_code} {lines}"
+        except httpx.HTTPError as error:
+            failure = repr(error)
+        if not failure and (any('"error"' in line for line in lines) or lines[-1] != "data: [DONE]"):
+            failure = lines[-1]
+        return Answer(begin, user, headers.get("x-nld-deployment", ""), headers.get("x-nld-failover", ""), failure)
+
+    def wait(self, count: int = 12, deployment: str = "", timeout: float = 300) -> None:
+        """Wait for some more answers without a failure, of a deployment if it is named."""
+
+        def enough() -> bool:
+            return sum(not one.failure and deployment in one.deployment for one in self.answers[seen:]) >= count
+
+        seen = len(self.answers)
+        wait_until(enough, f"{count} answers of {deployment or 'any deployment'}", timeout)
+
+    def failed(self) -> list[Answer]:
+        return [answer for answer in self.answers if answer.failure]
+
+    def check_cohorts(self) -> None:
+        """Every user was on the deployment of its cohort, except in requests that failed over."""
+        for answer in self.answers:
+            if answer.deployment and not answer.failover:
+                assert answer.deployment == ("canary" if point("user", answer.user) < SHARE else "stable"), answer
+
+
+def servers() -> list[dict[str, psutil.Process]]:
+    """The processes of each of the canary's servers, by role, of those that are complete."""
+    found = []
+    for actor in actors("ServeReplica:nld:canary"):
+        processes = {role(" ".join(command(process))): process for process in actor.children(recursive=True)}
+        if processes.keys() >= {"guard", "server", "engine", "worker"}:
+            found.append(processes)
+    return found
+
+
+def role(words: str) -> str:
+    if "nld_serve.guard" in words:
+        return "guard"
+    for name in "engine", "worker":
+        if words.endswith(f" {name}") or f"vllm::{name}" in words.lower():
+            return name
+    return "server" if "--port" in words else ""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of nano whose draft adapter a test may spoil; the stub's metrics say what they drafted."""
+    folder = tmp_path_factory.mktemp("chaos")
+    (folder / "drafts").write_text("5")
+    return Path(shutil.copytree(checkpoint_path(), folder / "model")) if REAL else folder
+
+
+@pytest.fixture(scope="module")
+def app(model: Path) -> Iterator[Application]:
+    arguments = {"model": str(model)}
+    if REAL:
+        arguments["canary"] = "--distributed-executor-backend mp"  # so that the worker is a process
+    else:
+        arguments["command"] = f"{sys.executable} {Path(__file__).with_name('stub_server.py')}"
+        arguments["arguments"] = f"--drafts {model / 'drafts'}"
+    file = config(model.parent / "serve.yaml", free_port(), 1, **arguments)
+    content = yaml.safe_load(file.read_text())
+    for deployment in content["applications"][0]["deployments"]:
+        if deployment["name"] == "router":
+            deployment |= {"num_replicas": 2, "user_config": USER_CONFIG}
+        else:
+            deployment |= {"num_replicas": 2 if deployment["name"] == "canary" else 1, "health_check_period_s": 1}
+    file.write_text(yaml.safe_dump(content))
+    with cluster(nodes=1) as dashboard:
+        deploy(dashboard, file)
+        wait_until(lambda: running(dashboard), "the application runs")
+        yield Application(f"http://127.0.0.1:{content['http_options']['port']}", dashboard)
+    ours = [process for process in psutil.process_iter() if str(model) in " ".join(command(process))]
+    wait_until(lambda: not any(identity(process.pid) for process in ours), "every server ends with the cluster", 60)
+
+
+def status(app: Application) -> dict[str, Any]:
+    return httpx.get(f"{app.url}/canary", timeout=30).raise_for_status().json()
+
+
+@pytest.mark.parametrize("killed", [("engine", "worker"), ("server", "guard")], ids=" and ".join)
+def test_only_requests_in_a_killed_process_fail(app: Application, killed: tuple[str, str]) -> None:
+    """One process in each of the canary's two servers. Requests go to stable meanwhile, and nothing of them is left."""
+    with Load(app.url) as load:
+        wait_until(lambda: len(servers()) == 2, "both servers are up")
+        load.wait(deployment="canary")
+        before = servers()
+        for processes, name in zip(before, killed, strict=True):
+            processes[name].kill()
+        every = [process for processes in before for process in processes.values()]
+        wait_until(lambda: not any(identity(process.pid) for process in every), "all their processes end", 60)
+        at = time.monotonic()
+        load.wait(deployment="canary")
+    assert [one for one in load.failed() if one.begin > at or one.deployment != "canary"] == []
+    assert len(load.failed()) <= len(load.threads)
+    load.check_cohorts()
+    assert status(app)["phase"] == "fixed", "a canary that drafts well stays"
+
+
+def test_killed_router(app: Application) -> None:
+    """The others take over, with the same share and cohorts."""
+    with Load(app.url) as load:
+        load.wait()
+        before = actors("ServeReplica:nld:router")
+        assert len(before) == 2
+        before[0].kill()
+        at = time.monotonic()
+        wait_until(lambda: len(actors("ServeReplica:nld:router")) == 2, "another router starts")
+        load.wait(24)
+    assert [one for one in load.failed() if one.begin > at] == []
+    load.check_cohorts()
+
+
+def plant_bad_adapter(model: Path) -> None:
+    """Make the canary draft nonsense: its stub says so; a real one starts again with a spoiled adapter."""
+    (model.parent if REAL else model).joinpath("drafts").write_text("0")
+    if REAL:
+        file = model / "linear_spec_lora/adapter_model.safetensors"
+        save_file({name: torch.randn_like(one) for name, one in load_file(file).items()}, file)
+        for processes in servers():
+            processes["server"].kill()
+
+
+def test_bad_adapter_is_rolled_back_within_two_minutes(app: Application, model: Path) -> None:
+    """And stays out when judge and router are killed, until another run begins."""
+    with Load(app.url) as load:
+        load.wait(deployment="canary")
+        plant_bad_adapter(model)
+        if REAL:
+            load.wait(deployment="canary")  # it is back
+        seconds = wait_until(lambda: status(app)["phase"] == "rolled_back", "the canary is rolled back", 120)
+        assert status(app)["reason"].startswith("acceptance_length 1")
+        time.sleep(2.5)  # it is on its way to every router
+        at = time.monotonic()
+        for name in "judge", "router":
+            actors(f"ServeReplica:nld:{name}")[0].kill()
+        load.wait(24)
+        wait_until(lambda: httpx.get(f"{app.url}/canary", timeout=30).status_code == 200, "the judge is back", 60)
+        time.sleep(2.5)
+        assert status(app)["phase"] == "rolled_back"
+        assert "nld_router_canary_rolled_back 1.0" in httpx.get(f"{app.url}/metrics", timeout=30).text
+    assert {one.deployment for one in load.answers if one.begin > at and not one.failure} == {"stable"}
+    assert canary(app, "0.25") == "canary share: 0.25"
+    wait_until(lambda: status(app)["phase"] == "fixed", "another run begins", 30)
+    print(f"\nrolled back after {seconds:.0f} s")
