@@ -214,7 +214,7 @@ def conversations_of(options: argparse.Namespace, folder: Path, file: Path, answ
     """A file's prompts with their answers, the model's own where the file has none."""
     from transformers import AutoTokenizer
 
-    from vllm_nld.adapter.answers import ask_all
+    from vllm_nld.adapter.answers import ask_all, missing
     from vllm_nld.model.checkpoint import read_config
     from vllm_nld.model.configs import NemotronLabsDiffusionConfig, register_configs
 
@@ -225,7 +225,8 @@ def conversations_of(options: argparse.Namespace, folder: Path, file: Path, answ
     asked = [row for row in rows if row.answer is None]
     if asked:
         prompts = [render(tokenizer, row) for row in asked]
-        with server_of(options, folder, answers.parent) as (url, name):
+        needed = server_of(options, folder, answers.parent)
+        with needed if missing(answers, prompts) else contextlib.nullcontext(("", "")) as (url, name):
             given += ask_all(url, name, asked, prompts, answers, options.max_tokens)
     usable = fit(given, min(options.max_length, config.max_position_embeddings))
     usable = [one for one in usable if config.mask_token_id not in one.answer]
