@@ -45,6 +45,7 @@ setup(
         "vllm_nld.contract": ["bodies.json"],
         "vllm_nld.evaluate": ["templates/*.jinja"],
         "vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl", "*.jinja"],
+        "vllm_nld.nano_vlm": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl"],
     },
     install_requires=[
         "safetensors>=0.6.2",  # reads headers without loading tensors; vLLM's own floor
