@@ -24,6 +24,8 @@ FIRST = [
     "spec_worker/test_lossless.py",
     "bench/test_modes.py",
     "serving/test_speculative_server.py",
+    "spec_worker/test_vlm.py",
+    "serving/test_vlm_server.py",
     "triton_cpu/test_rejection.py",
     "tools/test_demo.py",
     "spec_worker/test_features.py",
