@@ -20,6 +20,7 @@ FIRST = [
     "serving/test_server.py",
     "spec_worker/test_pairs.py",
     "deploy/test_lifecycle.py",
+    "evaluate/test_server.py",
     "spec_worker/test_lossless.py",
     "bench/test_modes.py",
     "serving/test_speculative_server.py",

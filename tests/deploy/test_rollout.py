@@ -220,6 +220,7 @@ def test_share_is_met_after_every_request(share: float, count: int) -> None:
         ({"rollback": {"min_al": 2}}, "user_config.rollback.min_al is unknown: the settings here are dry_run"),
         ({"rollback": {"min_acceptance_length": 0.5}}, "greater than or equal to 1, not 0.5"),
         ({"rollback": {"max_error_rate": 5}}, "user_config.rollback.max_error_rate: "),
+        ({"rollback": {"window_s": 86400}}, "user_config.rollback.window_s: "),
         ({"promotion": {"steps": []}}, "user_config.promotion.steps: "),
         ({"promotion": {"steps": [0.5, 0.25]}}, "steps must grow"),
         ({"promotion": {"steps": [0.5], "hold_s": 0}}, "user_config.promotion.hold_s: "),

@@ -43,9 +43,8 @@ def request(headers: dict[str, str] | None = None, body: Any = None) -> Request:
 
 def routing(canary: Behavior, stable: Behavior = FINE, **config: Any) -> Router:
     """A router whose judge has begun the run, all of whose requests go to the canary."""
-    router = Router(Handle(stable), Handle(canary), None)  # type: ignore[arg-type]
-    router.settings = read({"canary_share": 1.0, "failover": {"accept_s": 0.05}} | config)
-    router.state = asyncio.run(Judge(None).sync(Report(router.settings)))
+    router = Router(Handle(stable), Handle(canary), Remote(Judge(None, listen_s=0)))  # type: ignore[arg-type]
+    asyncio.run(router.reconfigure({"canary_share": 1.0, "failover": {"accept_s": 0.05}} | config))
     return router
 
 
@@ -67,7 +66,7 @@ async def ask(router: Router, **options: Any) -> tuple[int, str, dict[str, str]]
         pytest.param(refusing(RayError("gone")), "lost", id="replica has gone"),
         pytest.param(answering(then=RayError("killed")), "lost", id="dies before its head"),
         pytest.param(answering(b"{}", status=500), "error", id="answers 500"),
-        pytest.param(answering(b"{}", status=503), "error", id="refuses with 503"),
+        pytest.param(answering(b"{}", status=503), "queue", id="over vLLM's own queue limit"),
         pytest.param(answering(b'data: {"error": {}}\n\n', kind=EVENTS), "error", id="first event is an error"),
     ],
 )
@@ -180,7 +179,7 @@ def metric(judge: Judge, line: str) -> float:
 
 def test_judge_rolls_back_and_remembers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """For every router, with a log line and metrics, and through its own restart."""
-    settings, judge = Settings(canary_share=0.5), Judge(None)
+    settings, judge = Settings(canary_share=0.5), Judge(None, listen_s=0)
     monkeypatch.setattr("nld_serve.judge.logger", logging.getLogger("tests.judge"))  # Serve's own doesn't propagate
 
     async def story() -> None:
@@ -197,10 +196,14 @@ def test_judge_rolls_back_and_remembers(caplog: pytest.LogCaptureFixture, monkey
         assert metric(judge, 'nld_router_failovers_total{reason="lost"}') == 3
         assert metric(judge, 'nld_router_canary_value{criterion="error_rate"}') == 0.1
         assert (await judge.status())["reason"] == one.reason
-        restarted = Judge(None)
+        restarted = Judge(None, listen_s=3)
         fresh = await restarted.sync(Report(settings), now=5)
-        assert fresh.phase is Phase.FIXED, "nobody has told it"
+        assert fresh.share == 0, "it begins nothing before a router that remembers could report"
         assert (await restarted.sync(Report(settings, one), now=5)).phase is Phase.ROLLED_BACK
+        assert (await restarted.sync(Report(settings), now=6)).phase is Phase.ROLLED_BACK
+        alone = Judge(None, listen_s=3)
+        phases = [(await alone.sync(Report(settings), now=now)).phase for now in (5, 7, 8)]
+        assert phases == [Phase.OFF, Phase.OFF, Phase.FIXED], "nobody remembers anything"
         again = await restarted.sync(Report(settings.model_copy(update={"generation": 1}), one), now=6)
         assert again.phase is Phase.FIXED
         old = await restarted.sync(Report(settings, one), now=7)
@@ -226,7 +229,7 @@ def test_judge_reads_the_drafts_of_replicas() -> None:
             return [("a", Counter({name: self.looks * count for name, count in counts.items()})), RuntimeError("b")]
 
     async def phases(accepted: int) -> list[Phase]:
-        judge = Judge(Replicas(accepted))  # type: ignore[arg-type]
+        judge = Judge(Replicas(accepted), listen_s=0)  # type: ignore[arg-type]
         return [(await judge.sync(Report(Settings(canary_share=0.1)), now=now)).phase for now in range(6)]
 
     assert set(asyncio.run(phases(accepted=5))) == {Phase.FIXED}
@@ -236,7 +239,7 @@ def test_judge_reads_the_drafts_of_replicas() -> None:
 def test_router_reports_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a lost report held is in the next one."""
     monkeypatch.setattr("nld_serve.router.PERIOD", 0.01)
-    judge, lost = Judge(None), []
+    judge, lost = Judge(None, listen_s=0), []
 
     class Flaky(Remote):
         async def sync(self, report: Report) -> Any:
@@ -249,8 +252,7 @@ def test_router_reports_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
         remote = Remote(Flaky(judge))
         router = Router(Handle(FINE), Handle(FINE), remote)  # type: ignore[arg-type]
         await router.reconfigure({"canary_share": 1.0})
-        while router.canary_share != 1:
-            await asyncio.sleep(0.01)
+        assert router.canary_share == 1, "it knows the share before it gets requests"
         await ask(router)
         while not metric(judge, 'nld_router_requests_total{deployment="canary",outcome="ok"}'):
             await asyncio.sleep(0.01)

@@ -148,6 +148,9 @@ def test_curves_go_through_their_cells_and_follow_the_roofline_beyond() -> None:
     for (requests, block), ms in CELLS.items():
         assert curves.seconds(curves._work(requests, block)) == pytest.approx(ms / 1e3)
     assert 0.011 < curves.seconds(curves._work(2, 8)) < 0.018
+    longer = curves._work(4, 8)._replace(context=4 * 4128)
+    added = H100.seconds(longer) - H100.seconds(curves._work(4, 8))
+    assert curves.seconds(longer) - curves.seconds(curves._work(4, 8)) == pytest.approx(added) and added > 0
     assert curves.seconds(Work(prompt=200, prompts=1)) == pytest.approx(0.014)
     with_prompt = curves._work(4, 8)._replace(prompt=200, prompts=1)
     assert curves.seconds(with_prompt) == pytest.approx(0.018 + 0.004), "without a second step's fixed part"

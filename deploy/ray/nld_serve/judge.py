@@ -2,7 +2,7 @@
 
 Each second every router reports its settings, its outcomes and the state that it obeys (`sync`), and the canary's
 replicas are asked for their counts of drafts. `rollout` decides; the routers get the new state with their next report.
-Judge and routers each keep the state, so it survives the death of either.
+Judge and routers each keep the state, so it is lost only if all of them end at once.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 PERIOD = 1.0  # seconds between decisions, and between a router's reports
+LISTEN = 3 * PERIOD  # a judge that starts lets every router report before it begins a run that it does not know
 NO_LIMITS: list[Finding] = []
 
 
@@ -41,8 +42,10 @@ class Report:
 class Judge:
     """A Serve deployment's callable, of which there is one."""
 
-    def __init__(self, canary: "DeploymentHandle | None") -> None:
+    def __init__(self, canary: "DeploymentHandle | None", listen_s: float = LISTEN) -> None:
         self.canary = canary
+        self.listen_s = listen_s
+        self.first: float | None = None  # when the first report came
         self.settings = Settings()
         self.state = begin(self.settings, time.time())
         self.window = Window()
@@ -75,20 +78,22 @@ class Judge:
         if settings.generation < self.settings.generation:
             return  # of a router that does not have the new settings yet
         self.settings = settings
-        if settings.run != self.state.run:
-            self.window, self.requests = Window(), 0
-            self.become(begin(settings, now))
-        self.become(later(self.state, state))
+        self.first = now if self.first is None else self.first
+        if settings.run == self.state.run:
+            self.become(later(self.state, state))
+            return
+        remembered = state is not None and state.run == settings.run  # by the router: we have restarted
+        if remembered or now - self.first >= self.listen_s:
+            self.window, self.requests, self.listen_s = Window(), 0, 0.0
+            self.become(state if state and remembered else begin(settings, now))
 
     def decide(self, counts: Mapping[str, Counter[str]], now: float) -> None:
         """One step of the state machine."""
         self.window.add(now, "canary", Tally(drafts=self.increments.of(dict(counts))))
         limits = self.settings.rollback
-        if limits is not None:
-            canary, stable = (self.window.sum(now, name, limits.window_s) for name in ("canary", "stable"))
-            self.found = findings(canary, stable, limits)
-        else:
-            self.found = NO_LIMITS
+        length = limits.window_s if limits else 0.0
+        canary, stable = (self.window.sum(now, name, length) for name in ("canary", "stable"))
+        self.found = findings(canary, stable, limits) if limits else NO_LIMITS
         self.become(advance(self.state, self.settings, self.found, self.requests, now))
         self.requests = 0
         self.metrics.show(self.state, self.settings.canary_share, self.found)

@@ -49,7 +49,8 @@ class Router:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve at start-up and whenever user_config changes. Raises ValueError for an invalid config."""
         self.settings = read(user_config)
-        if self.reporter is None and self.judge is not None:
+        await self.send_report(timeout=2)  # a router that starts knows the share before it gets requests
+        if self.reporter is None:
             self.reporter = asyncio.create_task(self.report_forever())
 
     @property
@@ -58,18 +59,21 @@ class Router:
         return self.state.share if self.state and self.state.run == self.settings.run else 0.0
 
     async def report_forever(self) -> None:
-        """Report to the judge, each second. What a report holds is kept until one has arrived."""
         while True:
-            report, self.report = self.report, Report(self.settings)
-            report.settings, report.state = self.settings, self.state
-            try:
-                self.state = await asyncio.wait_for(self.judge.sync.remote(report), 10)
-            except (TimeoutError, RayError, RayServeException) as reason:
-                logger.warning("The judge does not answer (%r): the canary's share stays.", reason)
-                for name, tally in report.tallies.items():
-                    self.tally(name).merge(tally)
-                self.report.failovers += report.failovers
             await asyncio.sleep(PERIOD)
+            await self.send_report(timeout=10)
+
+    async def send_report(self, timeout: float) -> None:
+        """Report to the judge, and obey its answer. A report that does not arrive becomes part of the next one."""
+        report, self.report = self.report, Report(self.settings)
+        report.settings, report.state = self.settings, self.state
+        try:
+            self.state = await asyncio.wait_for(self.judge.sync.remote(report), timeout)
+        except (TimeoutError, RayError, RayServeException) as reason:
+            logger.warning("The judge does not answer (%r): the canary's share stays.", reason)
+            for name, tally in report.tallies.items():
+                self.tally(name).merge(tally)
+            self.report.failovers += report.failovers
 
     def tally(self, deployment: str) -> Tally:
         return self.report.tallies.setdefault(deployment, Tally())

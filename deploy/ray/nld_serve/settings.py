@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+WindowSeconds = Annotated[float, Field(gt=0, le=3600)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -25,7 +26,7 @@ class Rollback(_Settings):
     """When the canary is taken out. A criterion that is null is not judged.
 
     dry_run: only say what would happen, in the log and the metrics.
-    window_s: what is judged is the latest window.
+    window_s: what is judged is the latest window; at most an hour.
     min_requests, min_blocks: a criterion waits until the window has this many requests or drafted blocks of the canary.
     min_acceptance_length: tokens per verified block; below 2, drafting does not even pay at concurrency 1.
     min_commit_ratio: accepted drafts / drafts, in [0, 1].
@@ -34,7 +35,7 @@ class Rollback(_Settings):
     """
 
     dry_run: bool = False
-    window_s: Seconds = 60
+    window_s: WindowSeconds = 60
     min_requests: Annotated[int, Field(ge=1)] = 20
     min_blocks: Annotated[int, Field(ge=1)] = 200
     min_acceptance_length: Annotated[float, Field(ge=1)] | None = 1.5
