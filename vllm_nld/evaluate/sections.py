@@ -16,7 +16,7 @@ MOST_POSITIONS = 12  # columns of the table of acceptance by position
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table with its heading, a sentence on how to read it, and a plot's name; without lines it is left out."""
+    """A heading, a sentence on how to read what follows, a table if there are lines, and a plot's name."""
 
     title: str
     note: str

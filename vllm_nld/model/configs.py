@@ -17,6 +17,15 @@ from transformers import AutoConfig, PixtralVisionConfig, PretrainedConfig
 VLM_ARCHITECTURE = "NemotronLabsDiffusionVLMModel"
 SUPPORTED_ARCHITECTURES = ("NemotronLabsDiffusionModel", "MinistralDiffEncoderModel", VLM_ARCHITECTURE)
 
+# Architectures that users will try and that should end in a sentence, not a stack trace. They must be registered, or
+# vLLM would not call our hook.
+REFUSED_ARCHITECTURES = {
+    "DiffEncoderModel": (
+        "is a Qwen3-based diffusion model, not a Nemotron-Labs-Diffusion model: "
+        "vllm-nld serves checkpoints whose architectures are " + " or ".join(SUPPORTED_ARCHITECTURES)
+    ),
+}
+
 
 class NemotronLabsDiffusionConfig(PretrainedConfig):
     """A Mistral-shaped decoder with a mask token: causal for AR, bidirectional in a block for drafting and denoising.

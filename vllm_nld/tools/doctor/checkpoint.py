@@ -9,8 +9,7 @@ from vllm_nld.tools.doctor.check import Check
 def check_checkpoint(path: Path) -> Iterator[Check]:
     """Config, tensors, tokenizer and draft adapter of a checkpoint folder, from headers alone."""
     from vllm_nld.model.checkpoint import ADAPTER_DIR, CheckpointError, check_tensors, read_config, read_shapes
-    from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES, config_class
-    from vllm_nld.serving.plugin import REFUSED_ARCHITECTURES
+    from vllm_nld.model.configs import REFUSED_ARCHITECTURES, SUPPORTED_ARCHITECTURES, config_class
 
     try:
         raw = read_config(path)
