@@ -164,6 +164,9 @@ def test_gpu_check_results_are_curves(tmp_path: Path) -> None:
     file.write_text(json.dumps({"findings": findings}))
     curves = Curves.read(file, H100)
     assert curves.cells == CELLS and curves.kv_tokens == 4321
+    for other in (Roofline(SHAPES["14b"], DEVICES["H100"]), Roofline(SHAPES["8b"], group(DEVICES["H100"], 2))):
+        with pytest.raises(ValueError, match="8B shape on one GPU"):
+            Curves.read(file, other)
     del findings["8b: 4 × 8"]
     file.write_text(json.dumps({"findings": findings}))
     with pytest.raises(ValueError, match="h100.json has no usable step times.*4 requests with blocks of 8"):

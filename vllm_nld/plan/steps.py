@@ -19,7 +19,7 @@ import numpy as np
 
 from vllm_nld.roofline.costs import layer_seconds, logits_seconds
 from vllm_nld.roofline.devices import Device
-from vllm_nld.roofline.shapes import Shape
+from vllm_nld.roofline.shapes import SHAPES, Shape
 
 GPU_CHECK_CONTEXT = 128  # prompt tokens of the requests that gpu-check times
 
@@ -148,6 +148,8 @@ class Curves:
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
             if "findings" in raw:
+                if base.shape != SHAPES["8b"] or base.device.ranks != 1:
+                    raise ValueError("gpu-check measures the 8B shape on one GPU, which is not what the plan is for")
                 return cls(base, *from_gpu_check(raw["findings"]))
             return cls(
                 base,
