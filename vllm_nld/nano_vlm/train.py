@@ -3,7 +3,7 @@
 The stages are nano's: next tokens alone, which also teaches the tower to see; next tokens and denoising; the draft
 adapter. Three batches in ten are nano's own texts.
 
-    vllm-nld nano-vlm train --out runs/nano-vlm                 # two to three hours on two idle cores; --resume goes on
+    vllm-nld nano-vlm train --out runs/nano-vlm                 # about 2.5 hours on two idle cores; --resume goes on
     vllm-nld nano-vlm eval --checkpoint runs/nano-vlm --card    # ten minutes
 
 To ship it, copy the folder to `vllm_nld/nano_vlm/checkpoint`, but for state.pt and history.json.
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vllm-nld nano-vlm train`: nano's, with other defaults."""
     train.add_arguments(parser)
     parser.set_defaults(
-        out=Path("runs/nano-vlm"), ar_steps=3000, joint_steps=5000, decay_steps=3000, adapter_steps=400, rows=3072
+        out=Path("runs/nano-vlm"), ar_steps=3000, joint_steps=5000, decay_steps=3000, adapter_steps=400, rows=2048
     )
 
 
