@@ -45,6 +45,7 @@ setup(
         "vllm_nld.contract": ["bodies.json"],
         "vllm_nld.evaluate": ["templates/*.jinja"],
         "vllm_nld.nano": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl", "*.jinja"],
+        "vllm_nld.nano_vlm": ["checkpoint/*", "checkpoint/linear_spec_lora/*", "*.jsonl"],
     },
     install_requires=[
         "safetensors>=0.6.2",  # reads headers without loading tensors; vLLM's own floor
@@ -87,6 +88,7 @@ setup(
             "matplotlib>=3.9",  # the loss plot of nano's recipe is tested
             "mypy==1.*",  # type checks; 2.x changes defaults
             "pandas>=2.2",  # as in bench, whose quick run is tested
+            "peft==0.21.*",  # loads the adapters that we write, in a test; its rules are those of the released format
             "pytest==8.*",  # the configuration in pyproject.toml is for 8
             "pytest-timeout>=2.3",  # a hung server fails its test, not the whole run
             "pytest-xdist==3.*",  # two test files at a time: most wait for engines and servers to start

@@ -94,7 +94,7 @@ def prometheus(folder: Path, target: str, factor: int = 60) -> Iterator[Promethe
     if target.startswith("http"):
         source = f"http_sd_configs: [{{url: '{target}', refresh_interval: 1s}}]"
     else:
-        source = f"static_configs: [{{targets: ['{target}']}}]"
+        source = f"static_configs: [{{targets: ['{target}'], labels: {{deployment: stable}}}}]"
     for name in RULE_FILES:
         (folder / name).write_text(faster((RULES / name).read_text(), factor))
     (folder / "prometheus.yml").write_text(

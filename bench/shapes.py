@@ -7,11 +7,25 @@ The weight file is only a header: its data is a sparse hole that takes no disk s
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vllm_nld.model.checkpoint import ADAPTER_DIR
-from vllm_nld.roofline.shapes import Shape
+from vllm_nld.roofline.shapes import SHAPES, Shape
+
+
+def write_vlm(folder: Path, layers: int, tower_layers: int) -> Path:
+    """Write the released vision-language model with fewer layers. It comes without an adapter."""
+    from vllm_nld.model.checkpoint import expected_shapes
+    from vllm_nld.model.configs import RELEASED_TOWER, VLM_ARCHITECTURE, NemotronLabsDiffusionVLMConfig
+
+    raw = config(replace(SHAPES["8b"], vocabulary=131073), layers)
+    raw |= {"architectures": [VLM_ARCHITECTURE], "model_type": NemotronLabsDiffusionVLMConfig.model_type}
+    raw["vision_config"] = RELEASED_TOWER | {"model_type": "pixtral", "num_hidden_layers": tower_layers}
+    write_json(folder / "config.json", raw)
+    write_header(folder / "model.safetensors", expected_shapes(NemotronLabsDiffusionVLMConfig(**raw)))
+    return folder
 
 
 def write(folder: Path, shape: Shape, layers: int) -> Path:

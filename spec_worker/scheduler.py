@@ -40,6 +40,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         self.default = modes.default
         self.auto = Auto(self.vllm_config) if AUTO in modes.modes else None
         self._decodings: dict[str, Decoding] = {}
+        self._by_load = 0  # how many of them leave the number of drafts to the load
         self._plan: Plan = {}
         self._has_grammar = False
         self._overdue: set[str] = set()
@@ -49,10 +50,12 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         known = self._decodings.get(request.request_id)
         if known is None:
             known = self._decodings[request.request_id] = Decoding.of(request.sampling_params) or self.default
+            self._by_load += known.policy.by_load
         return known
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        self._decodings.pop(request.request_id, None)
+        known = self._decodings.pop(request.request_id, None)
+        self._by_load -= known is not None and known.policy.by_load
         return super()._free_request(request, *args, **kwargs)
 
     # The plan
@@ -61,7 +64,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         super()._update_after_schedule(scheduler_output)
         limit = scheduler_output.num_spec_tokens_to_schedule  # from the server's schedule of draft lengths, if any
         scheduled = [self.requests[name] for name in scheduler_output.num_scheduled_tokens]
-        step = self._choose_length(scheduled, scheduler_output) if self.auto is not None else None
+        step = self._choose_length(scheduled, scheduler_output) if self._by_load else None
         self._plan = {request.request_id: n for request in scheduled if (n := self._drafts(request, limit))}
         scheduler_output.num_spec_tokens_to_schedule = max(self._plan.values(), default=0)
         scheduler_output.skip_drafts = not self._plan  # of vLLM 0.33, which takes an anchored block's drafts for unused
@@ -74,6 +77,8 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
     def _drafts(self, request: Request, limit: int) -> int:
         """How many tokens a request drafts after the step that was just scheduled."""
         decoding = self.decoding(request)
+        if not decoding.drafts:
+            return 0
         if request.is_prefill_chunk:
             if self._starts_in_groups(request) and self._at_last_token(request):  # one group beside it, if of use
                 useful = request.num_output_tokens + 1 < request.max_tokens and decoding.block_length <= limit
@@ -90,7 +95,8 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
 
     def _choose_length(self, scheduled: list[Request], scheduler_output: SchedulerOutput) -> Step | None:
         """Choose the block length of `auto` requests. None: no such request decodes."""
-        assert self.auto is not None
+        if self.auto is None:
+            return None
         counts, chosen, starts, prompts, rows, tokens = scheduler_output.num_scheduled_tokens, [], 0, 0, 0, 0.0
         for request in scheduled:
             decoding, count = self.decoding(request), counts[request.request_id]

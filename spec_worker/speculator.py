@@ -61,7 +61,6 @@ class Step:
 class SelfSpeculator(DraftModelSpeculator):
     """Fills blocks with the target's weights and KV cache."""
 
-    supports_mm_inputs = False
     model_state: NldModelState
     graphs: DraftGraphs  # vLLM's memory profile sets it to None and then requests a new one
     plan: Plan | None = None  # of the current step, see `obey`
@@ -78,6 +77,11 @@ class SelfSpeculator(DraftModelSpeculator):
         self.use_acceptance_estimator = False  # of adaptive verification, which gets each draft's probability
 
     # Set-up: the draft model is the target model, its layers and KV cache included.
+
+    def load_model(self, target_model: nn.Module) -> None:
+        """As vLLM's, but the drafter gets no features of images: they are in prompts, never in blocks."""
+        super().load_model(target_model)
+        self.supports_mm_inputs = False
 
     def load_draft_model(self, target_model: nn.Module, target_attn_layer_names: set[str]) -> nn.Module:
         adapter = draft_adapter(self.vllm_config)

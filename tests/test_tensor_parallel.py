@@ -28,6 +28,7 @@ from tests.model.test_model import reference_logits
 from tests.ray_cluster import actors, ray_nodes
 from tests.scale import SCALE, scaled
 from tests.serving.test_server import ask, connect, plain
+from tests.spec_worker import vlm
 from tests.spec_worker.conftest import (
     CONTEXT,
     TOKENS,
@@ -39,8 +40,11 @@ from tests.spec_worker.conftest import (
     write_agreeable_checkpoint,
 )
 from tests.spec_worker.test_diffusion import MIXTURE, answers
+from tests.spec_worker.vlm import asks
+from tests.tiny import VLM
 from vllm_nld.nano import Prompt, checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
+from vllm_nld.reference.vlm import ReferenceVLM
 from vllm_nld.tools.server import Server
 
 pytestmark = pytest.mark.skipif(
@@ -64,7 +68,8 @@ def one_core_per_rank() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_agreeable_checkpoint(tmp_path_factory.mktemp("parallel"))
+    """The vision-language model, which is the text model and more, with a vocabulary that two does not divide."""
+    return write_agreeable_checkpoint(tmp_path_factory.mktemp("parallel"), **VLM)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +112,9 @@ def alone(checkpoint: Path) -> tuple[list[list[int]], int]:
 def test_two_ranks_equal_one(
     executor: str, checkpoint: Path, alone: tuple[list[list[int]], int], request: pytest.FixtureRequest
 ) -> None:
-    """48 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node."""
+    """48 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node; with mp, there
+    are images, too.
+    """
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "quadratic", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
@@ -120,8 +127,11 @@ def test_two_ranks_equal_one(
         if executor == "ray":
             assert_killed_worker_is_an_error(llm)
         else:
-            model = ReferenceModel.from_pretrained(checkpoint)
+            model = ReferenceVLM.from_pretrained(checkpoint)
             assert_logits_equal_the_reference(llm, model)
+            asked = asks(16)
+            shown = token_ids(vlm.run(llm, asked, TOKENS))
+            assert shown == [ask.exact(model, 32, TOKENS).tokens for ask in asked]
             assert_rounds_equal_the_reference(llm, model)
             assert_a_certain_rank_goes_along(llm, alone[0])
 

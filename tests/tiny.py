@@ -8,6 +8,7 @@ weights are large enough that greedy output depends on the prompt and does not l
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from vllm_nld.model.checkpoint import ADAPTER_DIR, expected_shapes
-from vllm_nld.model.configs import NemotronLabsDiffusionConfig
+from vllm_nld.model.configs import NemotronLabsDiffusionConfig, config_class
 
 CONFIG: dict[str, Any] = {
     "architectures": ["NemotronLabsDiffusionModel"],
@@ -58,6 +59,25 @@ CONFIG: dict[str, Any] = {
 }
 ADAPTER_RANK, ADAPTER_ALPHA = 4, 16
 
+# What makes it a vision-language model: an odd vocabulary, and images of up to 6 x 6 cells of 8 x 8 pixels.
+VLM: dict[str, Any] = {
+    "architectures": ["NemotronLabsDiffusionVLMModel"],
+    "model_type": "nemotron_labs_diffusion_vlm",
+    "vocab_size": 321,
+    "max_image_size": 48,
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 4,
+        "image_size": 48,
+        "hidden_act": "silu",
+        "rope_theta": 1e4,
+    },
+}
+
 
 def tiny_raw_config(**overrides: Any) -> dict[str, Any]:
     """config.json as a dict. An override of `rope_parameters` is merged with the default, others replace it."""
@@ -67,7 +87,8 @@ def tiny_raw_config(**overrides: Any) -> dict[str, Any]:
 
 def tiny_config(**overrides: Any) -> NemotronLabsDiffusionConfig:
     """The tiny model's config, see `tiny_raw_config`."""
-    return NemotronLabsDiffusionConfig(**tiny_raw_config(**overrides))
+    raw = tiny_raw_config(**overrides)
+    return config_class(raw)(**raw)
 
 
 def tiny_weights(config: NemotronLabsDiffusionConfig, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -81,7 +102,7 @@ def tiny_weights(config: NemotronLabsDiffusionConfig, seed: int = 0) -> dict[str
         elif "embed_tokens" in name:
             weights[name] = noise
         else:
-            weights[name] = noise * shape[1] ** -0.5 * (2.0 if "diffusion_head" in name else 1.5)
+            weights[name] = noise * math.prod(shape[1:]) ** -0.5 * (2.0 if "diffusion_head" in name else 1.5)
     return weights
 
 
@@ -114,7 +135,7 @@ def write_tiny_checkpoint(
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     raw = tiny_raw_config(**{"dtype": str(dtype).removeprefix("torch.")} | overrides)
-    config = NemotronLabsDiffusionConfig(**raw)
+    config = config_class(raw)(**raw)
     write_json(path / "config.json", raw)
     write_json(
         path / "generation_config.json",
@@ -153,6 +174,8 @@ def write_tokenizer(path: Path, config: NemotronLabsDiffusionConfig) -> None:
 
     special = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>", 12: "<think>", 13: "</think>"}
     special[config.mask_token_id] = "<|mask|>"
+    images = getattr(config, "image_token_ids", {})
+    special |= {index: name for name, index in images.items()}
     words = {special.get(index, f"t{index}"): index for index in range(config.vocab_size)}
     for index, word in ((14, "\n"), (15, "user"), (16, "assistant"), (17, "system")):
         words[word] = words.pop(f"t{index}")
@@ -164,15 +187,24 @@ def write_tokenizer(path: Path, config: NemotronLabsDiffusionConfig) -> None:
         bos_token="<s>",
         eos_token=special[config.eos_token_ids[0]],
         mask_token="<|mask|>",
-        additional_special_tokens=["<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>", "<think>", "</think>", *images],
     )
     fast.chat_template = (
         "{% for message in messages %}"
-        "<|im_start|> {{ message['role'] }} {{ message['content'] }} <|im_end|> {% endfor %}"
+        "<|im_start|> {{ message['role'] }} "
+        + (PARTS if images else "{{ message['content'] }}")
+        + " <|im_end|> {% endfor %}"
         "{% if add_generation_prompt %}<|im_start|> assistant "
         "<think> {% if not enable_thinking is defined or not enable_thinking %}</think> {% endif %}{% endif %}"
     )
     fast.save_pretrained(path)
+
+
+# A message's content, as the released vision-language template writes it.
+PARTS = (
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }} {% else %}<|image_start|> {% endif %}{% endfor %}{% endif %}"
+)
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -30,6 +30,9 @@ def test_a_loss_anywhere_beyond_the_margin_is_refused() -> None:
     assert found.changes["all"].change > 0 and found.changes["code"].low == 1.0
     assert verdict(old, old, margin=0.0).good
     assert verdict(old, new, margin=0.25).good
+    few = ["chat"] * 4
+    noisy = verdict(runs([4, 4, 4, 4], few), runs([2, 5, 3, 5], few), margin=0.02)
+    assert noisy.good and noisy.unclear == ("all", "chat"), "four prompts don't tell"
     with pytest.raises(ValueError, match="different conversations"):
         verdict(old, runs([4], ["code"]), margin=0.02)
 

@@ -40,13 +40,20 @@ def runs(leader: int) -> bool:
     return False
 
 
+def spins_twice(leader: int) -> bool:
+    """Whether the child has its own command. Before that, its parent waits for it and could not be stopped."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(process.cmdline()[-1:] == [SPIN] for process in members(leader))
+    return False
+
+
 @pytest.fixture
 def spinning() -> Iterator[list[subprocess.Popen[bytes]]]:
     """Two process groups, like servers: in each, a process and its child that never rest."""
     processes = [subprocess.Popen([sys.executable, "-c", SPIN_TWICE], start_new_session=True) for _ in range(2)]
     try:
         for process in processes:
-            wait_for("the child starts", lambda pid=process.pid: len(members(pid)) == 2)  # type: ignore[misc]
+            wait_for("the child starts", lambda pid=process.pid: spins_twice(pid))  # type: ignore[misc]
         yield processes
     finally:
         for process in processes:

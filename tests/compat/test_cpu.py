@@ -4,6 +4,7 @@ request_amx_tiles           a CPU with AMX in bf16     here: tiles are asked for
 place_cpu_workers_on_ray    a cluster of two nodes     tests/test_tensor_parallel.py, with Ray as the executor
 """
 
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -24,6 +25,19 @@ from vllm_nld.triton_cpu import dispatch, is_cpu_build
 
 pytestmark = pytest.mark.skipif(not is_cpu_build(), reason="these patches are for vLLM's CPU build")
 PROMPT = [5, 20, 40]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_without_import_pixtral_without_torchvision_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "transformers.models.pixtral.image_processing_pixtral"
+    importlib.import_module("transformers.models.pixtral")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with (
+        without(cpu.import_pixtral_without_torchvision),
+        pytest.raises(ModuleNotFoundError, match="No module named 'torchvision'"),
+    ):
+        importlib.import_module(name)
+    assert importlib.import_module(name)._num_image_tokens((8, 12), (4, 4)) == (2, 3)
 
 
 @pytest.mark.parametrize("granted", [True, False])

@@ -65,7 +65,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "cache": {"existingClaim": "models"},
         "serviceAccount": {"create": False},
         "topologySpreadConstraints": [],
-        "gateway": {"enabled": True, "parentRefs": [{"name": "public"}]},
+        "gateway": {
+            "enabled": True,
+            "parentRefs": [{"name": "public"}],
+            "canary": {"service": "demo-vllm-nld-canary", "cohortHeader": ""},
+        },
     },
 } | {file.stem: HUB | yaml.safe_load(file.read_text()) for file in sorted((CHART / "values").glob("*.yaml"))}
 

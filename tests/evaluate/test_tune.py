@@ -2,12 +2,16 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vllm_nld.evaluate.halving import Target, meets, misses, rungs, survivors, winner
-from vllm_nld.evaluate.tune import BLOCKS, MODES, THRESHOLDS, grid, words
+from vllm_nld.evaluate.halving import LEAST, Target, meets, misses, rungs, survivors, winner
+from vllm_nld.evaluate.plots import draw
+from vllm_nld.evaluate.report import publish
+from vllm_nld.evaluate.sections import Section
+from vllm_nld.evaluate.tune import BLOCKS, MODES, THRESHOLDS, grid, settings_table, words
 from vllm_nld.evaluate.variant import Variant
 from vllm_nld.serving.settings import Settings
 
@@ -38,7 +42,7 @@ MINE = {
 def test_settings_that_miss_the_target_beyond_doubt_are_dropped() -> None:
     assert [name for name in MINE if misses(MINE[name], TARGET)] == ["wrong"]
     assert [name for name in MINE if meets(MINE[name], TARGET)] == ["exact", "good"]
-    assert survivors(MINE, list(MINE), TARGET, 4) == ["good", "exact", "doubtful"]
+    assert survivors(MINE, list(MINE), TARGET, 4) == ["good", "doubtful", "exact"]
     assert survivors(MINE, list(MINE), TARGET, 1) == ["good"]
     assert winner(MINE, list(MINE), TARGET) == "good"
     assert winner(MINE, ["wrong", "doubtful"], TARGET) is None
@@ -55,10 +59,11 @@ def test_without_checks_texts_must_be_the_baselines() -> None:
 
 
 @pytest.mark.parametrize(("candidates", "prompts"), [(18, 200), (12, 100), (3, 50), (1, 50), (2, 8), (18, 8)])
-def test_rungs_halve_settings_and_double_prompts(candidates: int, prompts: int) -> None:
+def test_rungs_halve_settings_and_add_prompts(candidates: int, prompts: int) -> None:
     found = rungs(candidates, prompts)
-    assert found[0][0] == candidates and found[-1][1] == prompts and found[-1][0] <= 2
-    assert all(after[0] <= before[0] and after[1] >= before[1] for before, after in zip(found, found[1:], strict=False))
+    assert found[0][0] == candidates and found[-1][1] == prompts
+    assert found[-1][0] <= 2 or prompts <= LEAST
+    assert all(after[0] <= before[0] and after[1] > before[1] for before, after in zip(found, found[1:], strict=False))
     spent = sum(
         keep * (count - before) for (keep, count), before in zip(found, [0, *(c for _, c in found)], strict=False)
     )
@@ -98,3 +103,19 @@ def test_words_say_what_is_proven() -> None:
 def test_targets_that_make_no_sense(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="target"):
         Target(**options)
+
+
+def test_report_of_many_settings_has_both_plots(tmp_path: Path) -> None:
+    mine = {f"setting {number}": row(-0.01 * number, 0.02, 1 + number, p95=1 / (1 + number)) for number in range(9)}
+    for found in mine.values():
+        found |= {"accuracy": (0.8, 0.7, 0.9), "tpf": (2.0, 1.9, 2.1), "by_position": {}, "tokens_per_s": None}
+    drawn = draw(mine, "setting 0")
+    sections = [
+        settings_table(mine, "setting 0", dict.fromkeys(mine, 16), TARGET),
+        Section("More", "", (), (), "latency"),
+    ]
+    publish(tmp_path, "tune", {}, title="x", method="y", paragraphs=["z"], sections=sections, drawn=drawn)
+    assert set(drawn) == {"accuracy", "latency"}
+    page, text = (tmp_path / "tune.html").read_text(), (tmp_path / "tune.md").read_text()
+    assert page.count("<img") == text.count("![") == 2 and page.count("<table") == 1 and page.count("<tr>") == 10
+    assert text.count("\n| ") == 11 and "\n\n| setting | prompts" in text

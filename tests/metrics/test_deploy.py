@@ -116,6 +116,27 @@ def test_every_panel_lists_its_metrics() -> None:
             assert "[5m]" not in target["expr"] and "$__interval" not in target["expr"], "use $__rate_interval"
 
 
+def test_dashboard_selects_deployments_and_knows_the_price_of_a_gpu() -> None:
+    dashboard = json.loads((GRAFANA / "dashboards" / "vllm-nld.json").read_text())
+    variables = {one["name"]: one for one in dashboard["templating"]["list"]}
+    assert "deployment)" in variables["deployment"]["query"]["query"]
+    assert float(variables["gpu_price"]["query"]) > 0
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    assert any("$gpu_price" in query for query in queries)
+    for query in queries:
+        for selector in re.findall(r"\w\{([^}]*)\}", query):
+            one_of_all = "alertname" in selector or selector == 'job=~"$job"'  # alerts, and the router
+            assert 'deployment=~"$deployment"' in selector or one_of_all, query
+
+
+def test_router_metrics_exist() -> None:
+    exported = pytest.importorskip("nld_serve.metrics", reason="the router exports no metrics").RouterMetrics().text()
+    texts = [(PROMETHEUS / name).read_text() for name in RULE_FILES]
+    texts.append((GRAFANA / "dashboards" / "vllm-nld.json").read_text())
+    for name in {name for text in texts for name in re.findall(r"(?<!:)\bnld_router_\w+(?!:)", text)}:
+        assert name.encode() in exported, name
+
+
 def test_queries_use_existing_metrics() -> None:
     exported = {name for metric in METRICS for name in metric.sample_names}
     texts = [(PROMETHEUS / name).read_text() for name in RULE_FILES]

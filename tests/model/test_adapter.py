@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import ADAPTER_ALPHA, ADAPTER_RANK, tiny_adapter, tiny_config, write_json, write_tiny_checkpoint
+from tests.tiny import ADAPTER_ALPHA, ADAPTER_RANK, VLM, tiny_adapter, tiny_config, write_json, write_tiny_checkpoint
 from vllm_nld.model.adapter import find_adapter
-from vllm_nld.model.checkpoint import ADAPTER_DIR
+from vllm_nld.model.checkpoint import ADAPTER_DIR, CheckpointError
 
 
 def change_settings(path: Path, **fields: object) -> None:
@@ -60,6 +61,31 @@ def test_only_the_adapter_of_a_repository_is_downloaded(tiny_checkpoint: Path, m
     adapter = find_adapter("someone/some-model", "main", "auto")
     assert adapter is not None
     assert asked == {"someone/some-model": {"revision": "main", "allow_patterns": [f"{ADAPTER_DIR}/*"]}}
+
+
+def test_another_checkpoint_may_lend_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder or a repository. A vision-language model takes a text model's, whose decoder has the same shapes."""
+    text = write_tiny_checkpoint(tmp_path / "text")
+    vision = write_tiny_checkpoint(tmp_path / "vision", adapter=False, **VLM)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path / name.partition("/")[2]))
+    assert find_adapter(str(vision), None, "auto") is None
+    for named in (text, text / ADAPTER_DIR, "someone/text"):
+        adapter = find_adapter(str(vision), None, str(named))
+        assert adapter is not None and adapter.path == text / ADAPTER_DIR
+        adapter.check(tiny_config(**VLM))
+    with pytest.raises(CheckpointError, match="adapter_config.json is not a readable adapter config"):
+        find_adapter(str(vision), None, "someone/vision")
+    with pytest.raises(CheckpointError, match=r"o_proj.*must have shape \[4, 64\], found \[4, 128\]"):
+        adapter.check(tiny_config(**VLM | {"head_dim": 16}))
+
+
+def test_a_repository_that_is_out_of_reach_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(*_: Any, **__: Any) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(CheckpointError, match=r"'a/b' is no folder and cannot be downloaded \(no network\)"):
+        find_adapter("model", None, "a/b")
 
 
 def test_rank_stabilized_scale(tmp_path: Path) -> None:

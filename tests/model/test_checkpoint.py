@@ -1,6 +1,7 @@
 """Checkpoint checks read only headers. Errors name the file or tensor and the fix."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import tiny_config, tiny_raw_config, write_tiny_checkpoint
+from tests.tiny import VLM, tiny_config, tiny_raw_config, write_tiny_checkpoint
 from vllm_nld.model.checkpoint import (
     ADAPTER_DIR,
     REQUIRED_CONFIG_KEYS,
@@ -21,13 +22,14 @@ from vllm_nld.model.checkpoint import (
     read_shapes,
     weight_files,
 )
-from vllm_nld.model.configs import NemotronLabsDiffusionConfig
+from vllm_nld.model.configs import NemotronLabsDiffusionVLMConfig, config_class
 from vllm_nld.reference import ReferenceModel
 
 
 def check(path: Path, quantized: bool = False) -> None:
     """The start-up check of a checkpoint folder."""
-    config = NemotronLabsDiffusionConfig(**read_config(path))
+    raw = read_config(path)
+    config = config_class(raw)(**raw)
     check_tensors(config, read_shapes(path), where=path, quantized=quantized)
 
 
@@ -43,6 +45,33 @@ def test_good_checkpoint_passes(tmp_path: Path, prefix: str, tied: bool) -> None
     write_tiny_checkpoint(tmp_path, prefix=prefix, tie_word_embeddings=tied)
     check(tmp_path)
     assert read_shapes(tmp_path) == expected_shapes(tiny_config(tie_word_embeddings=tied))
+
+
+def test_released_vision_language_model() -> None:
+    """As many tensors and parameters as the released one, 218 of them in the tower."""
+    shapes = expected_shapes(NemotronLabsDiffusionVLMConfig())
+    assert len(shapes) == 531
+    assert sum(name.startswith("encoder.vision_tower.") for name in shapes) == 218
+    assert sum(map(math.prod, shapes.values())) == pytest.approx(8.92e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "", "model."])
+def test_vision_tensors_are_checked(tmp_path: Path, prefix: str) -> None:
+    """Under released and converted names. One that is missing, or of another shape, is named."""
+    path = write_tiny_checkpoint(tmp_path, **VLM)
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "vision" in name or "multi_modal" in name]:
+            tensors[prefix + name.removeprefix("encoder.")] = tensors.pop(name)
+
+    edit_weights(path, rename)
+    check(path)
+    edit_weights(path, lambda tensors: tensors.update({f"{prefix}vision_tower.ln_pre.weight": torch.ones(33)}))
+    with pytest.raises(CheckpointError, match=r"encoder\.vision_tower\.ln_pre\.weight .*\[33\].*\[32\]"):
+        check(path)
+    edit_weights(path, lambda tensors: tensors.pop(f"{prefix}vision_tower.ln_pre.weight"))
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensor\(s\), the first encoder\.vision_tower\.ln_pre"):
+        check(path)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from tests.tiny import tiny_config, tiny_raw_config
+from tests.tiny import VLM, tiny_config, tiny_raw_config
 from vllm_nld.model.configs import (
     CONFIG_CLASSES,
     MinistralDLMConfig,
@@ -127,3 +127,38 @@ def test_no_warning_about_known_rope_keys(tmp_path: Path, caplog: pytest.LogCapt
 def test_contradictions(tmp_path: Path, model_type: str, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load(tmp_path, tiny_raw_config(model_type=model_type, **changes))
+
+
+def test_vision_config(tmp_path: Path) -> None:
+    """The tower's values come from config.json; the numbers of preprocessing, which it lacks, are the released ones."""
+    config = load(tmp_path, tiny_raw_config(**VLM))
+    assert config.vision_config.to_dict().items() >= {"hidden_size": 32, "patch_size": 4, "hidden_act": "silu"}.items()
+    assert config.vision_config.rope_parameters["rope_theta"] == 1e4
+    assert config.spatial_merge_size == 2 and config.get_text_config() is config
+    config.save_pretrained(tmp_path / "copy")
+    assert AutoConfig.from_pretrained(tmp_path / "copy").vision_config.to_dict() == config.vision_config.to_dict()
+    released = NemotronLabsDiffusionVLMConfig()
+    assert (released.max_image_size, list(released.image_token_ids.values())) == (1400, [18, 19, 20, 21])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_config": {"hidden_size": 34, "num_attention_heads": 4}}, r"vision_config\.hidden_size \(34\)"),
+        ({"projector_hidden_act": "relu"}, "projector_hidden_act must be 'gelu'"),
+        ({"multimodal_projector_bias": True}, "multimodal_projector_bias must be false"),
+        ({"max_image_size": 0}, "max_image_size must be a positive integer"),
+        ({"spatial_merge_size": 1.5}, "spatial_merge_size must be a positive integer"),
+        ({"image_pad_token_id": 18}, "must be four ids below vocab_size 321"),
+        ({"image_end_token_id": 321}, "must be four ids below vocab_size 321"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)),
+)
+def test_contradictions_about_images(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**VLM | changes)
+
+
+def test_the_text_to_image_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a text-to-image model, and vllm-nld serves language models"):
+        load(tmp_path, {"model_type": "nemotron_labs_diffusion_image"})

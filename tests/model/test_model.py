@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.engines import engine, full_logits, greedy, random_prompts
-from tests.tiny import CONFIG, write_json, write_tiny_checkpoint
+from tests.tiny import CONFIG, VLM, write_json, write_tiny_checkpoint
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.reference.model import KVCache
+from vllm_nld.reference.vlm import ReferenceVLM
 
 VOCAB = CONFIG["vocab_size"]
 AR: dict[str, Any] = {"additional_config": {"nld": {"mode": "ar"}}}
@@ -80,7 +81,7 @@ def quantize_int8(path: Path) -> dict[str, torch.Tensor]:
     """
     tensors, dequantized = {}, {}
     for name, tensor in load_file(path / "model.safetensors").items():
-        if "_proj." in name:
+        if "_proj." in name and "vision" not in name:
             scale = tensor.abs().amax(dim=1, keepdim=True) / 127
             tensors[name] = (tensor / scale).round().to(torch.int8)
             tensors[name.replace(".weight", ".weight_scale")] = scale
@@ -94,7 +95,7 @@ def quantize_int8(path: Path) -> dict[str, torch.Tensor]:
 QUANTIZATION = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
-    "ignore": ["diffusion_head"],
+    "ignore": ["diffusion_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"],
     "config_groups": {
         "group_0": {
             "targets": ["Linear"],
@@ -111,14 +112,19 @@ QUANTIZATION = {
 }
 
 
-def test_compressed_tensors_checkpoint_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "fields"), [(ReferenceModel, {}), (ReferenceVLM, VLM)], ids=["text", "vision tower left alone"]
+)
+def test_compressed_tensors_checkpoint_loads(
+    kind: type[ReferenceModel], fields: dict[str, Any], tmp_path: Path
+) -> None:
     """Packed names and the ignore list work with the weight mapping. 8-bit activations change logits by about 1 %."""
-    path = write_tiny_checkpoint(tmp_path, quantization_config=QUANTIZATION)
+    path = write_tiny_checkpoint(tmp_path, quantization_config=QUANTIZATION, **fields)
     weights = quantize_int8(path)
     prompts = random_prompts(4, VOCAB, longest=60, seed=2)
     with engine(path, dtype="bfloat16", **LOGITS) as llm:
         outputs = greedy(llm, prompts, 1, logprobs=-1)
-    exact = ReferenceModel.from_pretrained(write_tiny_checkpoint(tmp_path / "plain"), adapter=False)
+    exact = kind.from_pretrained(write_tiny_checkpoint(tmp_path / "plain", **fields), adapter=False)
     exact.load_state_dict(weights)
     for prompt, output in zip(prompts, outputs, strict=True):
         logits, expected = full_logits(output)[0], reference_logits(exact, prompt, list(output.token_ids))[0]
@@ -141,7 +147,7 @@ def write_user_lora(path: Path, model: ReferenceModel, rank: int = 8) -> dict[st
     """Write a PEFT adapter for q_proj and down_proj, with released names. Returns the change of each weight."""
     generator, tensors, change = torch.Generator().manual_seed(5), {}, {}
     for name, weight in model.state_dict().items():
-        if "q_proj" in name or "down_proj" in name:
+        if ("q_proj" in name or "down_proj" in name) and "vision" not in name:
             module = name.removesuffix(".weight")
             down = torch.randn(rank, weight.shape[1], generator=generator) * weight.shape[1] ** -0.5
             up = torch.randn(weight.shape[0], rank, generator=generator) * 0.2

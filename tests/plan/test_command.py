@@ -27,6 +27,7 @@ def test_the_search_finds_the_fewest(needed: int) -> None:
 
     assert fewest(meets, least=1, most=64) == needed
     assert len(tried) == len(set(tried)) <= 13
+    assert fewest(meets, least=max(1, needed * 4 // 5), most=64) == needed
     assert fewest(lambda count: False, most=64) is None
 
 

@@ -148,6 +148,9 @@ def test_curves_go_through_their_cells_and_follow_the_roofline_beyond() -> None:
     for (requests, block), ms in CELLS.items():
         assert curves.seconds(curves._work(requests, block)) == pytest.approx(ms / 1e3)
     assert 0.011 < curves.seconds(curves._work(2, 8)) < 0.018
+    longer = curves._work(4, 8)._replace(context=4 * 4128)
+    added = H100.seconds(longer) - H100.seconds(curves._work(4, 8))
+    assert curves.seconds(longer) - curves.seconds(curves._work(4, 8)) == pytest.approx(added) and added > 0
     assert curves.seconds(Work(prompt=200, prompts=1)) == pytest.approx(0.014)
     with_prompt = curves._work(4, 8)._replace(prompt=200, prompts=1)
     assert curves.seconds(with_prompt) == pytest.approx(0.018 + 0.004), "without a second step's fixed part"
@@ -161,6 +164,9 @@ def test_gpu_check_results_are_curves(tmp_path: Path) -> None:
     file.write_text(json.dumps({"findings": findings}))
     curves = Curves.read(file, H100)
     assert curves.cells == CELLS and curves.kv_tokens == 4321
+    for other in (Roofline(SHAPES["14b"], DEVICES["H100"]), Roofline(SHAPES["8b"], group(DEVICES["H100"], 2))):
+        with pytest.raises(ValueError, match="8B shape on one GPU"):
+            Curves.read(file, other)
     del findings["8b: 4 × 8"]
     file.write_text(json.dumps({"findings": findings}))
     with pytest.raises(ValueError, match="h100.json has no usable step times.*4 requests with blocks of 8"):

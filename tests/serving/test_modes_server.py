@@ -6,17 +6,22 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from transformers import AutoTokenizer
 
 from tests.bad_requests import bad_parameters
 from tests.fuzz.__main__ import fuzz, served
 from tests.scale import scaled
 from tests.serving.test_server import connect, plain
+from vllm_nld.adapter import answers
+from vllm_nld.adapter.conversations import Row, render
+from vllm_nld.model.configs import register_configs
 from vllm_nld.nano import Prompt, checkpoint_path, heldout
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.tools.server import Server
@@ -70,13 +75,31 @@ REQUESTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 def test_requests_decode_in_their_own_mode(client: openai.OpenAI, model: ReferenceModel) -> None:
     cases = [(prompt, *request) for prompt in plain(8) for request in REQUESTS]
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda case: ask(client, case[0], case[1], **case[2]), cases))
+        replies = list(pool.map(lambda case: ask(client, case[0], case[1], **case[2]), cases))
     known: dict[str, list[int]] = {}
-    for (prompt, _, _, options), answer in zip(cases, answers, strict=True):
+    for (prompt, _, _, options), answer in zip(cases, replies, strict=True):
         key = f"{prompt.messages} {options}"
         if key not in known:
             known[key] = generate(model, answer.prompt_token_ids, max_new_tokens=MAX_TOKENS, **options).tokens
         assert answer.choices[0].token_ids == known[key], options
+
+
+def test_answers_to_train_an_adapter_on(server: Server, model: ReferenceModel, tmp_path: Path) -> None:
+    """They are AR's, with their end token; a command that was cut off asks for the missing ones only."""
+    register_configs()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path())
+    rows = [Row(prompt.messages, category=prompt.category) for prompt in plain(6)]
+    prompts, file = [render(tokenizer, row) for row in rows], tmp_path / "answers.jsonl"
+    first = answers.ask_all(server.url, "nld", rows[:3], prompts[:3], file, MAX_TOKENS)
+    with file.open("a") as cut:
+        cut.write('{"key": "0.5')
+    with pytest.raises(RuntimeError, match="did not answer"):
+        answers.ask_all("http://127.0.0.1:1", "nld", rows, prompts, file, MAX_TOKENS)
+    found = answers.ask_all(server.url, "nld", rows, prompts, file, MAX_TOKENS)
+    assert found[:3] == first and [one.category for one in found] == [row.category for row in rows]
+    for one in found:
+        assert list(one.answer) == generate(model, one.prompt, mode="ar", max_new_tokens=MAX_TOKENS).tokens
+    assert answers.ask_all("http://127.0.0.1:1", "nld", rows, prompts, file, MAX_TOKENS) == found, "all are known"
 
 
 def test_stream_yields_blocks(client: openai.OpenAI) -> None:

@@ -65,7 +65,10 @@ BAD: dict[str, tuple[Any, str]] = {
         {"groups": 2, "allowed_modes": ["auto", "linear"]},
         r"nld\.groups 2 has no use without mode 'quadratic' in allowed_modes",
     ),
-    "adapter as bool": ({"draft_lora": False}, r"nld\.draft_lora must be 'auto', 'off' or a folder, not False"),
+    "adapter as bool": (
+        {"draft_lora": False},
+        r"nld\.draft_lora must be 'auto', 'off', a folder or a repository, not False",
+    ),
     "unknown kernel": ({"mask_kernel": "cuda"}, r"nld\.mask_kernel must be one of auto, triton, xformers, not 'cuda'"),
     "drafts in ar": ({"mode": "ar", "block_length": 8}, r"nld\.block_length has no use if only mode 'ar' is served"),
     "denoising in ar": ({"mode": "ar", "threshold": 0.5}, r"nld\.threshold has no use"),

@@ -76,11 +76,19 @@ BROKEN = {
         lambda path: change_config(path, architectures=["DiffEncoderModel"]),
         r"DiffEncoderModel is a Qwen3-based.*NemotronLabsDiffusionModel",
     ),
-    "vision-language model": (
+    "vision-language model without a vision config": (
         lambda path: change_config(
             path, architectures=["NemotronLabsDiffusionVLMModel"], model_type="nemotron_labs_diffusion_vlm"
         ),
-        r"vision-language variant.*does not serve yet",
+        r"config\.json lacks vision_config.*take config\.json from the model's own repository",
+    ),
+    "vision-language model with the text model's type": (
+        lambda path: change_config(path, architectures=["NemotronLabsDiffusionVLMModel"]),
+        r"architectures \[NemotronLabsDiffusionVLMModel\] and model_type 'nemotron_labs_diffusion' .* contradict",
+    ),
+    "text-to-image model": (
+        lambda path: change_config(path, model_type="nemotron_labs_diffusion_image"),
+        "is a text-to-image model, and vllm-nld serves language models",
     ),
 }
 

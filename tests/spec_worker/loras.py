@@ -19,17 +19,17 @@ class UserLora(NamedTuple):
     model: ReferenceModel
 
 
-def two_loras(checkpoint: Path, folder: Path) -> list[UserLora]:
+def two_loras(checkpoint: Path, folder: Path, kind: type[ReferenceModel] = ReferenceModel) -> list[UserLora]:
     """Give every request of a batch one of them: vLLM's CPU kernel gives a row without an adapter the last one."""
     from vllm.lora.request import LoRARequest
 
-    change = write_user_lora(folder / "one", ReferenceModel.from_pretrained(checkpoint, adapter=False))
+    change = write_user_lora(folder / "one", kind.from_pretrained(checkpoint, adapter=False))
     shutil.copytree(folder / "one", folder / "two")
     file = folder / "two" / "adapter_model.safetensors"
     save_file({name: -tensor if "lora_B" in name else tensor for name, tensor in load_file(file).items()}, file)
     found = []
     for index, (name, sign) in enumerate((("one", 1), ("two", -1)), 1):
-        model = ReferenceModel.from_pretrained(checkpoint)
+        model = kind.from_pretrained(checkpoint)
         model.load_state_dict({key: weight + sign * change.get(key, 0) for key, weight in model.state_dict().items()})
         found.append(UserLora(LoRARequest(name, index, str(folder / name)), model))
     return found

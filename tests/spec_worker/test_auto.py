@@ -171,5 +171,5 @@ def test_a_plan_feeds_the_controller_as_the_scheduler_does() -> None:
     from spec_worker import scheduler as served
     from vllm_nld.plan import policies, replica
 
-    assert policies.SMOOTHING == auto.SMOOTHING
+    assert (policies.FADE, policies.USUAL) == (auto.FADE, auto.USUAL)
     assert replica.WAITING_SHARE == served.WAITING_SHARE

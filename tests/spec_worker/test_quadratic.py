@@ -79,9 +79,9 @@ def test_the_adapter_is_in_forwards_with_masks_only(llm: Any, monkeypatch: pytes
     pathway = model.pathway
     switch = model.draft_adapter.switch
 
-    def run(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def run(ids: torch.Tensor, positions: torch.Tensor, embeddings: torch.Tensor | None) -> torch.Tensor:
         on.append((switch[: len(ids), 0] != 0).tolist())
-        return pathway(ids, positions)
+        return pathway(ids, positions, embeddings)
 
     monkeypatch.setitem(model.__dict__, "pathway", run)
     together(llm, [Ask(PROMPTS[2], {"nld_mode": "ar"})])

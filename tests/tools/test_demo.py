@@ -9,7 +9,7 @@ import pytest
 
 from vllm_nld.nano import heldout
 from vllm_nld.serving.modes import MODES
-from vllm_nld.tools.demo import choose
+from vllm_nld.tools.demo import choose, picture_prompts, title
 
 KEYS = {
     "mode",
@@ -28,6 +28,14 @@ KEYS = {
 def test_prompts_have_different_categories() -> None:
     chosen = choose(heldout(), 6)
     assert len({prompt.category for prompt in chosen}) == len(chosen) == 6
+
+
+def test_questions_about_pictures_are_prompts() -> None:
+    chosen = choose(picture_prompts(), 7)
+    assert len({prompt.category for prompt in chosen}) == 7
+    image, text = chosen[0].messages[0]["content"]
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
+    assert title(chosen[0]) == f"[picture] {text['text']}" and chosen[0].expected
 
 
 @pytest.mark.server

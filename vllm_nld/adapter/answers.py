@@ -24,17 +24,19 @@ def ask_all(
     Raises RuntimeError if a request fails; the answers so far are kept.
     """
     known = load(file)
-    missing = [index for index, prompt in enumerate(prompts) if key(prompt) not in known]
+    open_ones = [index for index, prompt in enumerate(prompts) if key(prompt) not in known]
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
         ThreadPoolExecutor(CONCURRENCY) as pool,
         file.open("a", encoding="utf-8") as out,
-        tqdm(total=len(prompts), initial=len(prompts) - len(missing), desc="answers", unit="answer") as bar,
+        tqdm(total=len(prompts), initial=len(prompts) - len(open_ones), desc="answers", unit="answer") as bar,
     ):
-        limits = [rows[index].max_tokens or max_tokens for index in missing]
-        asked = [list(prompts[index]) for index in missing]
+        if out.tell():
+            out.write("\n")  # the last line may have been cut off
+        limits = [rows[index].max_tokens or max_tokens for index in open_ones]
+        asked = [list(prompts[index]) for index in open_ones]
         for index, answer in zip(
-            missing, pool.map(lambda pair: ask(url, model, *pair), zip(asked, limits, strict=True)), strict=True
+            open_ones, pool.map(lambda pair: ask(url, model, *pair), zip(asked, limits, strict=True)), strict=True
         ):
             known[key(prompts[index])] = answer
             out.write(json.dumps({"key": key(prompts[index]), "answer": answer}) + "\n")
@@ -42,6 +44,12 @@ def ask_all(
             bar.update(1)
     found = [(prompt, known[key(prompt)], row.category) for prompt, row in zip(prompts, rows, strict=True)]
     return [Conversation(prompt, tuple(answer), category) for prompt, answer, category in found if len(answer) > 1]
+
+
+def missing(file: Path, prompts: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the file lacks the answer to any of these prompts."""
+    known = load(file)
+    return any(key(prompt) not in known for prompt in prompts)
 
 
 def key(prompt: Sequence[int]) -> str:

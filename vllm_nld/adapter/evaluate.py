@@ -3,7 +3,7 @@
     vllm-nld adapter evaluate MODEL --adapter runs/adapter/adapter --prompts heldout.jsonl
 
 The exit status is 1 if the new adapter is worse than the shipped one (or than none, if none is shipped) by more than
-the margin, over all prompts or in any category.
+the margin, over all prompts or in any category, and the 95 % interval of the change is below zero.
 """
 
 import argparse
@@ -80,9 +80,11 @@ def report(runs: "Mapping[str, Run]", base: str, found: "Verdict", margin: float
     overall = found.changes["all"]
     head = f"Against {base}: acceptance length {overall.change:+.1%} [{overall.low:+.1%}, {overall.high:+.1%}]. "
     if found.good:
-        head += f"Nowhere worse by more than {margin:.0%}."
+        head += f"Nowhere certainly worse by more than {margin:.0%}."
     else:
         head += f"Not to be used: worse by more than {margin:.0%} in {', '.join(found.worse)}."
+    if found.unclear:
+        head += f" Too few prompts to tell: {', '.join(found.unclear)}."
     places = [place for place in POSITIONS if place <= max(len(run.by_position) for run in runs.values())]
     lines = [["adapter", "AL", "95 % interval", "TPF", *(f"accepted to {place}" for place in places)]]
     for name, run in runs.items():
@@ -116,4 +118,11 @@ def plain(runs: "Mapping[str, Run]", base: str, found: "Verdict") -> dict[str, A
         for name, run in runs.items()
     }
     changes = {name: [one.change, one.low, one.high] for name, one in found.changes.items()}
-    return {"runs": figures, "against": base, "changes": changes, "worse": list(found.worse), "good": found.good}
+    return {
+        "runs": figures,
+        "against": base,
+        "changes": changes,
+        "worse": list(found.worse),
+        "unclear": list(found.unclear),
+        "good": found.good,
+    }

@@ -76,10 +76,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """changes: by category, and over all. worse: those in which the loss exceeds the margin."""
+    """changes: by category, and over all. worse: those in which the loss exceeds the margin and is no accident.
+
+    unclear: those in which it exceeds the margin, but which have too few prompts to tell.
+    """
 
     changes: dict[str, Change]
     worse: tuple[str, ...]
+    unclear: tuple[str, ...]
 
     @property
     def good(self) -> bool:
@@ -103,7 +107,9 @@ def verdict(old: Run, new: Run, margin: float) -> Verdict:
         raise ValueError("the runs are over different conversations")
     names: Iterable[str | None] = (None, *dict.fromkeys(old.categories))
     changes = {name or "all": change(old.of(name), new.of(name)) for name in names}
-    return Verdict(changes, tuple(name for name, found in changes.items() if found.change < -margin))
+    losses = {name: found for name, found in changes.items() if found.change < -margin}
+    worse = tuple(name for name, found in losses.items() if found.high < 0)
+    return Verdict(changes, worse, tuple(name for name in losses if name not in worse))
 
 
 def resamples(count: int) -> np.ndarray:  # [RESAMPLES, count] int

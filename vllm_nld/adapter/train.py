@@ -74,7 +74,7 @@ def train(options: argparse.Namespace) -> int:
     print(memory.table(shape, options.rank, options.group, options.max_length, block))
     if options.estimate:
         return 0
-    from vllm_nld.adapter.trainer import ADAPTER, STATE, Settings, Trainer, checkpointed
+    from vllm_nld.adapter.trainer import STATE, Settings, Trainer, checkpointed
 
     settings = Settings(
         options.steps,
@@ -100,13 +100,17 @@ def train(options: argparse.Namespace) -> int:
         with checkpointed(model) if device.type == "cuda" else contextlib.nullcontext():
             best = trainer.run()
     if rank == 0:
-        finish(trainer.history, options, best, options.out / ADAPTER)
+        finish(trainer.history, options, best, folder)
     return 0
 
 
-def finish(history: Sequence[dict[str, float]], options: argparse.Namespace, best: float, adapter: Path) -> None:
+def finish(history: Sequence[dict[str, float]], options: argparse.Namespace, best: float, folder: Path) -> None:
     """Write the history and the plot, and say how to go on."""
     from vllm_nld.adapter.plot import draw
+    from vllm_nld.adapter.trainer import ADAPTER
+
+    model = options.model if options.model != "nano" else folder  # a name of ours, which vLLM doesn't know
+    adapter = options.out.resolve() / ADAPTER
 
     (options.out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     draw(history, options.out / "training.png")
@@ -118,7 +122,7 @@ def finish(history: Sequence[dict[str, float]], options: argparse.Namespace, bes
         print(f"only {share:.0%} of the answers' tokens are what the model would say: let it write the answers itself")
     print(f"check it:  vllm-nld adapter evaluate {options.model} --adapter {adapter} --prompts HELDOUT.jsonl")
     setting = json.dumps({"nld": {"draft_lora": str(adapter)}})
-    print(f"serve it:  vllm serve {options.model} --additional-config '{setting}'")
+    print(f"serve it:  vllm serve {model} --additional-config '{setting}'")
 
 
 # The model
@@ -210,7 +214,7 @@ def conversations_of(options: argparse.Namespace, folder: Path, file: Path, answ
     """A file's prompts with their answers, the model's own where the file has none."""
     from transformers import AutoTokenizer
 
-    from vllm_nld.adapter.answers import ask_all
+    from vllm_nld.adapter.answers import ask_all, missing
     from vllm_nld.model.checkpoint import read_config
     from vllm_nld.model.configs import NemotronLabsDiffusionConfig, register_configs
 
@@ -221,7 +225,8 @@ def conversations_of(options: argparse.Namespace, folder: Path, file: Path, answ
     asked = [row for row in rows if row.answer is None]
     if asked:
         prompts = [render(tokenizer, row) for row in asked]
-        with server_of(options, folder, answers.parent) as (url, name):
+        needed = server_of(options, folder, answers.parent)
+        with needed if missing(answers, prompts) else contextlib.nullcontext(("", "")) as (url, name):
             given += ask_all(url, name, asked, prompts, answers, options.max_tokens)
     usable = fit(given, min(options.max_length, config.max_position_embeddings))
     usable = [one for one in usable if config.mask_token_id not in one.answer]

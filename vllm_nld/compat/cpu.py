@@ -1,7 +1,9 @@
 """What vLLM's CPU build lacks. None of it is needed with the GPU build."""
 
+import importlib.util
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vllm_nld.compat.patch import Change, patch
@@ -29,6 +31,25 @@ def no_triton() -> str:
     from vllm.triton_utils import HAS_TRITON
 
     return "" if HAS_TRITON else "vLLM finds no Triton"
+
+
+def has_torchvision() -> str:
+    """Why Pixtral's image processing can be imported as it is."""
+    if why := gpu_build():
+        return why
+    return "" if importlib.util.find_spec("torchvision") is None else "torchvision is installed"
+
+
+@patch("transformers.models.pixtral", not_needed=has_torchvision)
+def import_pixtral_without_torchvision(module: Any) -> Iterator[Change]:
+    """Let vLLM's Pixtral model be imported without torchvision.
+
+    Symptom: a vision-language model ends start-up with "No module named 'torchvision'".
+    Cause: vLLM takes one function from transformers' image processing for torchvision, of which no build matches the
+    CPU build's torch. Its twin for Pillow has the same function. Neither is called for our models.
+    Delete when: vLLM's CPU build can be installed with torchvision.
+    """
+    yield module, "__path__", [str(Path(__file__).parent / "no_torchvision"), *module.__path__]
 
 
 @patch(not_needed=no_amx)

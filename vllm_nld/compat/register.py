@@ -9,6 +9,7 @@ from vllm_nld.compat.patch import Patch
 from vllm_nld.compat.patcher import Patcher
 
 PATCHES: tuple[Patch, ...] = (
+    cpu.import_pixtral_without_torchvision,
     cpu.request_amx_tiles,
     cpu.use_native_kernels,
     cpu.reuse_compiled_models,

@@ -33,7 +33,7 @@ STANDARD: tuple[str, ...] = (
 )
 STANDARD += ("presence_penalty", "frequency_penalty", "logit_bias")
 REFUSAL = re.compile(
-    r"\s*(i['’]m sorry|i am sorry|sorry|i can(no|['’])t|i am unable|i['’]m unable|as an ai)\b", re.IGNORECASE
+    r"\s*(i['’]m sorry|i am sorry|sorry, |i can(no|['’])t\b|i am unable|i['’]m unable|as an ai\b)", re.IGNORECASE
 )
 
 

@@ -1,11 +1,12 @@
 """Successive halving: many settings answer few prompts, the better half of them answers more.
 
-    rungs(candidates=12, prompts=200)           # [(12, 25), (6, 50), (3, 100), (2, 200)]: settings, prompts in all
+    rungs(candidates=12, prompts=200)           # [(12, 16), (6, 37), (3, 86), (2, 200)]: settings, prompts in all
     survivors(figures, names, target, keep=6)
 
-A setting is dropped if it misses the target beyond doubt, or if others that may meet it are faster.
+A setting is dropped if it misses the target beyond doubt, or if enough others are faster.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,19 +61,21 @@ def speed(row: Mapping[str, Any]) -> float:
 
 
 def survivors(mine: Mapping[str, Mapping[str, Any]], names: Sequence[str], target: Target, keep: int) -> list[str]:
-    """The best settings, the best first: those that meet the target by their speed, then those that may meet it."""
-    possible = [name for name in names if not misses(mine[name], target)]
-    return sorted(possible, key=lambda name: (not meets(mine[name], target), -speed(mine[name])))[:keep]
+    """The settings that are worth more prompts: by turns the fastest that meets the target and the fastest that may."""
+    by_speed = sorted((name for name in names if not misses(mine[name], target)), key=lambda name: -speed(mine[name]))
+    good = [name for name in by_speed if meets(mine[name], target)]
+    open_ones = [name for name in by_speed if name not in good]
+    pairs = itertools.zip_longest(good, open_ones)
+    return [name for pair in pairs for name in pair if name is not None][:keep]
 
 
 def rungs(candidates: int, prompts: int) -> list[tuple[int, int]]:
-    """How many settings answer how many prompts: half the settings, twice the prompts from one to the next."""
+    """How many settings answer how many prompts, in all: half the settings from one rung to the next."""
     halvings = max(0, math.ceil(math.log2(max(1, candidates) / FINALISTS)))
-    found = []
-    for number in range(halvings + 1):
-        count = max(min(LEAST, prompts), prompts >> (halvings - number))
-        found.append((max(1, math.ceil(candidates / 2**number)), count))
-    return found
+    if prompts <= LEAST or not halvings:
+        return [(candidates, prompts)]
+    growth = (prompts / LEAST) ** (1 / halvings)
+    return [(math.ceil(candidates / 2**number), round(LEAST * growth**number)) for number in range(halvings + 1)]
 
 
 def winner(mine: Mapping[str, Mapping[str, Any]], names: Sequence[str], target: Target) -> str | None:

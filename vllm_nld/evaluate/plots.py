@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MARKERS = "os^vDP*X<>"
+MARKERS, MOST_INSIDE = "os^vDP*X<", 6  # not as many as colours, so that both together repeat late
 Rows = Mapping[str, Mapping[str, Any]]
 
 
@@ -34,7 +34,7 @@ def picture(plot: Callable[[Any, Rows, str], bool], mine: Rows, baseline: str) -
     from matplotlib import pyplot
 
     with matplotlib.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(7 if len(mine) <= MOST_INSIDE else 9, 4), layout="constrained")
         if not plot(axes, mine, baseline):
             pyplot.close(figure)
             return ""
@@ -64,8 +64,16 @@ def points(axes: Any, mine: Rows, across: Callable[[Any], Any], factor: float = 
     axes.set_ylabel("right answers, %" if checked else "same text as the baseline, %")
     axes.set_xlim(left=0)
     if drawn:
-        axes.legend(fontsize="small")
+        legend(axes, len(mine))
     return drawn
+
+
+def legend(axes: Any, entries: int) -> None:
+    """Inside the plot, or beside it if there are many entries."""
+    if entries <= MOST_INSIDE:
+        axes.legend(fontsize="small")
+    else:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def accuracy(axes: Any, mine: Rows, baseline: str) -> bool:

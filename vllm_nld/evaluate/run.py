@@ -25,6 +25,7 @@ from vllm_nld.evaluate.store import Store
 from vllm_nld.evaluate.variant import Variant
 
 LEAST = 8  # rows of a turn
+ENOUGH = 1.5  # rows of a tag for each request that runs at a time, to have turns of their own
 PER_CLIENT = 4  # rows of a turn for each request that runs at a time, so that few of them run alone at its end
 PATIENCE = 2.0  # seconds until the server's counters have followed
 ANSWER, TURN = "answer", "turn"
@@ -60,7 +61,7 @@ def split(rows: Sequence[Row], concurrency: int) -> list[list[Row]]:
     size, groups = max(LEAST, PER_CLIENT * concurrency), {}  # type: ignore[var-annotated]  # filled below
     for row in rows:
         groups.setdefault(row.tags, []).append(row)
-    alone = {tags: group for tags, group in groups.items() if len(group) >= 2 * concurrency}
+    alone = {tags: group for tags, group in groups.items() if len(group) >= ENOUGH * concurrency}
     mixed = [row for row in rows if row.tags not in alone]
     cut = [group[i : i + size] for group in [*alone.values(), mixed] for i in range(0, len(group), size)]
     return [turn for turn in cut if turn]
@@ -106,18 +107,21 @@ class Run:
 
     def ask(self, rows: Sequence[Row], variants: Sequence[Variant]) -> None:
         """Every row in every variant. Raises Unreachable if a server doesn't answer."""
-        for number, turn in enumerate(split(rows, self.concurrency)):
-            for variant in alternate(variants, number):
-                if not self.known(turn, variant):
-                    self.take(turn, variant)
-                    self.progress(len(turn))
+        with asyncio.Runner() as runner:
+            clients: dict[str, Any] = {}  # that keep their connections, which a request's time would otherwise include
+            for number, turn in enumerate(split(rows, self.concurrency)):
+                for variant in alternate(variants, number):
+                    if not self.known(turn, variant):
+                        self.take(turn, variant, runner, clients)
+                        self.progress(len(turn))
 
-    def take(self, rows: Sequence[Row], variant: Variant) -> None:
+    def take(self, rows: Sequence[Row], variant: Variant, runner: asyncio.Runner, clients: dict[str, Any]) -> None:
         """One turn, and store it."""
         url = variant.url or self.url
+        clients.setdefault(url, connect(url, self.timeout))
         before = scrape(url)
         begin = time.perf_counter()
-        answers = asyncio.run(self.answers(rows, variant, url))
+        answers = runner.run(self.answers(rows, variant, clients))
         seconds = time.perf_counter() - begin
         found, disturbed = settle(url, before, answers)
         for row, answer in zip(rows, self.scorer.score_all(rows, answers), strict=True):
@@ -128,16 +132,13 @@ class Run:
         turn = Turn(tuple(row.name for row in rows), round(seconds, 4), tokens, tags, found, disturbed)
         self.store.put((TURN, variant.name, name_of(rows)), turn.dump())
 
-    async def answers(self, rows: Sequence[Row], variant: Variant, url: str) -> list[Answer]:
-        async with connect(url, self.timeout) as client:
+    async def answers(self, rows: Sequence[Row], variant: Variant, clients: Mapping[str, Any]) -> list[Answer]:
+        client, model = clients[variant.url or self.url], variant.model or self.model
 
-            async def one(index: int) -> Answer:
-                row = rows[index]
-                return await ask(
-                    client, variant.model or self.model, row, variant, seed_of(row, self.seed), self.defaults
-                )
+        async def one(index: int) -> Answer:
+            return await ask(client, model, rows[index], variant, seed_of(rows[index], self.seed), self.defaults)
 
-            return await closed_loop([(self.concurrency, len(rows))], one)
+        return await closed_loop([(self.concurrency, len(rows))], one)
 
 
 def scrape(url: str) -> Counts | None:

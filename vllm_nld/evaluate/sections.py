@@ -16,7 +16,7 @@ MOST_POSITIONS = 12  # columns of the table of acceptance by position
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table with its heading, a sentence on how to read it, and a plot's name; without lines it is left out."""
+    """A heading, a sentence on how to read what follows, a table if there are lines, and a plot's name."""
 
     title: str
     note: str
@@ -64,7 +64,7 @@ def sections(found: Figures, baseline: str, currency: str = "$", price: float | 
     mine = found[ALL]
     every = [
         accuracy(mine, baseline),
-        by_tag(found, baseline),
+        *by_tag(found, baseline),
         decoding(mine),
         positions(mine),
         latency(mine),
@@ -90,32 +90,49 @@ def accuracy(mine: Mapping[str, Any], baseline: str) -> Section:
     return Section("Accuracy", note, header, tuple(lines), "accuracy")
 
 
-def by_tag(found: Figures, baseline: str) -> Section:
-    """Accuracy and speed-up of each mode, one line for each tag."""
-    names = list(found[ALL])
-    lines = []
-    for tag, mine in found.items():
-        if tag == ALL:
-            continue
-        cells = []
-        for name in names:
-            row = mine.get(name)
-            if row is None:
-                cells.append(NONE)
-                continue
-            right = NONE if row["accuracy"] is None else f"{100 * row['accuracy'][0]:.0f} %"
-            pair = row["against"]
-            if name != baseline and pair is not None and pair.get("significant"):
-                right = f"**{right}**"
-            gain = "" if name == baseline or row["speedup"] is None else f" · {row['speedup'][0]:.2f}×"
-            tpf = "" if row["tpf"] is None else f" · TPF {row['tpf'][0]:.2f}"
-            cells.append(f"{right}{gain}{tpf}")
-        lines.append((tag, str(mine[names[0]]["rows"]), *cells))
-    note = (
-        f"Accuracy (bold: significantly different from {baseline}), speed relative to {baseline}, and tokens per "
-        "forward. Speed and TPF only for tags with enough prompts to fill a turn of their own."
-    )
-    return Section("By tag", note, ("tag", "prompts", *names), tuple(lines))
+def by_tag(found: Figures, baseline: str) -> list[Section]:
+    """Tables with a line for each tag and a column for each mode."""
+    tables: list[tuple[str, str, Callable[[str, Mapping[str, Any]], str]]] = [
+        (
+            "Accuracy and speed by tag",
+            f"Accuracy (bold: significantly different from {baseline}) and speed relative to {baseline}. Speed, TPF "
+            "and AL only for tags with enough prompts to fill turns of their own.",
+            lambda name, row: right(row, name != baseline),
+        ),
+        (
+            "Decoding by tag",
+            "TPF / AL.",
+            lambda name, row: f"{middle(row['tpf'])} / {middle(row['acceptance_length'])}",
+        ),
+        (
+            "Latency by tag",
+            "End-to-end P50 / P95.",
+            lambda name, row: " / ".join(seconds(row["e2e"][q]).partition(" [")[0] for q in ("p50", "p95")),
+        ),
+    ]
+    names, tags = list(found[ALL]), [tag for tag in found if tag != ALL]
+    header = ("tag", "prompts", *names)
+    sections = []
+    for title, note, cell in tables:
+        lines = [
+            (tag, str(found[tag][names[0]]["rows"]), *(cell(name, found[tag][name]) for name in names)) for tag in tags
+        ]
+        empty = {f"{NONE} / {NONE}", NONE}
+        shown = any(text not in empty for line in lines for text in line[2:])
+        sections.append(Section(title, note, header, tuple(lines) if shown else ()))
+    return sections
+
+
+def right(row: Mapping[str, Any], compared: bool) -> str:
+    """Accuracy, bold if it is significantly different, and the speed-up."""
+    share = NONE if row["accuracy"] is None else f"{100 * row['accuracy'][0]:.0f}\N{NO-BREAK SPACE}%"
+    if compared and row["against"] is not None and row["against"].get("significant"):
+        share = f"**{share}**"
+    return share if not compared or row["speedup"] is None else f"{share} · {row['speedup'][0]:.2f}×"
+
+
+def middle(value: Any) -> str:
+    return NONE if value is None else f"{value[0]:.2f}"
 
 
 def decoding(mine: Mapping[str, Any]) -> Section:

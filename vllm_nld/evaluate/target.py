@@ -85,7 +85,8 @@ def opened(
 
 def show(seconds: float) -> None:
     """How long a server has been starting."""
-    print(f"\rStarting vllm serve ... {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(f"\rStarting vllm serve ... {seconds:.0f} s ", end="", file=sys.stderr, flush=True)
 
 
 def settings(variants: Sequence[Variant], flags: Sequence[str], tools: bool = False) -> list[str]:

@@ -147,10 +147,13 @@ def report(
         },
         title=f"{store_name(options.target)}: settings for {target.words}",
         method=f"{len(rows)} prompts, {options.concurrency} requests at a time, by successive halving: settings that "
-        "miss the target beyond doubt, or are slower than half of the others, answered fewer prompts. Square brackets: "
+        "miss the target beyond doubt, or are slower than enough others, answered fewer prompts. Square brackets: "
         "95 % intervals.",
         paragraphs=words(mine, chosen, baseline.name, target),
-        sections=[settings_table(mine, baseline.name, reached, target)],
+        sections=[
+            settings_table(mine, baseline.name, reached, target),
+            Section("Accuracy and latency", "The same settings: how late the last twentieth ends.", (), (), "latency"),
+        ],
         drawn={name: svg for name, svg in draw(mine, baseline.name).items() if name in ("accuracy", "latency")},
         baseline=baseline.name,
         pairs=[] if texts or chosen is None else most(rows, [chosen], store, baseline.name, SHOWN),

@@ -113,7 +113,8 @@ def to_check(found: Figures, variants: Sequence[Variant], best: str, baseline: s
         more = prompts_needed(MARGIN, (pair["gained"] + pair["lost"]) / pair["prompts"])
         if more > pair["prompts"]:
             items.append(f"about {more} checked prompts would tell a difference of {100 * MARGIN:g} points from chance")
-    return f"A person should check: {'; '.join(items)}." if items else "Nothing here needs a person's eye."
+    items.append("whether the checks ask for the right thing" if row["checked"] else "a sample of the answers")
+    return f"A person should check: {'; '.join(items)}."
 
 
 def listed(names: Sequence[str]) -> str:

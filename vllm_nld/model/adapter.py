@@ -8,6 +8,7 @@ write_adapter(folder, alpha=512, layers=[(A, B), ...])
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,18 +116,33 @@ def write_adapter(
 
 
 def find_adapter(model: str, revision: str | None, wanted: str) -> Adapter | None:
-    """The adapter that `draft_lora` names: the checkpoint's own ("auto"), none ("off") or a folder.
+    """The adapter that `draft_lora` names: the checkpoint's own ("auto"), none ("off"), or another one.
 
     model: a folder, or a Hugging Face repository, from which only the adapter's folder is downloaded.
-    Raises CheckpointError if a named folder holds no adapter, or the checkpoint's own one is damaged.
+    wanted: an adapter's folder, or a checkpoint, again a folder or a repository, that has one.
+    Raises CheckpointError if there is no adapter where one was named, or the checkpoint's own one is damaged.
     """
     if wanted == "off":
         return None
-    if wanted != "auto":
-        return open_adapter(Path(wanted))
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+    if wanted == "auto":
+        folder = Path(model) if Path(model).is_dir() else download(model, revision)
+        return open_adapter(folder / ADAPTER_DIR) if (folder / ADAPTER_DIR).is_dir() else None
+    folder = Path(wanted)
+    if not folder.is_dir() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", wanted):
+        try:
+            folder = download(wanted, None)
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # what huggingface_hub raises if there is no such repository, or no network
+            raise CheckpointError(
+                f"draft_lora {wanted!r} is no folder and cannot be downloaded ({error})", "name a folder, or set 'off'"
+            ) from None
+    return open_adapter(folder / ADAPTER_DIR if (folder / ADAPTER_DIR).is_dir() else folder)
 
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=[f"{ADAPTER_DIR}/*"]))
-    return open_adapter(folder / ADAPTER_DIR) if (folder / ADAPTER_DIR).is_dir() else None
+
+def download(repository: str, revision: str | None) -> Path:
+    """The folder of a Hugging Face repository, with its draft adapter if it has one, and nothing else."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=[f"{ADAPTER_DIR}/*"]))

@@ -46,6 +46,7 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
     )
 
     pathway: DraftPathway  # runs draft passes with the adapter; made by `attach`
+    embeds_drafts = False  # draft passes give the decoder embeddings, because the target's forwards do
 
     def __init__(
         self, *, vllm_config: VllmConfig, prefix: str = "", layer_type: type[NldDecoderLayer] = NldDecoderLayer
@@ -76,18 +77,21 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
         """The target's forward. If some of its rows are masks, the draft adapter is part of it, on in these rows."""
         if self.draft_adapter is None or not self.draft_adapter.in_rows:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
-        assert input_ids is not None, "a server with groups of masks takes no embeddings"
         with without_piecewise_graphs():
-            return self.pathway(input_ids, positions)
+            return self.pathway(input_ids, positions, inputs_embeds)
 
     def draft(
         self,
         input_ids: torch.Tensor,  # [T] int32
         positions: torch.Tensor,  # [T] int64
     ) -> torch.Tensor:  # [T, hidden]
-        """A draft pass: with the adapter inside `drafting()`, otherwise the target's forward."""
+        """A draft pass: with the adapter inside `drafting()`, otherwise the target's forward.
+
+        A compiled model takes either ids or embeddings, whichever it saw first.
+        """
+        ids, embeds = (None, self.embed_input_ids(input_ids)) if self.embeds_drafts else (input_ids, None)
         adapted = self.draft_adapter is not None and self.draft_adapter.is_on
-        return self.pathway(input_ids, positions) if adapted else super().forward(input_ids, positions)
+        return self.pathway(ids, positions, embeds) if adapted else super().forward(ids, positions, None, embeds)
 
     def drafting(self) -> contextlib.AbstractContextManager[None]:
         """A context in which draft passes use the draft adapter, if there is one."""

@@ -31,6 +31,12 @@ REQUIRED_CONFIG_KEYS = (
 )
 
 
+# The same for the vision-language model. Its tower's fields have the defaults of transformers' PixtralVisionConfig.
+REQUIRED_VLM_KEYS = ("vision_config",)
+
+VISION = ("vision_tower.", "multi_modal_projector.")  # below encoder.
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be served. `problem` names the file or tensor, `remedy` the fix."""
 
@@ -41,8 +47,13 @@ class CheckpointError(ValueError):
 
 
 def canonical_name(name: str) -> str:
-    """A tensor's name in the released repositories; converted checkpoints call it `language_model.*`."""
+    """A tensor's name in the released repositories; converted checkpoints call it `language_model.*`.
+
+    What converted vision-language checkpoints put beside `language_model.*` is below `encoder.` in the released ones.
+    """
     name = name.removeprefix("language_model.")
+    if name.startswith(VISION):
+        name = "encoder." + name
     if name.startswith("model."):
         name = "encoder." + name.removeprefix("model.")
     if name.startswith("lm_head."):
@@ -75,7 +86,35 @@ def expected_shapes(config: "NemotronLabsDiffusionConfig") -> dict[str, tuple[in
         shapes["diffusion_head.weight"] = (vocab, hidden)
     for index in range(config.num_hidden_layers):
         shapes |= {f"encoder.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
+    if getattr(config, "vision_config", None) is not None:
+        shapes |= vision_shapes(config)
     return shapes
+
+
+def vision_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """The same for the vision tower and the projector of a vision-language model."""
+    tower, merged, text = config.vision_config, config.spatial_merge_size**2, config.hidden_size
+    hidden, inner = tower.hidden_size, tower.intermediate_size
+    layer: dict[str, tuple[int, ...]] = {
+        "attention_norm": (hidden,),
+        "ffn_norm": (hidden,),
+        **{f"attention.{name}_proj": (hidden, hidden) for name in "qkvo"},
+        "feed_forward.gate_proj": (inner, hidden),
+        "feed_forward.up_proj": (inner, hidden),
+        "feed_forward.down_proj": (hidden, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "vision_tower.patch_conv": (hidden, tower.num_channels, tower.patch_size, tower.patch_size),
+        "vision_tower.ln_pre": (hidden,),
+        "multi_modal_projector.norm": (hidden,),
+        "multi_modal_projector.patch_merger.merging_layer": (hidden, hidden * merged),
+        "multi_modal_projector.linear_1": (text, hidden),
+        "multi_modal_projector.linear_2": (text, text),
+    }
+    for index in range(tower.num_hidden_layers):
+        stem = f"vision_tower.transformer.layers.{index}"
+        shapes |= {f"{stem}.{name}": shape for name, shape in layer.items()}
+    return {f"encoder.{name}.weight": shape for name, shape in shapes.items()}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -87,7 +126,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} does not exist", "name a folder in the Hugging Face layout") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error})", "download it again") from None
-    missing = [key for key in REQUIRED_CONFIG_KEYS if key not in raw]
+    is_vlm = str(raw.get("model_type")).endswith("_vlm")
+    required = (*REQUIRED_CONFIG_KEYS, *(REQUIRED_VLM_KEYS if is_vlm else ()))
+    missing = [key for key in required if key not in raw]
     if "rope_theta" not in raw and "rope_theta" not in (raw.get("rope_parameters") or {}):
         missing.append("rope_parameters.rope_theta")
     if missing:

@@ -9,11 +9,22 @@ EOS.
     config.llama_4_scaling   # {"original_max_position_embeddings": 16384, "beta": 0.1}
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PixtralVisionConfig, PretrainedConfig
 
-SUPPORTED_ARCHITECTURES = ("NemotronLabsDiffusionModel", "MinistralDiffEncoderModel")
+VLM_ARCHITECTURE = "NemotronLabsDiffusionVLMModel"
+SUPPORTED_ARCHITECTURES = ("NemotronLabsDiffusionModel", "MinistralDiffEncoderModel", VLM_ARCHITECTURE)
+
+# Architectures that users will try and that should end in a sentence, not a stack trace. They must be registered, or
+# vLLM would not call our hook.
+REFUSED_ARCHITECTURES = {
+    "DiffEncoderModel": (
+        "is a Qwen3-based diffusion model, not a Nemotron-Labs-Diffusion model: "
+        "vllm-nld serves checkpoints whose architectures are " + " or ".join(SUPPORTED_ARCHITECTURES)
+    ),
+}
 
 
 class NemotronLabsDiffusionConfig(PretrainedConfig):
@@ -107,12 +118,94 @@ class MinistralDLMConfig(NemotronLabsDiffusionConfig):
 
 
 class NemotronLabsDiffusionVLMConfig(NemotronLabsDiffusionConfig):
-    """The vision-language variant, not served yet. It is recognized so that the refusal can say what it is."""
+    """The vision-language model: the text model's fields, and `vision_config` for a Pixtral tower.
+
+    max_image_size: the longest side of an image in pixels; larger ones are scaled down. The released model was trained
+        with 1400, which its config.json does not say.
+    """
 
     model_type = "nemotron_labs_diffusion_vlm"
+    sub_configs = {"vision_config": PixtralVisionConfig}
+
+    vocab_size: int = 131073
+    vision_config: Any = None  # a PixtralVisionConfig, or its fields
+    spatial_merge_size: int = 2
+    projector_hidden_act: str = "gelu"
+    multimodal_projector_bias: bool = False
+    max_image_size: int = 1400
+    image_start_token_id: int = 18
+    image_pad_token_id: int = 19
+    image_break_token_id: int = 20
+    image_end_token_id: int = 21
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.vision_config, PixtralVisionConfig):
+            self.vision_config = PixtralVisionConfig(**(self.vision_config or RELEASED_TOWER))
+        super().__post_init__(**kwargs)
+
+    def check(self) -> None:
+        """As the text model's, and the same for the vision tower and the image tokens."""
+        super().check()
+        tower = self.vision_config
+        kind = tower.model_type
+        if kind != "pixtral":
+            raise ValueError(f"vision_config.model_type must be 'pixtral' in config.json, not {kind!r}")
+        if tower.hidden_size % tower.num_attention_heads:
+            raise ValueError(
+                f"vision_config.hidden_size ({tower.hidden_size}) must be a multiple of its num_attention_heads "
+                f"({tower.num_attention_heads}) in config.json"
+            )
+        if self.projector_hidden_act != "gelu":
+            raise ValueError(f"projector_hidden_act must be 'gelu' in config.json, not {self.projector_hidden_act!r}")
+        if self.multimodal_projector_bias:
+            raise ValueError("multimodal_projector_bias must be false in config.json: the NLD family has no biases")
+        for name in ("spatial_merge_size", "max_image_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer in config.json or --hf-overrides, not {value!r}")
+        ids = self.image_token_ids
+        if len(set(ids.values())) < len(ids) or not all(0 <= token < self.vocab_size for token in ids.values()):
+            raise ValueError(f"image tokens {ids} in config.json must be four ids below vocab_size {self.vocab_size}")
+
+    @property
+    def image_token_ids(self) -> dict[str, int]:
+        """The ids that make up an image in a prompt, by the tokens' names in the tokenizer."""
+        parts = ("start", "pad", "break", "end")
+        return {f"<|image_{part}|>": getattr(self, f"image_{part}_token_id") for part in parts}
+
+
+# The released tower, for configs that only say which fields differ from it.
+RELEASED_TOWER = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 1540,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+}
+
+
+class NemotronLabsDiffusionImageConfig(PretrainedConfig):
+    """The text-to-image model of the same name. It is recognized so that the error can say what it is."""
+
+    model_type = "nemotron_labs_diffusion_image"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        raise ValueError(
+            "nemotron_labs_diffusion_image is a text-to-image model, and vllm-nld serves language models: use a "
+            f"checkpoint whose architectures are {' or '.join(SUPPORTED_ARCHITECTURES)}"
+        )
 
 
 CONFIG_CLASSES = (NemotronLabsDiffusionConfig, MinistralDLMConfig, NemotronLabsDiffusionVLMConfig)
+
+
+def config_class(raw: Mapping[str, Any]) -> type[NemotronLabsDiffusionConfig]:
+    """The class for the contents of a config.json: the text model's, unless model_type names another one."""
+    known = {kind.model_type: kind for kind in CONFIG_CLASSES}
+    return known.get(str(raw.get("model_type")), NemotronLabsDiffusionConfig)
 
 
 def is_ours(model_config: Any) -> bool:
@@ -122,5 +215,5 @@ def is_ours(model_config: Any) -> bool:
 
 def register_configs() -> None:
     """Register the config classes with transformers' AutoConfig. Idempotent."""
-    for config_class in CONFIG_CLASSES:
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for kind in (*CONFIG_CLASSES, NemotronLabsDiffusionImageConfig):
+        AutoConfig.register(kind.model_type, kind, exist_ok=True)

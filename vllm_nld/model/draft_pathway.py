@@ -26,8 +26,13 @@ class DraftPathway(MistralModel):
         twins = [layer.with_draft_lora(adapter.layer(index)) for index, layer in enumerate(target.layers)]
         self.layers = nn.ModuleList(twins)
 
-    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # [T], [T] -> [T, hidden]
-        return super().forward(input_ids, positions, None)
+    def forward(  # type: ignore[override]  # without pipeline stages
+        self,
+        input_ids: torch.Tensor | None,  # [T]
+        positions: torch.Tensor,  # [T]
+        inputs_embeds: torch.Tensor | None = None,  # [T, hidden], in place of ids
+    ) -> torch.Tensor:  # [T, hidden]
+        return super().forward(input_ids, positions, None, inputs_embeds)
 
     @classmethod
     def beside(cls, target: MistralModel, adapter: DraftAdapter) -> "DraftPathway":

@@ -1,10 +1,10 @@
 """Prompts of a domain that nano's drafter has not seen, to show what an adapter of one's own brings.
 
-    python -m vllm_nld.nano.domain --count 1200 > traffic.jsonl
+    python -m vllm_nld.nano.domain --count 3000 > traffic.jsonl
     python -m vllm_nld.nano.domain --heldout > later.jsonl
 
 Orders with long numbers, as JSON and as lists. nano's AR pathway copies the digits one by one; its drafts, trained on
-everyday words, miss them. Half of the prompts are nano's ordinary ones, which must not get slower.
+everyday words, miss them. Two thirds of the prompts are nano's ordinary ones, which must not get slower.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def ordinary(seed: int) -> Iterator[dict[str, Any]]:
 
 
 def prompts(count: int, seed: int) -> list[dict[str, Any]]:
-    """Half of the domain, half ordinary, mixed."""
+    """A third of the domain, the rest ordinary, mixed."""
     rng = random.Random(seed)
-    rows = [*islice(orders(rng), count // 2), *islice(ordinary(seed), count - count // 2)]
+    rows = [*islice(orders(rng), count // 3), *islice(ordinary(seed), count - count // 3)]
     rng.shuffle(rows)
     return rows
 
@@ -57,7 +57,7 @@ def held_out(count: int = 100) -> list[dict[str, Any]]:
 def main() -> None:
     """Print JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1200, help="prompts (default: 1200)")
+    parser.add_argument("--count", type=int, default=3000, help="prompts (default: 3000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heldout", action="store_true", help="those to measure on instead")
     options = parser.parse_args()

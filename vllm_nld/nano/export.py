@@ -17,7 +17,7 @@ from vllm_nld.model.adapter import write_adapter
 from vllm_nld.model.checkpoint import ADAPTER_DIR
 from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 from vllm_nld.nano.prompts import SYSTEM, TASKS, category_stream
-from vllm_nld.nano.tokenizer import BOS, EOS, MASK, TEMPLATE, build_tokenizer
+from vllm_nld.nano.tokenizer import BOS, EOS, MASK, build_tokenizer
 from vllm_nld.nano.words import words
 from vllm_nld.reference.model import ReferenceModel
 
@@ -90,7 +90,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     settings.pop("backend", None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(file, settings)
-    (folder / "chat_template.jinja").write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -98,11 +98,11 @@ def write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def export(model: ReferenceModel, tokenizer: Any, folder: Path) -> None:
+def export(model: ReferenceModel, tokenizer: Any, folder: Path, config: dict[str, Any] = CONFIG) -> None:
     """Write the whole folder; weights are rounded to bf16."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, folder)
-    write_json(folder / "config.json", CONFIG)
+    write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", GENERATION)
     tensors = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
     base = {name: weight for name, weight in tensors.items() if "lora" not in name}

@@ -22,12 +22,13 @@ def attend(
     query: torch.Tensor,  # [N, H, T, D]
     key: torch.Tensor,  # [N, H, S, D]
     value: torch.Tensor,  # [N, H, S, D]
-    attn_mask: torch.Tensor,  # [N or 1, 1, T, S] bool, True where a query may look; no row may be empty
+    attn_mask: torch.Tensor | None = None,  # [N or 1, 1, T, S] bool, True where a query may look, in every row
 ) -> torch.Tensor:  # [N, H, T, D] bf16
     """softmax(q·k / sqrt(D) + bias)·v, all in bf16."""
     n, heads, t, size = query.shape
     s = key.shape[2]
-    bias = torch.zeros(attn_mask.shape, dtype=torch.bfloat16).masked_fill_(~attn_mask, float("-inf"))
+    mask = torch.ones(1, 1, t, s, dtype=torch.bool) if attn_mask is None else attn_mask
+    bias = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(~mask, float("-inf"))
     query, key, value = (x.to(torch.bfloat16).reshape(n * heads, -1, size) for x in (query * size**-0.5, key, value))
     scores = torch.baddbmm(bias.expand(n, heads, t, s).reshape(n * heads, t, s), query, key.transpose(1, 2))
     with torch.autocast("cpu", enabled=False):

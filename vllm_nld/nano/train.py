@@ -14,6 +14,7 @@ import json
 import os
 import random
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the state saved in --out")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Start the processes, wait for them; the first one writes the checkpoint. Returns the exit status."""
+def run(args: argparse.Namespace, process: Callable[..., None] | None = None) -> int:
+    """Start the processes, wait for them; the first one writes the checkpoint. Returns the exit status.
+
+    process: what each runs, with its rank and the arguments; None: `work`.
+    """
     import torch.multiprocessing as mp
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -42,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
-    mp.spawn(work, args=(args,), nprocs=args.processes)
+    mp.spawn(process or work, args=(args,), nprocs=args.processes)
     print(f"checkpoint written to {args.out}")
     return 0
 

@@ -77,14 +77,27 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, tokenizer: Any, rank: int = 0, config: Any = None) -> None:
         self.args, self.tokenizer, self.rank = args, tokenizer, rank
-        self.model = ReferenceModel(config or nano_config())
-        initialise(self.model)
-        wire_copying(self.model)
+        self.model = self.build(config)
         self.history: list[dict[str, float]] = []
         self.state = args.out / "state.pt"
         self.begun, self.before = time.time(), 0.0  # and the minutes that an interrupted run took
+        self.probe_batch = self.build_probe()
+
+    def build(self, config: Any) -> ReferenceModel:
+        """The model before its first step."""
+        model = ReferenceModel(config or nano_config())
+        initialise(model)
+        wire_copying(model)
+        return model
+
+    def build_probe(self) -> Batch:
+        """Held-out text that `report` looks at."""
         held = draw_heldout(per_category=5)
-        self.probe_batch = collate(random.Random(5), [encode(tokenizer, prompt) for prompt in held], DRAFT_MIX)
+        return collate(random.Random(5), [encode(self.tokenizer, prompt) for prompt in held], DRAFT_MIX)
+
+    def batches(self, seed: int, mix: NoiseMix | None = None, copy_share: float = 0.0) -> Iterator[Batch]:
+        """What the model is trained on."""
+        return batches(self.tokenizer, seed=seed, rows=self.args.rows, mix=mix, copy_share=copy_share)
 
     @property
     def minutes(self) -> float:
@@ -97,8 +110,8 @@ class Trainer:
         optimizers = base_optimizers(self.model)
         begin = self.load(optimizers) if args.resume else 0
         seed = args.seed * 1000 + self.rank
-        first = batches(self.tokenizer, seed=seed, rows=args.rows, copy_share=COPY_SHARES[0])
-        second = batches(self.tokenizer, seed=seed + 100, rows=args.rows, copy_share=COPY_SHARES[1])
+        first = self.batches(seed, copy_share=COPY_SHARES[0])
+        second = self.batches(seed + 100, copy_share=COPY_SHARES[1])
         stream = itertools.chain(itertools.islice(first, args.ar_steps), second)
         for step, batch in self.numbered(stream, begin, steps, "base"):
             denoise = step >= args.ar_steps
@@ -121,7 +134,7 @@ class Trainer:
         self.model.add_adapter(ADAPTER_RANK, ADAPTER_ALPHA)
         adapter = [p for name, p in self.model.named_parameters() if "lora" in name]
         optimizers = [torch.optim.AdamW(adapter, lr=ADAPTER_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
-        stream = batches(self.tokenizer, seed=args.seed * 1000 + 500 + self.rank, rows=args.rows, mix=DRAFT_MIX)
+        stream = self.batches(args.seed * 1000 + 500 + self.rank, mix=DRAFT_MIX)
         base = args.ar_steps + args.joint_steps
         for step, batch in self.numbered(stream, 0, args.adapter_steps, "adapter"):
             with torch.autocast("cpu", torch.bfloat16):

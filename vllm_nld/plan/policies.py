@@ -8,10 +8,10 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm_nld.plan.steps import Steps, Work, rows_per_request, sizes_up_to
+from vllm_nld.plan.steps import Steps, Work, sizes_up_to
 
 CONTROLLER_MODULE = "spec_worker.controller"  # by name: the plugin imports no worker code
-SMOOTHING = 0.2  # weight of the latest step in the other requests' load, as in the scheduler
+FADE, USUAL = 0.98, 256  # as in the scheduler: what earlier steps count, and tokens per answer before any is known
 CALIBRATION_CONTEXT = 16  # tokens of the requests that a server measures at start-up
 
 
@@ -44,7 +44,8 @@ class Chooser:
         module = importlib.import_module(CONTROLLER_MODULE)
         self._load = module.Load
         self.controller = module.Controller(module.lengths_up_to(block), most_requests)
-        self._others = [0.0, 0.0]  # rows and tokens of requests that compute prompts, smoothed
+        self.length = 1  # of the latest choice
+        self._started = self._prompts = self._yielded = 0.0  # requests that started lately, their prompts, and tokens
         for requests in sizes_up_to(most_requests):
             for length in self.controller.lengths:
                 if requests * length > budget:
@@ -58,28 +59,23 @@ class Chooser:
                 )
                 self.controller.costs.calibrate(length, requests, 1e3 * steps.seconds(work))
 
-    def choose(self, requests: int, prompt_rows: int, first_tokens: int, room: int) -> int:
-        """The block length of the step's drafts; 1 if nobody drafts."""
-        for index, now in enumerate((prompt_rows, first_tokens)):
-            self._others[index] += SMOOTHING * (now - self._others[index])
-        if not requests:
-            return 1
-        load = self._load(requests, {}, round(self._others[0]), self._others[1], room)
-        return int(self.controller.choose(load))
+    def choose(self, requests: int, starts: int, prompt_rows: int, room: int) -> int:
+        """The block length of the next drafts; the latest one if nobody decodes.
 
-    def note(
-        self,
-        verified: int,
-        chosen: int,
-        work: Work,
-        seconds: float,
-        drafted: Sequence[int],
-        accepted: Sequence[int],
-    ) -> None:
-        """Count a step. verified, chosen: the block lengths that it verified and drafted; then its blocks' drafts."""
-        if not work.requests:
+        requests: that get tokens in this step. starts: of these, those that get their first.
+        """
+        self._started, self._prompts = FADE * self._started + starts, FADE * self._prompts + prompt_rows
+        if requests:
+            tokens = USUAL + self._yielded
+            rates = {"starts": (1 + self._started) / tokens, "prompts": self._prompts / tokens}
+            self.length = int(self.controller.choose(self._load(requests, room=room, **rates)))
+        return self.length
+
+    def note(self, verified: int, work: Work, seconds: float, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """Count a step. verified: the length of its blocks; then the drafts of each, and those that were accepted."""
+        if not work.requests + work.prompts:
             return
         self.controller.verified(drafted, accepted)
-        if verified == chosen:
-            rows = work.requests * rows_per_request(chosen) + work.prompt
-            self.controller.took(chosen, work.requests, rows, 1e3 * seconds)
+        rows = work.prompt + work.verified + work.drafted
+        self.controller.took(verified, work.requests, rows, 1e3 * seconds)
+        self._yielded = FADE * self._yielded + work.requests + work.prompts + sum(accepted)

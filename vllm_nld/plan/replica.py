@@ -84,7 +84,8 @@ class Replica:
     _decoding: list[Job] = field(default_factory=list, init=False)  # of the step that runs
     _prompts: list[tuple[Job, int]] = field(default_factory=list, init=False)
     _work: Work = field(default=Work(), init=False)
-    _lengths: tuple[int, int] = field(default=(1, 1), init=False)  # block lengths that `auto` verifies and drafts
+    _verified: int = field(default=1, init=False)  # block length that a step of `auto` verifies
+    _next: int = field(default=1, init=False)  # block length that requests draft next
     _begun: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -92,6 +93,8 @@ class Replica:
             raise ValueError(
                 f"max_num_batched_tokens {self.limits.max_num_batched_tokens} is less than a block of {self.block}"
             )
+        if self.policy.drafts:
+            self._next = self.block
         if self.policy.by_load:
             self.chooser = Chooser(self.block, self.limits.max_num_seqs, self.limits.max_num_batched_tokens, self.steps)
 
@@ -174,26 +177,24 @@ class Replica:
         return count
 
     def _work_of(self) -> Work:
-        """The step's rows. What the step drafts is decided here."""
+        """The step's rows: the blocks of decoding requests are drafted, then verified together with the prompts."""
         prompt = sum(count for _, count in self._prompts)
-        ended = [job for job, count in self._prompts if count == job.left]
-        requests, verified = len(self._decoding), sum(job.block for job in self._decoding)
-        drafters, length = requests + len(ended), self.block
+        ended = sum(count == job.left for job, count in self._prompts)
         if self.chooser is not None:
             room = self.limits.max_num_batched_tokens - prompt
             room -= self.limits.max_num_batched_tokens // WAITING_SHARE if self.waiting else 0
-            drafters, length = requests, self.chooser.choose(requests, prompt, len(ended), room)
-            self._lengths = self._lengths[1], length
-        drafts = self.policy.drafts and length > 1
+            self._verified = self.chooser.length
+            self._next = self.chooser.choose(len(self._decoding) + ended, ended, prompt, room)
+        drafted = sum(job.block for job in self._decoding if job.block > 1)
         return Work(
             prompt,
             sum(count * (job.context + count / 2) for job, count in self._prompts),
-            len(ended),
-            requests,
-            verified,
+            ended,
+            len(self._decoding),
+            sum(job.block for job in self._decoding),
             sum(job.context for job in self._decoding),
-            drafters * length if drafts else 0,
-            self.passes if drafts else 0.0,
+            drafted,
+            self.passes if drafted else 0.0,
         )
 
     # A step ends
@@ -203,25 +204,24 @@ class Replica:
         drafted, accepted, emitted = list[int](), list[int](), 0
         for job in self._decoding:
             kept = self._accepted(job)
+            got = self._emit(job, kept + 1, now)
+            emitted += got
             if job.block > 1:
                 drafted.append(job.block - 1)
-                accepted.append(kept)
-            emitted += self._emit(job, kept + 1, now)
+                accepted.append(min(kept, got))  # drafts after the end yield nothing
             job.context += kept + 1
             self._kv += kept + 1
             job.rounds += 1
-        length = self._lengths[1] if self.chooser else self.block
-        for job in self._decoding:
-            job.block = length if self.policy.drafts else 1
+            job.block = self._next
         for job, count in self._prompts:
             job.left -= count
             job.context += count
             self._kv += count
             if not job.left:
                 emitted += self._emit(job, 1, now)
-                job.block = 1 if self.chooser else self.block if self.policy.drafts else 1
+                job.block = self._next
         if self.chooser is not None:
-            self.chooser.note(*self._lengths, self._work, now - self._begun, drafted, accepted)
+            self.chooser.note(self._verified, self._work, now - self._begun, drafted, accepted)
         self._count(now, emitted)
         finished = [job for job in self.running if job.done]
         if finished:

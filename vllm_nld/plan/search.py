@@ -104,11 +104,11 @@ class Misses:
 
 def fewest(meets: Callable[[int], bool], least: int = 1, most: int = 4096) -> int | None:
     """The smallest number that meets, if any number above it does too; None if even `most` doesn't."""
-    low, high = least - 1, least  # low doesn't meet, or isn't allowed
+    low, high, step = least - 1, least, max(1, least // 4)  # low doesn't meet, or isn't allowed
     while not meets(high):
         if high >= most:
             return None
-        low, high = high, min(2 * high, most)
+        low, high, step = high, min(high + step, most), 2 * step
     while high - low > 1:
         middle = (low + high) // 2
         if meets(middle):

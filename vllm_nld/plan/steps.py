@@ -4,8 +4,8 @@
     steps.seconds(Work(requests=4, verified=128, drafted=128, passes=1, context=4000))
     steps = Curves.read(Path("h100.json"), steps)   # of `python -m bench gpu_check --json`, or of its own format
 
-Curves are ratios to the roofline, by number of requests and rows per request, so that contexts, prompts and loads
-between the measured ones are covered too.
+Curves are ratios to the roofline, by number of requests and rows per request, so that loads between the measured ones
+are covered too. What longer contexts add is the roofline's.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 
 from vllm_nld.roofline.costs import layer_seconds, logits_seconds
 from vllm_nld.roofline.devices import Device
-from vllm_nld.roofline.shapes import Shape
+from vllm_nld.roofline.shapes import SHAPES, Shape
 
 GPU_CHECK_CONTEXT = 128  # prompt tokens of the requests that gpu-check times
 
@@ -51,7 +51,7 @@ class Roofline:
     device: Device
 
     def seconds(self, work: Work) -> float:
-        """The target forward, with prompts and verified rows, then the draft passes."""
+        """The draft passes, then the target forward with prompts and verified rows."""
         per_request = work.verified / work.requests if work.requests else 0.0
         tokens, logits = work.prompt + work.verified, work.verified + work.prompts
         pairs = work.prompt_pairs + per_request * work.context + work.verified * per_request
@@ -108,7 +108,11 @@ class Curves:
         if not work.requests:
             return self._prompt_alone(work)
         alone = work._replace(prompt=0, prompt_pairs=0.0, prompts=0)
-        total = self.base.seconds(alone) * self._ratio(work.requests, (work.verified + work.drafted) / work.requests)
+        like_cells = alone._replace(context=work.requests * self.context)
+        total = self.base.seconds(like_cells) * self._ratio(
+            work.requests, (work.verified + work.drafted) / work.requests
+        )
+        total += self.base.seconds(alone) - self.base.seconds(like_cells)  # the cache alone depends on the context
         if not work.prompt:
             return total
         if self.prompts:
@@ -116,9 +120,8 @@ class Curves:
         return total + (self.base.seconds(work) - self.base.seconds(alone)) * float(self._grid[2][-1, -1])
 
     def _prompt_alone(self, work: Work) -> float:
-        drafts = self.base.seconds(work) - self.base.seconds(work._replace(drafted=0, passes=0.0))
         if self.prompts:
-            return self._prompt_ms(work.prompt, alone=True) / 1e3 + drafts * float(self._grid[2][0, -1])
+            return self._prompt_ms(work.prompt, alone=True) / 1e3
         return self.base.seconds(work) * float(self._grid[2][-1, -1])
 
     def _ratio(self, requests: float, rows: float) -> float:
@@ -145,6 +148,8 @@ class Curves:
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
             if "findings" in raw:
+                if base.shape != SHAPES["8b"] or base.device.ranks != 1:
+                    raise ValueError("gpu-check measures the 8B shape on one GPU, which is not what the plan is for")
                 return cls(base, *from_gpu_check(raw["findings"]))
             return cls(
                 base,

@@ -17,6 +17,7 @@ Letters in shapes: N sequences, T new tokens, S cached + new tokens, H query hea
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -36,23 +37,10 @@ from vllm_nld.model.checkpoint import (
 from vllm_nld.model.configs import NemotronLabsDiffusionConfig
 from vllm_nld.reference import masks
 from vllm_nld.reference.cache import KVCache
+from vllm_nld.reference.layers import RMSNorm
 from vllm_nld.reference.rope import rotary_frequencies, rotate
 
 __all__ = ["KVCache", "ReferenceModel"]
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation, computed in fp32."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
 
 
 class DraftLora(nn.Module):
@@ -153,6 +141,7 @@ class Encoder(nn.Module):
 class ReferenceModel(nn.Module):
     """Encoder and head, with the released checkpoints' tensor names, so that `state_dict` has the released layout."""
 
+    config_class = NemotronLabsDiffusionConfig
     frequencies: torch.Tensor  # [D/2] float32, a buffer
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
@@ -182,10 +171,14 @@ class ReferenceModel(nn.Module):
         if mask is None and causal:
             mask = masks.causal(t, cached=start)
         rope, query_scale = self.rotation(positions), self.query_scale(positions)
-        x = self.encoder.embed_tokens(tokens)
+        x = self.embed(tokens, positions)
         for layer in self.encoder.layers:
             x = layer(x, rope, query_scale, mask, cache, lora)
         return self.encoder.norm(x)
+
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:  # [N, T], [T] or [N, T]
+        """Embeddings of tokens, [N, T, hidden]."""
+        return self.encoder.embed_tokens(tokens)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] to [..., V] float32. Pass only the rows needed, never a whole prompt."""
@@ -209,9 +202,7 @@ class ReferenceModel(nn.Module):
         return scale.unsqueeze(1) if positions.dim() == 2 else scale
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, dtype: torch.dtype = torch.float32, adapter: bool = True
-    ) -> "ReferenceModel":
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32, adapter: bool = True) -> Self:
         """Load a checkpoint folder in the Hugging Face layout, with its draft adapter if it has one.
 
         adapter: False skips the draft adapter.
@@ -219,7 +210,7 @@ class ReferenceModel(nn.Module):
         Raises CheckpointError if the checkpoint doesn't match its config.
         """
         path = Path(path)
-        config = NemotronLabsDiffusionConfig(**read_config(path))
+        config = cls.config_class(**read_config(path))
         check_tensors(config, read_shapes(path), where=path)
         with torch.device("meta"):
             model = cls(config)

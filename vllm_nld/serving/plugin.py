@@ -4,23 +4,16 @@ It registers classes by string, so a process that does not build the model does 
 """
 
 from vllm_nld.compat import register as patches
-from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES, register_configs
+from vllm_nld.model.configs import (
+    REFUSED_ARCHITECTURES,
+    SUPPORTED_ARCHITECTURES,
+    VLM_ARCHITECTURE,
+    register_configs,
+)
 
 MODEL_CLASS = "vllm_nld.model.causal_lm:NemotronLabsDiffusionModel"
+MODEL_CLASSES = {VLM_ARCHITECTURE: "vllm_nld.model.vlm:NemotronLabsDiffusionVLMModel"}  # of the other architectures
 ATTENTION_BACKEND = "attention_backend.backend.BlockMaskBackend"
-
-# Architectures that users will try and that should end in a sentence, not a stack trace. They must be registered, or
-# vLLM would not call our hook.
-REFUSED_ARCHITECTURES = {
-    "NemotronLabsDiffusionVLMModel": (
-        "is the vision-language variant of Nemotron-Labs-Diffusion, which vllm-nld does not serve yet: "
-        "serve the text model (NemotronLabsDiffusionModel) instead"
-    ),
-    "DiffEncoderModel": (
-        "is a Qwen3-based diffusion model, not a Nemotron-Labs-Diffusion model: "
-        "vllm-nld serves checkpoints whose architectures are " + " or ".join(SUPPORTED_ARCHITECTURES)
-    ),
-}
 
 
 def register() -> None:
@@ -44,4 +37,4 @@ def register() -> None:
 
 def _register_model(registry: object, architecture: str) -> None:
     if architecture not in registry.get_supported_archs():  # type: ignore[attr-defined]
-        registry.register_model(architecture, MODEL_CLASS)  # type: ignore[attr-defined]
+        registry.register_model(architecture, MODEL_CLASSES.get(architecture, MODEL_CLASS))  # type: ignore[attr-defined]

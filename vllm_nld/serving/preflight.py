@@ -14,8 +14,7 @@ import socket
 from pathlib import Path
 
 from vllm_nld.model.checkpoint import CheckpointError, read_config
-from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES
-from vllm_nld.serving.plugin import REFUSED_ARCHITECTURES
+from vllm_nld.model.configs import REFUSED_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")  # Hugging Face's ids; anything with a ":" is another scheme
 TIMEOUT = 10  # seconds for the Hugging Face hub to answer

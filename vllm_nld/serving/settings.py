@@ -39,7 +39,8 @@ class Settings:
         requests decode as in ar instead; at least 1.
     expected_acceptance_length: tokens per round that you expect of this model and traffic, at least 1. It changes
         /metrics only, where alerts compare with it; None: they compare with what the first day showed.
-    draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder.
+    draft_lora: "auto" for the checkpoint's own draft adapter if it has one, "off" for none, or an adapter's folder, or
+        another checkpoint, as a folder or a repository, for its adapter. Its shape must fit.
     mask_kernel: the kernel for attention masks among the rows of a step on a GPU: "triton", which is our own and what
         "auto" means, or "xformers" (pip install 'vllm-nld[xformers]').
     """
@@ -83,7 +84,9 @@ class Settings:
         if self.expected_acceptance_length is not None:
             _check_length("expected_acceptance_length", self.expected_acceptance_length)
         if not isinstance(self.draft_lora, str) or not self.draft_lora:
-            raise ValueError(f"{FIELD}.draft_lora must be 'auto', 'off' or a folder, not {self.draft_lora!r}")
+            raise ValueError(
+                f"{FIELD}.draft_lora must be 'auto', 'off', a folder or a repository, not {self.draft_lora!r}"
+            )
         if self.mask_kernel not in MASK_KERNELS:
             raise ValueError(f"{FIELD}.mask_kernel must be one of {', '.join(MASK_KERNELS)}, not {self.mask_kernel!r}")
 

@@ -14,6 +14,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from vllm_nld.compat.versions import check_vllm_version
 from vllm_nld.model.checkpoint import CheckpointError, check_tensors, read_config, read_shapes
+from vllm_nld.model.configs import VLM_ARCHITECTURE, NemotronLabsDiffusionVLMConfig
 from vllm_nld.serving.configure import configure
 from vllm_nld.serving.speculation import draft_adapter, drafts_for_itself
 
@@ -45,7 +46,14 @@ class ServedModel(VerifyAndUpdateConfig):
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         """Raise RuntimeError for an untested vLLM, CheckpointError for a local checkpoint that cannot be served."""
         check_vllm_version()
-        model_config.hf_config.check()
+        config = model_config.hf_config
+        if (model_config.architecture == VLM_ARCHITECTURE) != isinstance(config, NemotronLabsDiffusionVLMConfig):
+            raise CheckpointError(
+                f"{model_config.model}: architectures [{model_config.architecture}] and model_type "
+                f"{config.model_type!r} in config.json contradict each other",
+                "take config.json from the model's own repository",
+            )
+        config.check()
         path = Path(model_config.model)
         if path.is_dir():
             check_local(path, model_config)
@@ -61,6 +69,10 @@ class ServedModel(VerifyAndUpdateConfig):
             )
         if load_config.load_format == "auto":
             load_config.load_format = "safetensors"  # auto would fall back to pickle files if there are no others
+        if vllm_config.model_config.architecture == VLM_ARCHITECTURE:
+            from vllm_nld.model import image_connector
+
+            image_connector.use()
         size_cpu_cache(vllm_config)
         run_in_engine_process(vllm_config)
         fit_context(vllm_config.model_config)

@@ -23,6 +23,9 @@ COMMANDS = {
     "nano path": ("vllm_nld.nano.path", "print the folder of the small checkpoint"),
     "nano train": ("vllm_nld.nano.train", "train the small checkpoint again"),
     "nano eval": ("vllm_nld.nano.evaluate", "evaluate the small checkpoint on held-out prompts"),
+    "nano-vlm path": ("vllm_nld.nano_vlm.path", "print the folder of the small vision-language checkpoint"),
+    "nano-vlm train": ("vllm_nld.nano_vlm.train", "train it, from the small checkpoint"),
+    "nano-vlm eval": ("vllm_nld.nano_vlm.evaluate", "evaluate it on held-out pictures"),
 }
 
 

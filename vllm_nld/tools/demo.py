@@ -1,10 +1,13 @@
-"""`vllm-nld demo`: `vllm serve` on nano, asked held-out prompts through an OpenAI client.
+"""`vllm-nld demo`: `vllm serve` on nano, asked held-out prompts through an OpenAI client; `--vlm`: on nano-vlm, with
+pictures.
 
 Prints each prompt and the streamed answers of every mode from the same server, then a table of the modes; optionally
 writes the answers as JSON. The number of forwards comes from the server's metrics.
 """
 
 import argparse
+import base64
+import io
 import json
 import os
 import sys
@@ -13,9 +16,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from vllm_nld import nano, nano_vlm
 from vllm_nld.evaluate.counts import scrape
-from vllm_nld.nano import Prompt, checkpoint_path, heldout
+from vllm_nld.nano import Prompt
 from vllm_nld.serving.modes import MODES
 from vllm_nld.tools.server import Server, ServerError
 
@@ -49,10 +54,31 @@ def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
     return [first[category] for category in dict.fromkeys(prompt.category for prompt in plain)][:count]
 
 
+def title(prompt: Prompt) -> str:
+    """The prompt's last message in a line or a few."""
+    content: Any = prompt.messages[-1]["content"]
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return " ".join(part.get("text", "[picture]") for part in parts)
+
+
+def picture_prompts() -> list[Prompt]:
+    """nano-vlm's held-out questions, with their pictures as data URLs."""
+    from vllm_nld.nano_vlm.scenes import draw
+
+    prompts = []
+    for asked in nano_vlm.heldout():
+        file = io.BytesIO()
+        draw(asked.scene).save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": asked.request}]
+        prompts.append(Prompt(asked.category, ({"role": "user", "content": content},), asked.answer))
+    return prompts
+
+
 def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[no-untyped-def]  # openai is imported late: it takes a second
     """Ask one prompt and stream the answer to the terminal."""
     before = scrape(url, mode)
-    print(f"\n> {prompt.messages[-1]['content']}  [{mode}]\n", flush=True)
+    print(f"\n> {title(prompt)}  [{mode}]\n", flush=True)
     begin = time.perf_counter()
     stream = client.chat.completions.create(
         model="nano",
@@ -76,7 +102,7 @@ def ask(client, url: str, mode: str, prompt: Prompt) -> Answer:  # type: ignore[
     print(f"\n\n  [{'correct' if correct else 'WRONG'}, {tokens} tokens, {tokens / seconds:.0f} tokens/s]", flush=True)
     return Answer(
         mode=mode,
-        prompt=prompt.messages[-1]["content"],
+        prompt=title(prompt),
         answer=text,
         expected=prompt.expected,
         correct=correct,
@@ -119,20 +145,25 @@ def lossless(answers: list[Answer]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vllm-nld demo`."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answers to this file")
+    parser.add_argument("--vlm", action="store_true", help="ask the small vision-language model about pictures")
     parser.add_argument("--prompts", type=int, default=5, help="how many held-out prompts to ask (default: 5)")
 
 
-def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
+def serve_and_ask(checkpoint: Path, prompts: list[Prompt], log: Path) -> list[Answer]:
     """All answers, prompt by prompt and mode by mode, from one server, after one warm-up request per mode."""
     import openai
 
     def progress(seconds: float) -> None:
-        print(f"\rStarting vllm serve on the nano checkpoint ... {seconds:.0f} s ", end="", flush=True)
+        print(
+            f"\rStarting vllm serve on {checkpoint.parent.name.replace('_', '-')} ... {seconds:.0f} s ",
+            end="",
+            flush=True,
+        )
 
     arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
     arguments += ["--additional-config", json.dumps({"nld": {"groups": 2}})]  # so that every mode is offered
     environment = {**ONE_THREAD, **os.environ}
-    with Server(checkpoint_path(), arguments, log=log, environment=environment, progress=progress) as server:
+    with Server(checkpoint, arguments, log=log, environment=environment, progress=progress) as server:
         print()
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         for mode in MODES:
@@ -144,10 +175,14 @@ def serve_and_ask(prompts: list[Prompt], log: Path) -> list[Answer]:
 
 def run(args: argparse.Namespace) -> int:
     """Serve, ask, report. Returns status 1 if the server did not start or no answer is correct."""
-    prompts = choose(heldout(), args.prompts)
+    checkpoint = nano_vlm.checkpoint_path() if args.vlm else nano.checkpoint_path()
+    if not (checkpoint / "config.json").exists():
+        print(f"{checkpoint} holds no checkpoint: run `vllm-nld nano-vlm train --out {checkpoint}`", file=sys.stderr)
+        return 1
+    prompts = choose(picture_prompts() if args.vlm else nano.heldout(), args.prompts)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            answers = serve_and_ask(prompts, Path(folder) / "server.log")
+            answers = serve_and_ask(checkpoint, prompts, Path(folder) / "server.log")
         except ServerError as error:
             print(f"\n{error}\n\nRun vllm-nld doctor to find out why.", file=sys.stderr)
             return 1

@@ -4,6 +4,9 @@
     tokens, nfe = generator.linear_spec_generate(prompt_ids, max_new_tokens=512)
     results = generator.generate([ids, other_ids], threshold=0.8)      # one batch; a (tokens, nfe) for each prompt
 
+With a vision-language model, `images` has the images of a prompt, in the order of its `<|image_start|>` tokens; for
+several prompts, a list for each.
+
 Token ids don't include the prompt. NFE is counted as in the reference functions: in AR one per token; in linear
 speculation one for the prefill and two or more per round; in quadratic speculation one for the prefill, one per round
 and one per draft pass; in diffusion one per denoising pass and one per block.
@@ -80,6 +83,7 @@ class Generator:
         max_new_tokens: int,
         temperature: float,
         *,
+        images: Sequence[Any] | None = None,  # PIL images of the prompt, or a list of them for each prompt
         eos_token_id: int | None = None,
         ignore_eos: bool = False,
         seed: int | None = None,
@@ -99,7 +103,11 @@ class Generator:
             extra_args={name: value for name, value in asked.items() if value is not None},
         )
         prompts, single = as_prompts(prompt_ids)
-        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        inputs: list[dict[str, Any]] = [{"prompt_token_ids": ids} for ids in prompts]
+        for given, shown in zip(inputs, as_images(images, len(prompts), single), strict=True):
+            if shown:
+                given["multi_modal_data"] = {"image": shown}
+        outputs = self.llm.generate(inputs, params, use_tqdm=False)
         results = [result(asked["nld_mode"], output.outputs[0]) for output in outputs]
         return results[0] if single else results
 
@@ -120,6 +128,14 @@ def as_prompts(prompt_ids: Any) -> tuple[list[list[int]], bool]:
     if not ids:
         raise ValueError("prompt_ids is empty: pass the token ids of at least one prompt")
     return ([ids], True) if isinstance(ids[0], int) else ([list(map(int, one)) for one in ids], False)
+
+
+def as_images(images: Sequence[Any] | None, prompts: int, single: bool) -> list[list[Any]]:
+    """The images of each prompt. Raises ValueError if there are not as many lists as prompts."""
+    lists = [list(images)] if single and images is not None else [list(one) for one in images or [()] * prompts]
+    if len(lists) != prompts:
+        raise ValueError(f"images has {len(lists)} lists for {prompts} prompts: pass one for each prompt")
+    return lists
 
 
 def result(mode: str, completion: Any) -> Result:

@@ -90,8 +90,8 @@ async def open_answer(
     else:
         if not (refuse_errors and opened.failed):
             return opened
-        word = "queue" if opened.status == 503 else "error"  # vLLM's own queue limits answer 503
-        refused = Refused(word, opened.first[:500].decode(errors="replace"))
+        kind = "queue" if opened.status == 503 else "error"  # vLLM's own queue limits answer 503
+        refused = Refused(kind, opened.first[:500].decode(errors="replace"))
     answer.cancel()
     raise refused
 

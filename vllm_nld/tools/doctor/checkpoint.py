@@ -9,8 +9,7 @@ from vllm_nld.tools.doctor.check import Check
 def check_checkpoint(path: Path) -> Iterator[Check]:
     """Config, tensors, tokenizer and draft adapter of a checkpoint folder, from headers alone."""
     from vllm_nld.model.checkpoint import ADAPTER_DIR, CheckpointError, check_tensors, read_config, read_shapes
-    from vllm_nld.model.configs import SUPPORTED_ARCHITECTURES, NemotronLabsDiffusionConfig
-    from vllm_nld.serving.plugin import REFUSED_ARCHITECTURES
+    from vllm_nld.model.configs import REFUSED_ARCHITECTURES, SUPPORTED_ARCHITECTURES, config_class
 
     try:
         raw = read_config(path)
@@ -20,7 +19,7 @@ def check_checkpoint(path: Path) -> Iterator[Check]:
             served = "name a checkpoint with architectures " + " or ".join(SUPPORTED_ARCHITECTURES)
             yield Check("checkpoint", False, f"{path}: {architecture} {why}", served)
             return
-        config = NemotronLabsDiffusionConfig(**raw)
+        config = config_class(raw)(**raw)
         check_tensors(config, read_shapes(path), where=path, quantized="quantization_config" in raw)
     except CheckpointError as error:
         yield Check("checkpoint", False, error.problem, error.remedy)
