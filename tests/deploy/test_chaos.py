@@ -35,9 +35,11 @@ from nld_serve.guard import identity  # noqa: E402
 
 pytestmark = [
     pytest.mark.server,
+    pytest.mark.timeout(2400 if SCALE > 1 else 600),
     pytest.mark.skipif(torch.cuda.is_available(), reason="starts several CPU servers; on GPUs each would need one"),
 ]
 REAL = SCALE > 1
+START = 900 if REAL else 300  # seconds for servers to start, all at once
 SHARE = 0.5
 KILLED = ("engine", "worker", "server")  # in a server of the canary each; test_guard.py kills guards
 USERS = [f"user-{number}" for number in range(12)]
@@ -102,7 +104,7 @@ class Load:
             failure = lines[-1]
         return Answer(begin, user, headers.get("x-nld-deployment", ""), headers.get("x-nld-failover", ""), failure)
 
-    def wait(self, count: int = 12, deployment: str = "", timeout: float = 300) -> None:
+    def wait(self, count: int = 12, deployment: str = "", timeout: float = START) -> None:
         """Wait for some more answers without a failure, of a deployment if it is named."""
 
         def enough() -> bool:
@@ -167,7 +169,7 @@ def app(model: Path) -> Iterator[Application]:
             deployment |= {"num_replicas": replicas, "health_check_period_s": 1}
     with cluster(nodes=1) as dashboard:
         httpx.put(f"{dashboard}/api/serve/applications/", json=content, timeout=60).raise_for_status()
-        wait_until(lambda: running(dashboard), "the application runs")
+        wait_until(lambda: running(dashboard), "the application runs", START)
         application = Application(f"http://127.0.0.1:{content['http_options']['port']}", dashboard)
         wait_until(lambda: reported(application) == "fixed", "the canary begins")
         time.sleep(1.5)  # every router has reported since
@@ -190,7 +192,7 @@ def reported(app: Application) -> str:
 def test_only_requests_in_a_killed_process_fail(app: Application) -> None:
     """Another process in each of the canary's servers. Requests go to stable meanwhile, and nothing of them is left."""
     with Load(app.url) as load:
-        wait_until(lambda: len(servers()) == len(KILLED), "all servers are up")
+        wait_until(lambda: len(servers()) == len(KILLED), "all servers are up", START)
         load.wait(deployment="canary")
         before = servers()
         for processes, name in zip(before, KILLED, strict=True):
