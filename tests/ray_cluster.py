@@ -19,6 +19,7 @@ def ray_nodes(count: int, dashboard_port: int | None = None) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         # By default Ray lowers its workers' priority. While other tests run, each step then waits for a core.
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # by default it depends on whether the user has a token
         cluster = Cluster(initialize_head=True, head_node_args=node | dashboard)
         try:
             for _ in range(count - 1):

@@ -131,9 +131,9 @@ def statements(node: ast.Module | ast.ClassDef) -> Iterator[ast.stmt]:
 
 
 def defined(node: ast.stmt) -> list[str]:
-    """The names that a statement defines."""
+    """The names that a statement defines. The signatures of an overloaded function do not define it."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return [node.name]
+        return [] if "overload" in map(ast.unparse, node.decorator_list) else [node.name]
     if isinstance(node, ast.AnnAssign):
         return [node.target.id] if isinstance(node.target, ast.Name) else []
     if isinstance(node, ast.Assign):
