@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from vllm.logger import init_logger
 
-from spec_worker.controller import Controller, Load, lengths_up_to
+from spec_worker.controller import Answers, Controller, Load, lengths_up_to
 from vllm_nld.serving.decoding import Decoding
 from vllm_nld.serving.requests import ServerModes
 from vllm_nld.serving.settings import Settings
@@ -25,8 +25,6 @@ from vllm_nld.serving.settings import Settings
 logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
 
 SMOOTHING = 0.2  # weight of the latest step in averages over steps
-FADE = 0.98  # what a step counts in the average length of answers, compared with the step after it
-USUAL = 256  # tokens per answer, before anything is known
 QUIET = 60.0  # seconds between log lines about the fallback
 
 
@@ -57,7 +55,7 @@ class Auto:
         self.times: list[float] = []  # milliseconds of steps with the forced length
         self._length = 1  # of the latest choice
         self._others = [0.0, 0.0]  # rows and tokens per step of all other requests, smoothed
-        self._started = self._prompts = self._yielded = 0.0  # `auto` requests that started lately, and their tokens
+        self._answers = Answers()
         self._blocks: tuple[list[int], list[int]] = ([], [])  # drafted and accepted tokens of the step's blocks
         self._noted = ""  # the request of the latest block
         self._arrived, self._busy = 0.0, False  # when the latest output arrived, and whether there was more to do
@@ -84,10 +82,9 @@ class Auto:
         limits = Counter(one.nodes + 1 for one in decodings)
         for index, now in enumerate((other_rows, other_tokens)):
             self._others[index] += SMOOTHING * (now - self._others[index])
-        self._started, self._prompts = FADE * self._started + starts, FADE * self._prompts + prompts
-        tokens = USUAL + self._yielded
+        self._answers.begin(starts, prompts)
         others = round(self._others[0]), self._others[1]
-        load = Load(limits.total(), limits, *others, (1 + self._started) / tokens, self._prompts / tokens, room)
+        load = Load(limits.total(), limits, *others, self._answers.starts, self._answers.prompts, room)
         self._length = self.forced or (self.controller.choose(load) if limits else 1)
 
     def step(self, verified: int, requests: int, starts: int, rows: int) -> Step:
@@ -130,7 +127,7 @@ class Auto:
         self.controller.took(step.verified, step.requests - step.starts, step.rows, milliseconds)
         self._lengths[step.drafted] += 1
         tokens = step.requests + sum(blocks[1])
-        self._yielded = FADE * self._yielded + tokens
+        self._answers.end(tokens)
         self._measured += SMOOTHING * (1e3 * tokens / milliseconds - self._measured)
         self._watch(milliseconds / 1e3, now)
 

@@ -25,6 +25,9 @@ LENGTHS = (1, 4, 8, 16, 32)
 APART = 1.25  # lengths that differ by less are not worth a choice, and graphs of their own
 GAIN = 1.05  # another length has to be this much better
 PATIENCE = 3  # for this many steps in a row
+FADE = 0.98  # what a step counts in the average length of answers, compared with the step after it
+USUAL = 256  # tokens per answer, before anything is known
+WAITING_SHARE = 4  # if requests wait, blocks of `auto` requests leave a quarter of a step's budget for prompts
 TRIAL_SHARE = 0.01  # of the time that trials may cost
 TRIAL_GAP = 16  # steps between trials, at least
 
@@ -49,6 +52,33 @@ class Load:
     starts: float = 0
     prompts: float = 0
     room: int | None = None
+
+
+@dataclass(slots=True)
+class Answers:
+    """How long the answers of `auto` requests are, and their prompts: from the latest steps."""
+
+    started: float = 0.0  # requests that got their first token lately
+    prompted: float = 0.0  # tokens of prompts that were computed
+    yielded: float = 0.0  # tokens that requests got
+
+    def begin(self, starts: int, prompts: int) -> None:
+        """Count a step that is being scheduled: requests that start, and rows of prompts."""
+        self.started, self.prompted = FADE * self.started + starts, FADE * self.prompted + prompts
+
+    def end(self, tokens: int) -> None:
+        """Count the tokens that a step yielded."""
+        self.yielded = FADE * self.yielded + tokens
+
+    @property
+    def starts(self) -> float:
+        """See `Load.starts`."""
+        return (1 + self.started) / (USUAL + self.yielded)
+
+    @property
+    def prompts(self) -> float:
+        """See `Load.prompts`."""
+        return self.prompted / (USUAL + self.yielded)
 
 
 def over_answers(yielded: float, load: Load) -> float:

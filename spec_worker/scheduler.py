@@ -22,13 +22,12 @@ from vllm.v1.outputs import DraftTokenIds
 from vllm.v1.request import Request
 
 from spec_worker.auto import Auto, Step
+from spec_worker.controller import WAITING_SHARE
 from spec_worker.plan import Plan
 from spec_worker.round_stats import RoundStats
 from vllm_nld.serving.decoding import Decoding
 from vllm_nld.serving.modes import AUTO
 from vllm_nld.serving.requests import ServerModes
-
-WAITING_SHARE = 4  # if requests wait, blocks of `auto` requests leave a quarter of a step's budget for prompts
 
 
 class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type: ignore[misc]  # a mixin: `build` chooses its base

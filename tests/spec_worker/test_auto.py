@@ -163,13 +163,3 @@ def test_an_operators_floor_is_kept(
             with watched(llm) as steps:
                 assert tokens(together(llm, asks)) == expected
             assert any(step.passes for step in steps) == drafts
-
-
-def test_a_plan_feeds_the_controller_as_the_scheduler_does() -> None:
-    """`vllm-nld plan` runs without vLLM, so it has these constants of its own."""
-    from spec_worker import auto
-    from spec_worker import scheduler as served
-    from vllm_nld.plan import policies, replica
-
-    assert (policies.FADE, policies.USUAL) == (auto.FADE, auto.USUAL)
-    assert replica.WAITING_SHARE == served.WAITING_SHARE

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from vllm_nld.plan.steps import Steps, Work, sizes_up_to
 
 CONTROLLER_MODULE = "spec_worker.controller"  # by name: the plugin imports no worker code
-FADE, USUAL = 0.98, 256  # as in the scheduler: what earlier steps count, and tokens per answer before any is known
 CALIBRATION_CONTEXT = 16  # tokens of the requests that a server measures at start-up
 
 
@@ -45,7 +44,8 @@ class Chooser:
         self._load = module.Load
         self.controller = module.Controller(module.lengths_up_to(block), most_requests)
         self.length = 1  # of the latest choice
-        self._started = self._prompts = self._yielded = 0.0  # requests that started lately, their prompts, and tokens
+        self._answers = module.Answers()
+        self.waiting_share: int = module.WAITING_SHARE
         for requests in sizes_up_to(most_requests):
             for length in self.controller.lengths:
                 if requests * length > budget:
@@ -64,10 +64,9 @@ class Chooser:
 
         requests: that get tokens in this step. starts: of these, those that get their first.
         """
-        self._started, self._prompts = FADE * self._started + starts, FADE * self._prompts + prompt_rows
+        self._answers.begin(starts, prompt_rows)
         if requests:
-            tokens = USUAL + self._yielded
-            rates = {"starts": (1 + self._started) / tokens, "prompts": self._prompts / tokens}
+            rates = {"starts": self._answers.starts, "prompts": self._answers.prompts}
             self.length = int(self.controller.choose(self._load(requests, room=room, **rates)))
         return self.length
 
@@ -78,4 +77,4 @@ class Chooser:
         self.controller.verified(drafted, accepted)
         rows = work.prompt + work.verified + work.drafted
         self.controller.took(verified, work.requests, rows, 1e3 * seconds)
-        self._yielded = FADE * self._yielded + work.requests + work.prompts + sum(accepted)
+        self._answers.end(work.requests + work.prompts + sum(accepted))

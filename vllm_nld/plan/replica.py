@@ -19,8 +19,6 @@ from vllm_nld.plan.policies import Chooser, Policy
 from vllm_nld.plan.steps import Steps, Work
 from vllm_nld.plan.traffic import Request
 
-WAITING_SHARE = 4  # as in the scheduler: blocks of `auto` leave a quarter of the budget while requests wait
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -182,7 +180,7 @@ class Replica:
         ended = sum(count == job.left for job, count in self._prompts)
         if self.chooser is not None:
             room = self.limits.max_num_batched_tokens - prompt
-            room -= self.limits.max_num_batched_tokens // WAITING_SHARE if self.waiting else 0
+            room -= self.limits.max_num_batched_tokens // self.chooser.waiting_share if self.waiting else 0
             self._verified = self.chooser.length
             self._next = self.chooser.choose(len(self._decoding) + ended, ended, prompt, room)
         drafted = sum(job.block for job in self._decoding if job.block > 1)
