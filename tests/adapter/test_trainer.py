@@ -1,6 +1,8 @@
 """Training on a tiny model: it learns, it goes on where it was cut, and it says what is wrong."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from tests.adapter.test_walk import answered
 from tests.tiny import write_tiny_checkpoint
 from vllm_nld.adapter.conversations import Conversation
+from vllm_nld.adapter.figures import Run
 from vllm_nld.adapter.trainer import ADAPTER, STATE, Settings, Trainer, measure, order
 from vllm_nld.model.adapter import open_adapter
 from vllm_nld.reference import ReferenceModel
@@ -77,6 +80,27 @@ def test_a_run_that_gains_nothing_stops(
     assert one.step == 3
 
 
+def test_weights_that_lose_a_category_are_not_kept(
+    tiny_checkpoint: Path, conversations: list[Conversation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if they gain more elsewhere; and a run that goes on still knows what the start was like."""
+    lengths = iter([(4, 4), (9, 3), (5, 4)])  # of two categories: at the start, and later
+
+    def measured(*_: object) -> Run:
+        a, b = next(lengths)
+        return Run([[(a, a - 1, 7)] * 9, [(b, b - 1, 7)] * 9] * 10, ["a", "b"] * 10)
+
+    monkeypatch.setattr("vllm_nld.adapter.trainer.measure", measured)
+    heldout = [replace(conversations[0], category=name) for name in "ab" * 10]
+    one = Trainer(fresh(tiny_checkpoint), conversations, heldout, SETTINGS, tmp_path)
+    one.run(until=2)
+    assert (one.best, one.stale) == (4, 1)
+    resumed = Trainer(fresh(tiny_checkpoint), conversations, heldout, SETTINGS, tmp_path)
+    resumed.load()
+    resumed.run(until=4)
+    assert (resumed.best, resumed.stale) == (4.5, 0)
+
+
 def test_a_state_of_another_run_is_refused(
     tiny_checkpoint: Path, conversations: list[Conversation], tmp_path: Path
 ) -> None:
@@ -94,8 +118,8 @@ def test_a_full_disk_keeps_the_state_before(
     one.run(until=2)
     saved = (tmp_path / STATE).read_bytes()
     (tmp_path / f"{STATE}.part").symlink_to("/dev/full")
-    with pytest.raises((RuntimeError, OSError)):
-        one.save()
+    with pytest.raises(OSError, match="cannot write"):
+        one.run(until=4)
     assert (tmp_path / STATE).read_bytes() == saved
 
 
@@ -166,6 +190,19 @@ def other_model(folder: Path, tmp_path: Path) -> list[str]:
     return ["--start", str(other / "linear_spec_lora")]
 
 
+def other_targets(folder: Path, tmp_path: Path) -> list[str]:
+    shutil.copytree(folder / "linear_spec_lora", tmp_path / "wide")
+    file = tmp_path / "wide" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "o_proj"]}))
+    return ["--start", str(tmp_path / "wide")]
+
+
+def full_disk(folder: Path, tmp_path: Path) -> list[str]:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"{STATE}.part").symlink_to("/dev/full")
+    return []
+
+
 BAD = {
     "no file": (lambda folder, tmp: ["--prompts", "/none"], "/none cannot be read"),
     "empty": (lambda folder, tmp: ["--prompts", write(tmp, "\n")], "has no prompts"),
@@ -177,6 +214,8 @@ BAD = {
     "no adapter": (lambda folder, tmp: ["--start", "/none"], "/none is not a readable draft adapter"),
     "other model": (other_model, "must have shape"),
     "rank": (lambda folder, tmp: ["--start", "zero", "--rank", "0"], "--rank 0"),
+    "other targets": (other_targets, "has target_modules ['q_proj', 'o_proj']"),
+    "full disk": (full_disk, "make room on the disk, and go on with --resume"),
     "resume": (lambda folder, tmp: ["--resume"], "there is no run to resume"),
 }
 
@@ -200,6 +239,13 @@ def test_errors_are_one_line(words, message: str, folder: Path, tmp_path: Path, 
     assert main([*command, "--steps", "1", *words(folder, tmp_path)]) == 1
     said = capsys.readouterr().err
     assert message in said and said.startswith("vllm-nld adapter train: ") and "Traceback" not in said
+
+
+def test_an_adapter_of_another_model_is_not_measured(folder: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]  # pytest's fixture
+    _, other = other_model(folder, tmp_path)
+    data = ["--prompts", str(folder / "prompts.jsonl")]
+    assert main(["adapter", "evaluate", str(folder), *data, "--adapter", other]) == 2
+    assert "must have shape" in capsys.readouterr().err
 
 
 def test_known_answers_need_no_server(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,11 @@ def plain(runs: "Mapping[str, Run]", base: str, found: "Verdict") -> dict[str, A
             "interval": run.interval,
             "tpf": run.tpf,
             "by_position": run.by_position,
+            "by_category": {
+                category: {"acceptance_length": part.acceptance_length, "interval": part.interval}
+                for category in dict.fromkeys(run.categories)
+                for part in (run.of(category),)
+            },
         }
         for name, run in runs.items()
     }

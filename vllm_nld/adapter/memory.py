@@ -13,11 +13,16 @@ INNER_COPIES = 4  # of an MLP's inner values
 SLACK = 1.5e9  # context, workspaces and fragments
 
 
-def estimate(shape: Shape, rank: int, group: int, length: int, block: int) -> dict[str, float]:
-    """Bytes by purpose, and their total. group: conversations at a time, of `length` tokens at most."""
+def estimate(shape: Shape, rank: int, group: int, length: int, block: int, shares: int = 1) -> dict[str, float]:
+    """Bytes by purpose, and their total. group: conversations at a time, of `length` tokens at most.
+
+    shares: processes that the frozen weights are split over. Embeddings, head and two layers are gathered while in use.
+    """
     rows, tokens = group * block, group * length
     adapter = shape.layers * rank * (shape.heads * shape.head_dim + shape.hidden)
-    base = shape.layers * shape.layer_parameters + 2 * shape.head_parameters
+    base: float = shape.layers * shape.layer_parameters + 2 * shape.head_parameters
+    if shares > 1:
+        base = base / shares + 2 * shape.layer_parameters + 2 * shape.head_parameters
     inner = LAYER_COPIES * shape.hidden + INNER_COPIES * shape.intermediate
     cached = tokens * shape.kv_values * BYTES
     repeated = cached * shape.heads // shape.kv_heads  # keys and values for every query head, one layer at a time
@@ -32,12 +37,14 @@ def estimate(shape: Shape, rank: int, group: int, length: int, block: int) -> di
     return {**parts, "total": sum(parts.values())}
 
 
-def table(own: Shape, rank: int, group: int, length: int, block: int) -> str:
+def table(own: Shape, rank: int, group: int, length: int, block: int, shares: int = 1) -> str:
     """The estimate for the model in detail, and the totals of the released ones."""
-    parts = estimate(own, rank, group, length, block)
+    parts = estimate(own, rank, group, length, block, shares)
     detail = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if name != "total")
     totals = ", ".join(
-        f"{name} {estimate(shape, rank, group, length, block)['total'] / 1e9:.0f}" for name, shape in SHAPES.items()
+        f"{name} {estimate(shape, rank, group, length, block, shares)['total'] / 1e9:.0f}"
+        for name, shape in SHAPES.items()
     )
-    head = f"GPU memory for {group} conversations of up to {length} tokens at a time, rank {rank}, in GB"
+    each = f", weights split over {shares} GPUs" if shares > 1 else ""
+    head = f"GPU memory for {group} conversations of up to {length} tokens at a time, rank {rank}{each}, in GB"
     return f"{head}: {parts['total'] / 1e9:.1f} ({detail}). Released models: {totals}."

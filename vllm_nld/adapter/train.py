@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vllm_nld.reference.model import ReferenceModel
 
 SHIPPED, ZERO = "shipped", "zero"
+# What torchrun tells its processes. A server started by one of them would take it for its own.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate (default: 2e-4)")
     parser.add_argument("--every", type=int, default=25, help="steps between measurements (default: 25)")
     parser.add_argument("--patience", type=int, default=6, help="measurements without a gain until it stops")
+    parser.add_argument("--margin", type=float, default=0.02, help="acceptable loss in a category (default: 0.02)")
+    parser.add_argument(
+        "--shard", action="store_true", help="split the frozen weights over torchrun's processes (FSDP)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the state saved in --out")
     parser.add_argument("--estimate", action="store_true", help="print the GPU memory that it takes, and end")
 
@@ -69,11 +75,18 @@ def run(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Load, answer, train, and say what came out."""
-    folder = folder_of(options.model)
+    folder, world = folder_of(options.model), int(os.environ.get("WORLD_SIZE", "1"))
+    if options.shard and world == 1:
+        raise ValueError("--shard splits the weights over several processes: start it with torchrun")
     shape, block = shape_of(str(folder)), options.block_length or block_size(folder)
-    print(memory.table(shape, options.rank, options.group, options.max_length, block))
+    if os.environ.get("RANK", "0") == "0":
+        shares = world if options.shard else 1
+        print(memory.table(shape, options.rank, options.group, options.max_length, block, shares))
     if options.estimate:
         return 0
+    import torch
+
+    from vllm_nld.adapter import processes
     from vllm_nld.adapter.trainer import STATE, Settings, Trainer, checkpointed
 
     settings = Settings(
@@ -86,18 +99,24 @@ def train(options: argparse.Namespace) -> int:
         options.patience,
         options.block_length,
         options.seed,
+        options.margin,
     )
     if (options.out / STATE).exists() and not options.resume:
         raise ValueError(f"{options.out} holds the state of a run: go on with --resume, or use another --out")
     options.out.mkdir(parents=True, exist_ok=True)
-    data, heldout = data_of(options, folder)
-    rank, world = processes()
     with on_device(options) as (device, dtype):
-        model = model_of(folder, options, device, dtype)
-        trainer = Trainer(model, data, heldout, settings, options.out, rank, world)
+        rank = processes.connect(world)
+        with processes.first_alone(rank, world):
+            data, heldout = data_of(options, folder)
+        model = model_of(folder, options, torch.device("cpu") if options.shard else device, dtype)
+        if options.shard:
+            processes.shard(model, device)
+        anyone = processes.anyone if options.shard else bool
+        trainer = Trainer(model, data, heldout, settings, options.out, rank, world, anyone)
         if options.resume:
             trainer.load()
-        with checkpointed(model) if device.type == "cuda" else contextlib.nullcontext():
+        thrifty = device.type == "cuda" or dtype == torch.bfloat16
+        with checkpointed(model) if thrifty else contextlib.nullcontext():
             best = trainer.run()
     if rank == 0:
         finish(trainer.history, options, best, folder)
@@ -187,17 +206,6 @@ def on_device(options: argparse.Namespace) -> "Iterator[tuple[torch.device, torc
         yield device, dtype
 
 
-def processes() -> tuple[int, int]:
-    """This process's rank and how many there are, as torchrun says; connects them."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        import torch
-        import torch.distributed as dist
-
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return int(os.environ.get("RANK", "0")), world
-
-
 # The data
 
 
@@ -247,7 +255,9 @@ def server_of(options: argparse.Namespace, folder: Path, logs: Path) -> Iterator
     flags: list[Any] = ["--served-model-name", "nld", "--additional-config", json.dumps({"nld": {"mode": "ar"}})]
     logs.mkdir(parents=True, exist_ok=True)
     print("starting a server of the model for its answers", file=sys.stderr)
-    with Server(folder, [*flags, "--max-model-len", str(options.max_length)], log=logs / "server.log") as server:
+    flags += ["--max-model-len", str(options.max_length)]
+    alone = dict.fromkeys(name for name in os.environ if name in TORCHRUN or name.startswith("TORCHELASTIC_"))
+    with Server(folder, flags, log=logs / "server.log", environment=alone) as server:
         yield server.url, "nld"
 
 

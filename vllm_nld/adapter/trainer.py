@@ -3,7 +3,8 @@
     trainer = Trainer(model, train, heldout, Settings(steps=400), Path("runs/adapter"))
     trainer.run()                                   # writes adapter/ with the best weights so far, and state.pt
 
-A step walks through a group of answers, adds up the gradients of all of their blocks, and updates the adapter once. The
+A step walks through a group of answers, adds up the gradients of all of their blocks, and updates the adapter once. If
+there are several processes, each takes its share of the answers, and the update is what one process would make. The
 order of the data depends on the seed and the step alone, so a run that goes on from its saved state ends like one that
 was never interrupted.
 """
@@ -11,18 +12,20 @@ was never interrupted.
 import contextlib
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from vllm_nld.adapter.conversations import Conversation
-from vllm_nld.adapter.figures import Run
+from vllm_nld.adapter.figures import Run, verdict
 from vllm_nld.adapter.walk import Group, rounds, trace
 from vllm_nld.model.adapter import write_adapter
 from vllm_nld.nano.trainer import average_gradients, rate
@@ -36,9 +39,9 @@ STATE, ADAPTER = "state.pt", "adapter"
 class Settings:
     """How to train. Raises ValueError for a value that can't be.
 
-    steps: updates of the adapter. group: conversations of a step. peak: learning rate. warmup, decay: steps at its
-    beginning and end. every: steps between measurements on held-out answers. patience: measurements without a gain
-    until it stops.
+    steps: updates of the adapter. group: conversations of a step, for each process. peak: learning rate. warmup, decay:
+    steps at its beginning and end. every: steps between measurements on held-out answers. patience: measurements
+    without a gain until it stops. margin: acceptable loss in a category of held-out answers.
     """
 
     steps: int = 400
@@ -50,6 +53,7 @@ class Settings:
     patience: int = 6
     block_length: int | None = None
     seed: int = 0
+    margin: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("steps", "group", "every", "patience", "peak"):
@@ -59,8 +63,11 @@ class Settings:
             raise ValueError(f"block_length must be at least 2, not {self.block_length}")
 
 
-def order(conversations: Sequence[Conversation], group: int, seed: int, epoch: int) -> list[list[int]]:
-    """An epoch's groups: shuffled, of like length within windows. The last group may be smaller."""
+def order(conversations: Sequence[Conversation], group: int, seed: int, epoch: int, least: int = 1) -> list[list[int]]:
+    """An epoch's groups: shuffled, of like length within windows. The last group may be smaller.
+
+    If it has fewer than `least`, it joins the one before it.
+    """
     source = random.Random(seed * 1_000_003 + epoch)
     indices = list(range(len(conversations)))
     source.shuffle(indices)
@@ -68,12 +75,14 @@ def order(conversations: Sequence[Conversation], group: int, seed: int, epoch: i
     for first in range(0, len(indices), WINDOW * group):
         window = sorted(indices[first : first + WINDOW * group], key=lambda i: (len(conversations[i].answer), i))
         groups += [window[i : i + group] for i in range(0, len(window), group)]
+    if len(groups) > 1 and len(groups[-1]) < least:
+        groups[-2:] = [groups[-2] + groups[-1]]
     source.shuffle(groups)
     return groups
 
 
 class Trainer:
-    """One process. All processes of several hold the same adapter after every step, and take turns with the groups."""
+    """One process. All processes of several hold the same adapter after every step."""
 
     def __init__(
         self,
@@ -84,10 +93,13 @@ class Trainer:
         out: Path,
         rank: int = 0,
         world: int = 1,
+        anyone: Callable[[bool], bool] = bool,
     ) -> None:
-        """The model must have a draft adapter, fresh or loaded."""
+        """The model must have a draft adapter, fresh or loaded. anyone: see `rounds`."""
         self.model, self.data, self.heldout, self.settings, self.out = model, train, heldout, settings, out
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.anyone = rank, world, anyone
+        if len(train) < world:
+            raise ValueError(f"{world} processes need at least as many conversations to train on, not {len(train)}")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("lora" in name)
         self.weights = [p for p in model.parameters() if p.requires_grad]
@@ -96,6 +108,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.weights, lr=settings.peak, betas=(0.9, 0.95), weight_decay=0.0)
         self.history: list[dict[str, float]] = []
         self.step, self.best, self.stale = 0, 0.0, 0
+        self.first: Run | None = None  # the start on the held-out answers
 
     def run(self, until: int | None = None) -> float:
         """Train to the last step, or to an earlier one; the best held-out acceptance length so far."""
@@ -119,43 +132,51 @@ class Trainer:
     def update(self) -> dict[str, float]:
         """One step; its loss and acceptance length, by block."""
         group = Group.of(self.model, [self.data[index] for index in self._indices()])
-        loss, tokens, blocks = 0.0, 0, 0
-        for step in rounds(self.model, group, True, self.settings.block_length):
+        loss, tokens, blocks = 0.0, 0.0, 0.0
+        for step in rounds(self.model, group, True, self.settings.block_length, self.anyone):
             step.loss.backward()
             loss, tokens, blocks = loss + step.loss.item(), tokens + sum(step.emitted), blocks + len(step.rows)
+        sums = torch.tensor([loss, tokens, blocks, group.agreement], dtype=torch.float64)
+        if self.world > 1:
+            dist.all_reduce(sums)
+        loss, tokens, blocks, agreement = sums.tolist()
         for weight in self.weights:
             if weight.grad is None:  # every answer of the group had a single token left
                 weight.grad = torch.zeros_like(weight)
-            weight.grad /= blocks
+            weight.grad *= self.world / blocks
         average_gradients(self.weights)
         factor = rate(self.step, self.settings.steps, self.settings.decay, max(1, self.settings.warmup))
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.settings.peak * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss / blocks, "al": tokens / blocks, "agreement": group.agreement}
+        return {"loss": loss / blocks, "al": tokens / blocks, "agreement": agreement / self.world}
 
     def _indices(self) -> list[int]:
         """This process's conversations of the step."""
-        per_epoch = len(order(self.data, self.settings.group, self.settings.seed, 0))
-        place = self.step * self.world + self.rank
-        epoch, index = divmod(place, per_epoch)
-        return order(self.data, self.settings.group, self.settings.seed, epoch)[index]
+        size, seed = self.settings.group * self.world, self.settings.seed
+        epoch, index = divmod(self.step, len(order(self.data, size, seed, 0, self.world)))
+        return order(self.data, size, seed, epoch, self.world)[index][self.rank :: self.world]
 
     def _judge(self) -> None:
-        """Measure on the held-out answers, keep the weights if they are the best, and save the state."""
-        found = measure(self.model, self.heldout, True, self.settings).acceptance_length
-        self.history.append({"step": self.step, "heldout": found})
+        """Measure on the held-out answers, keep the weights if they are the best, and save the state.
+
+        Weights that are certainly worse than the first ones in some category, by more than the margin, are not kept.
+        """
+        found = measure(self.model, self.heldout, True, self.settings, self.anyone)
+        self.first = self.first or found
+        length, worse = found.acceptance_length, verdict(self.first, found, self.settings.margin).worse
+        self.history.append({"step": self.step, "heldout": length})
         if self.rank == 0:
-            tqdm.write(f"step {self.step}: held-out acceptance length {found:.3f}")
-        if found > self.best:
-            self.best, self.stale = found, 0
-            if self.rank == 0:
-                save_adapter(self.model, self.out / ADAPTER)
-        else:
-            self.stale += 1
+            lost = f"; not kept, because it is worse in {', '.join(worse)}" if worse else ""
+            tqdm.write(f"step {self.step}: held-out acceptance length {length:.3f}{lost}")
+        better = length > self.best and not worse
+        self.best, self.stale = (length, 0) if better else (self.best, self.stale + 1)
         if self.rank == 0:
-            self.save()
+            with writing(self.out):
+                if better:
+                    save_adapter(self.model, self.out / ADAPTER)
+                self.save()
 
     # State
 
@@ -172,6 +193,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "stale": self.stale,
+            "first": self.first and self.first.traces,
             "history": self.history,
             "weights": [weight.detach() for weight in self.weights],
             "optimizer": self.optimizer.state_dict(),
@@ -196,6 +218,17 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.stale = state["step"], state["best"], state["stale"]
         self.history = state["history"]
+        self.first = Run(state["first"], [one.category for one in self.heldout])
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raise OSError that says what to do if a file can't be written, whichever library writes it."""
+    try:
+        yield
+    except (RuntimeError, OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"cannot write to {folder} ({reason}): make room on the disk, and go on with --resume") from None
 
 
 def save_adapter(model: ReferenceModel, folder: Path) -> None:
@@ -205,14 +238,20 @@ def save_adapter(model: ReferenceModel, folder: Path) -> None:
     write_adapter(folder, lora.scale * lora.lora_A.out_features, model.adapter_weights(torch.bfloat16))
 
 
-def measure(model: ReferenceModel, conversations: Sequence[Conversation], lora: bool, settings: Settings) -> Run:
+def measure(
+    model: ReferenceModel,
+    conversations: Sequence[Conversation],
+    lora: bool,
+    settings: Settings,
+    anyone: Callable[[bool], bool] = bool,
+) -> Run:
     """Decode answers with the adapter on or off; a trace for each, in their order."""
     by_length = sorted(range(len(conversations)), key=lambda index: len(conversations[index].answer))
     traces: dict[int, list[tuple[int, int, int]]] = {}
     for first in range(0, len(by_length), settings.group):
         indices = by_length[first : first + settings.group]
         group = Group.of(model, [conversations[index] for index in indices])
-        traces |= zip(indices, trace(model, group, lora, settings.block_length), strict=True)
+        traces |= zip(indices, trace(model, group, lora, settings.block_length, anyone), strict=True)
     return Run([traces[index] for index in range(len(conversations))], [one.category for one in conversations])
 
 

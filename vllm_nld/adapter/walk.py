@@ -13,7 +13,7 @@ tokens before it in the block. What comes after the end of an answer doesn't cou
 Letters in shapes: N answers that still decode, L tokens of the longest conversation, B block length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,12 +81,27 @@ class Round:
     loss: torch.Tensor
 
 
-def rounds(model: ReferenceModel, group: Group, lora: bool, block_length: int | None = None) -> Iterator[Round]:
-    """Every round until all answers are decoded. lora: draft with the adapter."""
+def rounds(
+    model: ReferenceModel,
+    group: Group,
+    lora: bool,
+    block_length: int | None = None,
+    anyone: Callable[[bool], bool] = bool,
+) -> Iterator[Round]:
+    """Every round until all answers are decoded. lora: draft with the adapter.
+
+    anyone: whether any process still has answers, given whether this one has. While another one has, this one drafts a
+    block without drafts, because processes that share the model's weights must do the same number of passes.
+    """
     block_length = block_length or model.config.block_size
     prefix, starts, ids, lengths = group.prefix, group.starts, group.ids, group.lengths
     rows = torch.arange(len(ids))
-    while len(rows):
+    while anyone(len(going := (starts < lengths - 1).nonzero().flatten()) > 0):
+        done = not len(going)
+        going = going if len(going) else torch.zeros(1, dtype=torch.int64)
+        if len(going) < len(rows):
+            rows, starts, ids, lengths = rows[going], starts[going], ids[going], lengths[going]
+            prefix = prefix.of_rows(going)
         batch, inside = blocks(ids, lengths, starts, block_length, model.config.mask_token_id)
         right, likely = drafts(model, batch, prefix, inside, lora)
         accepted = (likely & inside).long().cumprod(-1).sum(-1)
@@ -94,13 +109,10 @@ def rounds(model: ReferenceModel, group: Group, lora: bool, block_length: int | 
         emitted = torch.minimum(accepted + 1, left)
         loss = weighted(right, inside)
         drafted = inside.sum(-1)
-        indices, got, kept, tried = torch.stack([rows, emitted, accepted, drafted]).tolist()  # one look at the device
+        counts = torch.stack([rows, emitted, accepted, drafted])[:, : 0 if done else None]
+        indices, got, kept, tried = counts.tolist()  # one look at the device
         yield Round(indices, got, kept, tried, loss)
         starts = starts + emitted
-        going = (starts < lengths - 1).nonzero().flatten()
-        if len(going) < len(rows):
-            rows, starts, ids, lengths = rows[going], starts[going], ids[going], lengths[going]
-            prefix = prefix.of_rows(going)
 
 
 def blocks(
@@ -156,11 +168,15 @@ def reach(right: torch.Tensor) -> torch.Tensor:  # [N, B - 1] of [N, B - 1]
 
 @torch.no_grad()
 def trace(
-    model: ReferenceModel, group: Group, lora: bool, block_length: int | None = None
+    model: ReferenceModel,
+    group: Group,
+    lora: bool,
+    block_length: int | None = None,
+    anyone: Callable[[bool], bool] = bool,
 ) -> list[list[tuple[int, int, int]]]:
     """Emitted, accepted and drafted tokens of each round, for each conversation of the group."""
     found: list[list[tuple[int, int, int]]] = [[] for _ in range(len(group.ids))]
-    for step in rounds(model, group, lora, block_length):
+    for step in rounds(model, group, lora, block_length, anyone):
         for row, *counts in zip(step.rows, step.emitted, step.accepted, step.drafted, strict=True):
             found[row].append((counts[0], counts[1], counts[2]))
     return found

@@ -8,6 +8,7 @@ write_adapter(folder, alpha=512, layers=[(A, B), ...])
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def write_adapter(
     alpha: float,
     layers: "Sequence[tuple[torch.Tensor, torch.Tensor]]",  # A [r, in] and B [out, r] of each layer's o_proj
 ) -> None:
-    """Write a folder in the released layout, in the tensors' precision."""
+    """Write a folder in the released layout, in the tensors' precision. A write that fails keeps the weights before."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,9 @@ def write_adapter(
         for layer, pair in enumerate(layers)
         for side, weight in zip("AB", pair, strict=True)
     }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    part = folder / "adapter_model.safetensors.part"
+    save_file(tensors, part, metadata={"format": "pt"})
+    os.replace(part, folder / "adapter_model.safetensors")
 
 
 def find_adapter(model: str, revision: str | None, wanted: str) -> Adapter | None:

@@ -45,7 +45,7 @@ class Server:
         arguments: Sequence[str] = (),
         *,
         log: Path,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,  # added to this process's; None: taken out
         timeout: float = 300,  # seconds to the first healthy answer
         progress: Callable[[float], None] = lambda seconds: None,  # called a few times per second while waiting
     ) -> None:
@@ -64,7 +64,8 @@ class Server:
             str(self.port),
             *arguments,
         ]
-        self.environment = {**os.environ, **(environment or {})}
+        merged = {**os.environ, **(environment or {})}
+        self.environment = {name: value for name, value in merged.items() if value is not None}
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "Server":
