@@ -118,7 +118,7 @@ def test_two_ranks_equal_one(
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "quadratic", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
-    options = {"worker_extension_cls": "tests.ranks.CertainRank"} if executor == "mp" else {}
+    options = {"worker_extension_cls": "tests.ranks.Rank"} if executor == "mp" else {}
     with ranks(checkpoint, executor, **linear(32, groups=GROUPS), **LOGITS, **options) as llm:
         assert llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == executor
         tokens, accepted = decode(llm)
