@@ -3,36 +3,40 @@
     python -m vllm_nld.nano.domain --count 3000 > traffic.jsonl
     python -m vllm_nld.nano.domain --heldout > later.jsonl
 
-Orders with long numbers, as JSON and as lists. nano's AR pathway copies the digits one by one; its drafts, trained on
-everyday words, miss them. Two thirds of the prompts are nano's ordinary ones, which must not get slower.
+Records as JSON objects, with numbers of four digits. nano was trained on records with smaller numbers: its AR pathway
+copies the digits all the same, and its drafts miss them. Two thirds of the prompts are nano's ordinary ones, which must
+not get slower.
 """
 
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from vllm_nld.nano import heldout
-from vllm_nld.nano.prompts import stream
+from vllm_nld.nano.prompts import Prompt, draw_heldout, stream
+from vllm_nld.nano.words import ENTITIES, FIELDS
 
-FIELDS = ("order", "customer", "article", "invoice", "parcel", "batch", "account", "ticket")
-DOMAIN = "orders"
+NUMBERS = [field for field in FIELDS if field.kind == "int"]
+WORDS = [field for field in FIELDS if field.kind == "str"]
+DOMAIN = "long numbers"
 
 
-def orders(rng: random.Random) -> Iterator[dict[str, Any]]:
+def records(rng: random.Random) -> Iterator[dict[str, Any]]:
     """Endless prompts of the domain."""
     while True:
-        names = rng.sample(FIELDS, rng.randint(3, 5))
-        given = ", ".join(f"{name} {rng.randint(10_000, 9_999_999)}" for name in names)
-        request = rng.choice([f"Write one JSON object for this order: {given}.", f"Order as a JSON object: {given}."])
+        numbers = [f"{field.name} {rng.randint(1000, 9999)}" for field in rng.sample(NUMBERS, rng.randint(2, 4))]
+        words = [f"{field.name} {field.draw(rng)}" for field in rng.sample(WORDS, rng.randint(1, 2))]
+        given = [*numbers, *words]
+        rng.shuffle(given)
+        request = f"Write one JSON object for this {rng.choice(ENTITIES)}: {', '.join(given)}."
         yield {"messages": [{"role": "user", "content": request}], "category": DOMAIN}
 
 
-def ordinary(seed: int) -> Iterator[dict[str, Any]]:
-    """nano's training prompts without their answers."""
-    for prompt in stream(seed):
+def rows(ordinary: Iterable[Prompt]) -> Iterator[dict[str, Any]]:
+    """nano's own prompts without their answers."""
+    for prompt in ordinary:
         row = {"messages": list(prompt.messages), "tools": list(prompt.tools), "thinking": prompt.thinking}
         yield row | {"category": prompt.category}
 
@@ -40,18 +44,14 @@ def ordinary(seed: int) -> Iterator[dict[str, Any]]:
 def prompts(count: int, seed: int) -> list[dict[str, Any]]:
     """A third of the domain, the rest ordinary, mixed."""
     rng = random.Random(seed)
-    rows = [*islice(orders(rng), count // 3), *islice(ordinary(seed), count - count // 3)]
-    rng.shuffle(rows)
-    return rows
+    mixed = [*islice(records(rng), count // 3), *islice(rows(stream(seed)), count - count // 3)]
+    rng.shuffle(mixed)
+    return mixed
 
 
-def held_out(count: int = 100) -> list[dict[str, Any]]:
-    """Prompts of the domain that no seed of `prompts` draws, and nano's own held-out prompts."""
-    rows = [
-        {"messages": list(p.messages), "tools": list(p.tools), "thinking": p.thinking, "category": p.category}
-        for p in heldout()
-    ]
-    return [*islice(orders(random.Random("held out")), count), *rows]
+def held_out(count: int = 150, per_category: int = 50) -> list[dict[str, Any]]:
+    """Prompts of the domain that no seed of `prompts` draws, and ordinary ones from the held-out side."""
+    return [*islice(records(random.Random("held out")), count), *rows(draw_heldout(per_category))]
 
 
 def main() -> None:
