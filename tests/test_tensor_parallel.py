@@ -22,6 +22,7 @@ import httpx
 import pytest
 import torch
 
+from tests.adapter.test_serving import BLOCK, assert_drafts_are_trainings
 from tests.engines import engine, full_logits, greedy, random_prompts
 from tests.metrics.prom import wait_for
 from tests.model.test_model import reference_logits
@@ -133,6 +134,7 @@ def test_two_ranks_equal_one(
             shown = token_ids(vlm.run(llm, asked, TOKENS))
             assert shown == [ask.exact(model, 32, TOKENS).tokens for ask in asked]
             assert_rounds_equal_the_reference(llm, model)
+            assert_drafts_are_those_of_training(llm, model)
             assert_a_certain_rank_goes_along(llm, alone[0])
 
 
@@ -199,6 +201,15 @@ def assert_rounds_equal_the_reference(llm: Any, model: ReferenceModel) -> None:
     exact = [generate(model, prompt, **options) for prompt in prompts]
     assert token_ids(outputs) == [one.tokens for one in exact] == ar_tokens(model, prompts, TOKENS)
     assert metric(llm, "spec_decode_num_drafts") - before == sum(len(one.rounds) for one in exact)
+
+
+def assert_drafts_are_those_of_training(llm: Any, model: ReferenceModel) -> None:
+    """On both ranks, log-probabilities of drafts are those that an adapter's training computes."""
+    (prompt,) = random_prompts(1, VOCAB, longest=60, seed=12)
+    llm.collective_rpc("keep_drafts")
+    (answer,) = token_ids(greedy(llm, [prompt], TOKENS, extra_args={"nld_block_length": BLOCK}))
+    for passes in llm.collective_rpc("kept_drafts"):
+        assert_drafts_are_trainings(model, prompt, answer, [torch.tensor(logits) for logits in passes])
 
 
 def assert_a_certain_rank_goes_along(llm: Any, exact: list[list[int]]) -> None:
