@@ -234,8 +234,6 @@ def test_unconfirmed_costs_are_thought_low() -> None:
         costs.observe(1, MOST, MOST, 4 / 3 * ar)
     found = costs.of(MOST)
     assert (found[0], found[2]) == (pytest.approx(4 / 3 * ar, rel=0.01), pytest.approx(eight + ar / 3, rel=0.01))
-        eight + ar / 3
-    )
 
 
 def test_trees_of_each_size_have_an_average_of_their_own() -> None:
