@@ -26,7 +26,7 @@ APART = 1.25  # lengths that differ by less are not worth a choice, and graphs o
 GAIN = 1.05  # another length that is this much better is taken
 PATIENCE = 3  # after this many steps in a row; after more of them if it is less better
 OTHER_LOAD = 2  # times as many requests, or as few, ask for another choice at once
-FADE = 0.98  # what a step counts in the average length of answers, compared with the step after it
+FADE = 0.98  # what an answer counts in the average length of answers, compared with the next one
 USUAL = 256  # tokens per answer, before anything is known
 WAITING_SHARE = 4  # if requests wait, blocks of `auto` requests leave a quarter of a step's budget for prompts
 BLOCKS = 4  # few requests decide once in so many blocks: their steps are short, and a decision takes time
@@ -58,24 +58,21 @@ class Load:
 
 @dataclass(slots=True)
 class Answers:
-    """How long the answers of `auto` requests are, and their prompts: from the latest steps."""
+    """How long the answers of `auto` requests are, and their prompts: of those that ended lately."""
 
-    started: float = 0.0  # requests that got their first token lately
-    prompted: float = 0.0  # tokens of prompts that were computed
-    yielded: float = 0.0  # tokens that requests got
+    ended: float = 0.0
+    prompted: float = 0.0  # tokens of their prompts that were computed
+    yielded: float = 0.0  # tokens that they got
 
-    def begin(self, starts: int, prompts: int) -> None:
-        """Count a step that is being scheduled: requests that start, and rows of prompts."""
-        self.started, self.prompted = FADE * self.started + starts, FADE * self.prompted + prompts
-
-    def end(self, tokens: int) -> None:
-        """Count the tokens that a step yielded."""
-        self.yielded = FADE * self.yielded + tokens
+    def count(self, prompt: int, tokens: int) -> None:
+        """Count an answer that has ended: rows of its prompt, and its length."""
+        self.ended = FADE * self.ended + 1
+        self.prompted, self.yielded = FADE * self.prompted + prompt, FADE * self.yielded + tokens
 
     @property
     def starts(self) -> float:
         """See `Load.starts`."""
-        return (1 + self.started) / (USUAL + self.yielded)
+        return (1 + self.ended) / (USUAL + self.yielded)
 
     @property
     def prompts(self) -> float:

@@ -183,7 +183,7 @@ class Replica:
             room = self.limits.max_num_batched_tokens - unfinished
             room -= self.limits.max_num_batched_tokens // self.chooser.waiting_share if self.waiting else 0
             self._verified = self.chooser.length
-            self._next = self.chooser.choose(len(self._decoding) + ended, ended, prompt, room)
+            self._next = self.chooser.choose(len(self._decoding) + ended, room)
         drafted = sum(job.block for job in self._decoding if job.block > 1)
         return Work(
             prompt,
@@ -226,6 +226,9 @@ class Replica:
         if finished:
             self.running = [job for job in self.running if not job.done]
             self._kv -= sum(job.context for job in finished)
+        if self.chooser is not None:
+            for job in finished:
+                self.chooser.ended(job.request.prompt, job.request.output)
         return finished
 
     def _accepted(self, job: Job) -> int:
