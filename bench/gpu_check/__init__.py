@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     def say(line: str, finding: Finding) -> None:
         row = {"line": line, "verdict": finding.verdict, "text": finding.text, "data": finding.data}
+        row["seconds"] = round(time.monotonic() - begun, 1)
         with lock:
             print(f"{finding.verdict:<7} {line}: {finding.text}", flush=True)
             with lines.open("a", encoding="utf-8") as file:
