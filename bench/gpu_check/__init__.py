@@ -28,7 +28,7 @@ GROUPS = ("machine", "kernels", "nano", "shape", "cost")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="WHAT", help=f"groups ({', '.join(GROUPS)}) or names of --list")
     parser.add_argument("--list", action="store_true", help="list the lines and why each is there, and end")
-    parser.add_argument("--minutes", type=float, help="stop after this long (default: 10; on a CPU 60)")
+    parser.add_argument("--minutes", type=float, help="stop after this long (default: 10; on a CPU 20)")
     parser.add_argument("--jobs", type=int, help="untimed processes side by side (default: 6; on a CPU 1)")
     parser.add_argument(
         "--options", type=json.loads, default={}, metavar="JSON", help="engine options, for all engines"
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             report.write_text(markdown(items, conductor.found, setting, describe(source), command), encoding="utf-8")
 
     command = f"python -m bench gpu_check{' --quick' if options.quick else ''}"
-    minutes = options.minutes or (10 if setting.gpu else 60)
+    minutes = options.minutes or (10 if setting.gpu else 20)
     jobs = options.jobs or (6 if setting.gpu else 1)
     conductor = Conductor(setting, options.out, say, begun + 60 * minutes, jobs)
     conductor.run(items)
