@@ -6,7 +6,8 @@
 
 OK is as it should be, DIFF is to be read, FAIL is wrong, a figure has nothing to be compared with. Every finding is
 printed and saved as it arrives, in a JSON line and in a Markdown report to paste into an issue, so a run that is cut
-off loses nothing. Without a GPU every line runs in its CPU form, or says why it cannot: that shows that the tool works.
+off loses nothing. What measures no time ends after 60 % of the minutes at the latest, and leaves the rest to the lines
+about cost. Without a GPU every line runs in its CPU form, or says why it cannot: that shows that the tool works.
 It needs a checkout with the `dev` extra, because it shares its cases with the tests.
 
     plan.py       what is looked at, in order       record.py     findings, checks, subjects

@@ -47,6 +47,7 @@ def find(fault: Fault, checks: Sequence[Check], opened: Any) -> None:
     with Patch.context() as patch:
         given = fault.plant(patch, opened)
         found = of(checks, fault.line, opened if given is None else given)
+    print(f"{fault.line} | {fault.broken} | {found.verdict} {found.text}")  # pytest -rP shows the whole table
     assert found.verdict == fault.verdict, found
     assert fault.says in found.text, found
 
