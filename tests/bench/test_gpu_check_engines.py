@@ -123,8 +123,9 @@ def lost_prefixes(patch: Patch, served: Served) -> None:
 
     def zeroed(request: Any) -> Any:
         found = look_up(request)
+        blocks = torch.tensor(found[0].get_block_ids()[0], dtype=torch.int64)
         for layer in layers:
-            layer.kv_cache[found[0].get_block_ids()[0]] = 0
+            layer.kv_cache[blocks] = 0
         return found
 
     patch.setattr(scheduler.kv_cache_manager, "get_computed_blocks", zeroed)
