@@ -96,7 +96,8 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         """Choose the block length of `auto` requests. None: no such request decodes."""
         if self.auto is None:
             return None
-        counts, chosen, starts, prompts, rows, tokens = scheduler_output.num_scheduled_tokens, [], 0, 0, 0, 0.0
+        counts, chosen, starts, prompts, unfinished = scheduler_output.num_scheduled_tokens, [], 0, 0, 0
+        rows, tokens = 0, 0.0
         for request in scheduled:
             decoding, count = self.decoding(request), counts[request.request_id]
             if decoding.policy.by_load:
@@ -104,6 +105,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
                     chosen.append(decoding)
                 if request.num_computed_tokens - count < request.num_prompt_tokens:
                     starts, prompts = starts + (not request.is_prefill_chunk), prompts + count
+                    unfinished += request.is_prefill_chunk * count  # as many rows of it are in the next step
             else:
                 drafts = decoding.policy.drafts and not request.is_prefill_chunk
                 rows += 2 * count if drafts and not decoding.groups else count  # masks draft in the same forward
@@ -113,7 +115,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         verified = self.auto.length if scheduler_output.scheduled_spec_decode_tokens else 1
         drafted = sum(self._plan.values()) + len(self._plan)  # since the last step's tokens, see `speculator.py`
         budget = self.max_num_scheduled_tokens
-        room = budget - rows - prompts - (budget // WAITING_SHARE if self.waiting else 0)
+        room = budget - rows - unfinished - (budget // WAITING_SHARE if self.waiting else 0)
         self.auto.choose(chosen, starts, prompts, rows, tokens, room)
         return self.auto.step(verified, len(chosen), starts, scheduler_output.total_num_scheduled_tokens + drafted)
 

@@ -38,17 +38,17 @@ class Survival:
         # these would have taken, of blocks that were at least as long.
         self._counts = np.zeros((4, drafts))
 
-    def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
-        """Count a step's verified blocks, and let all earlier steps count a little less."""
-        self.add(self.counted(drafted, accepted))
+    def observe(self, drafted: Sequence[int], accepted: Sequence[int], steps: int = 1) -> None:
+        """Count the verified blocks of some steps, and let all earlier ones count a little less."""
+        self.add(self.counted(drafted, accepted), steps)
 
     def counted(self, drafted: Sequence[int], accepted: Sequence[int]) -> np.ndarray:
         """What a step's blocks add to an estimate of this kind."""
         return counted(drafted, accepted, self._counts.shape[1])
 
-    def add(self, counts: np.ndarray) -> None:
-        """Count what `counted` found in a step's blocks."""
-        self._counts *= self._decay
+    def add(self, counts: np.ndarray, steps: int) -> None:
+        """Count what `counted` found in the blocks of some steps."""
+        self._counts *= self._decay**steps
         self._counts += counts
 
     def forget(self, recent: "Survival") -> None:
@@ -132,11 +132,11 @@ class Tracker:
         """kind: makes an estimate with the given half-life."""
         self._slow, self._fast = kind(SLOW), kind(FAST)
 
-    def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
-        """Count a step's verified blocks."""
+    def observe(self, drafted: Sequence[int], accepted: Sequence[int], steps: int = 1) -> None:
+        """Count the verified blocks of some steps."""
         counts = self._slow.counted(drafted, accepted)
-        self._slow.add(counts)
-        self._fast.add(counts)
+        self._slow.add(counts, steps)
+        self._fast.add(counts, steps)
 
     def yields(self, length: int) -> list[float]:  # by block length
         """See `Survival.yields`. `length`: the block length that decides whether traffic has changed."""

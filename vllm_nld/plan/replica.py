@@ -179,7 +179,8 @@ class Replica:
         prompt = sum(count for _, count in self._prompts)
         ended = sum(count == job.left for job, count in self._prompts)
         if self.chooser is not None:
-            room = self.limits.max_num_batched_tokens - prompt
+            unfinished = sum(count for job, count in self._prompts if count != job.left)
+            room = self.limits.max_num_batched_tokens - unfinished
             room -= self.limits.max_num_batched_tokens // self.chooser.waiting_share if self.waiting else 0
             self._verified = self.chooser.length
             self._next = self.chooser.choose(len(self._decoding) + ended, ended, prompt, room)
