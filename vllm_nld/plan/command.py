@@ -30,7 +30,6 @@ from vllm_nld.roofline.shapes import SHAPES, Shape, shape_of
 
 UTILIZATION = 0.9  # of the GPU's memory that the server takes; vLLM's default
 RESERVED = 2e9  # bytes for activations and graphs
-FRONT_END = (0.0, 0.0, 0.0)  # milliseconds per request, step and piece
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         metavar=("REQUEST", "STEP", "PIECE"),
         help="milliseconds of an API server's process for a request, for a step's outputs, and for each stream's part "
-        f"of them (default: those of --curves, else {' '.join(f'{ms:g}' for ms in FRONT_END)})",
+        "of them (default: those of --curves, else none)",
     )
     server.add_argument("--api-servers", type=int, default=1, help="its processes, as in --api-server-count")
     server.add_argument(
@@ -243,14 +242,13 @@ def limits_of(options: argparse.Namespace, shape: Shape, device: Device, steps: 
 
 
 def front_of(options: argparse.Namespace, steps: Any) -> Costs:
-    """What an API server's process takes: as given, as measured with the curves, or as usual."""
+    """What an API server's process takes: as given, or as measured with the curves, or nothing."""
     if options.api_servers < 1:
         raise ValueError(f"--api-servers must be at least 1, not {options.api_servers}")
-    measured = getattr(steps, "front", Costs())
-    if options.front_end is None and measured != Costs():
-        return measured
+    if options.front_end is None:
+        return steps.front if isinstance(steps, Curves) else Costs()
     try:
-        return Costs(*(ms / 1e3 for ms in options.front_end or FRONT_END))
+        return Costs(*(ms / 1e3 for ms in options.front_end))
     except ValueError as error:
         raise ValueError(f"--front-end: {error}") from None
 
