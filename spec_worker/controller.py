@@ -5,8 +5,8 @@
 
 All `auto` requests of a step get the same length; 1 means AR. A longer block is cut to a request's own limit. On a
 server with draft trees, the length is the number of a tree's rows: its anchor's and one for each node. The choice
-changes only for a clear gain, and lengths next to it are tried now and then, at a bounded cost, because only use tells
-what they yield and take. Without a clock, without torch: the caller times steps and counts blocks.
+changes only for a gain that lasts, and lengths next to it are tried now and then, at a bounded cost, because only use
+tells what they yield and take. Without a clock, without torch: the caller times steps and counts blocks.
 
     controller = Controller((1, 4, 8, 16, 32), most_requests=64)
     length = controller.choose(Load(16, {32: 16}))
@@ -23,8 +23,8 @@ from spec_worker.survival import Survival, Tracker, TreeYields, usual_yields
 
 LENGTHS = (1, 4, 8, 16, 32)
 APART = 1.25  # lengths that differ by less are not worth a choice, and graphs of their own
-GAIN = 1.05  # another length has to be this much better
-PATIENCE = 3  # for this many steps in a row
+GAIN = 1.05  # another length that is this much better is taken
+PATIENCE = 3  # after this many steps in a row; after more of them if it is less better
 FADE = 0.98  # what a step counts in the average length of answers, compared with the step after it
 USUAL = 256  # tokens per answer, before anything is known
 WAITING_SHARE = 4  # if requests wait, blocks of `auto` requests leave a quarter of a step's budget for prompts
@@ -113,7 +113,7 @@ class Controller:
         self._usual = self.yields
         self._least_yield = least_yield
         self._current: int | None = None  # index of the choice
-        self._streak = 0
+        self._missed = 0.0  # what another length would have gained, as a share of a step, since it became the best
         self._trial = 0  # index of the length on trial
         self._again = False  # the trial went well, so it is repeated
         self._credit = 0.0  # milliseconds that trials may cost
@@ -183,15 +183,15 @@ class Controller:
         return max(rates) > GAIN * rates[0]
 
     def _settle(self, best: int, rates: Sequence[float]) -> None:
-        """Change the choice if another one has been clearly better for a while, or the old one is not possible."""
+        """Change the choice if others have been better for long enough, or the old one is not possible."""
         if self._current is None or not rates[self._current]:
-            self._current, self._streak = best, 0
-        elif rates[best] > GAIN * rates[self._current]:
-            self._streak += 1
-            if self._streak >= PATIENCE:
-                self._current, self._streak = best, 0
+            self._current, self._missed = best, 0.0
+        elif best == self._current:
+            self._missed = 0.0
         else:
-            self._streak = 0
+            self._missed += min(rates[best] / rates[self._current], GAIN) - 1
+            if self._missed >= PATIENCE * (GAIN - 1):
+                self._current, self._missed = best, 0.0
 
     def _on_trial(self, load: Load, rates: Sequence[float]) -> int:
         """The index to use in this step: the choice, or a length next to it."""

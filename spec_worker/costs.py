@@ -75,12 +75,20 @@ class Costs:
         else:
             self._table[row] = np.interp(self._counts, self._sizes, self._base[row] * self._factor[row])
 
-    def _common(self) -> float:
-        """The correction of entries that no step has confirmed: the mean of those that have been."""
-        return float(self._factor[self._seen > 0].mean()) if self._seen.any() else 1.0
+    def _unconfirmed(self) -> np.ndarray | float:
+        """The correction of entries that no step has confirmed: as many times or as many milliseconds as the others.
+
+        The mean of the entries that have been confirmed, whichever is less: a length that is thought too cheap is
+        tried, and one that is thought too dear might never be.
+        """
+        known = self._seen > 0
+        if not known.any():
+            return 1.0
+        times, more = self._factor[known].mean(), (self._base[known] * (self._factor[known] - 1)).mean()
+        return np.minimum(times, 1 + more / self._base)
 
     def _refresh(self) -> None:
-        self._factor = np.where(self._seen > 0, self._factor, self._common())
+        self._factor = np.where(self._seen > 0, self._factor, self._unconfirmed())
         corrected = self._base * self._factor
         for row, values in enumerate(corrected):
             self._table[row] = np.interp(self._counts, self._sizes, values)
