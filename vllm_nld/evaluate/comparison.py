@@ -55,7 +55,7 @@ def plain(found: Found) -> dict[str, list[dict[str, Any]]]:
 
 def lines(found: Found) -> list[tuple[str, ...]]:
     """One line for each mode and measure."""
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for mode, judged in found.items():
         for verdict in judged:
             factor, digits, unit = (1.0, 3, "×") if verdict.relative else (100.0, 1, " points")
