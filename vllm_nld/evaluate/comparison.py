@@ -18,7 +18,7 @@ from vllm_nld.evaluate.verdict import MISSING, OK, UNCLEAR, WORSE, Verdict
 
 Found = Mapping[str, Sequence[Verdict]]  # by mode
 
-HEADER = ("mode", "measure", "B against A", "limit", "verdict")
+HEADER = ("mode", "measure", "verdict", "B against A", "limit")
 COLORS = {OK: "#2b7a3d", UNCLEAR: "#b07d12", WORSE: "#b3261e"}
 VIEW = 3.0  # the plot reaches to so many times the widest limit; an interval may be wider
 
@@ -62,7 +62,7 @@ def lines(found: Found) -> list[tuple[str, ...]]:
             change = NONE if verdict.change is None else estimate(verdict.change, digits, factor)
             limit = f"{factor * verdict.limit:.{digits}f}{unit}"
             outcome = f"**{verdict.outcome}**" if verdict.outcome == WORSE else verdict.outcome
-            cells.append((mode, verdict.name, change, limit, outcome))
+            cells.append((mode, verdict.name, outcome, change, limit))
     return cells
 
 
@@ -113,7 +113,7 @@ def drawing(found: Found) -> str:
         axes.axvline(0, color="gray", linewidth=1)
         axes.set_yticks(range(len(rows)), [f"{name}, {verdict.outcome}" for name, verdict in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("B against A, %: accuracy and failures in points; bar: the limit")
+        axes.set_xlabel("B against A, % (accuracy, failures: points); bar: limit", fontsize="small")
         return True
 
     return picture(forest, 7, 1.2 + 0.4 * len(rows))
