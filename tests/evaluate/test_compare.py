@@ -10,6 +10,7 @@ import pytest
 
 from tests.evaluate.simulated import simulate
 from vllm_nld.evaluate.asking import Answer
+from vllm_nld.evaluate.comparison import drawing, per_cent, shown, write
 from vllm_nld.evaluate.run import ANSWER, TURN, Turn
 from vllm_nld.evaluate.statistics import quantile_ratio, ratio_of_ratios
 from vllm_nld.evaluate.store import Store
@@ -64,18 +65,37 @@ def test_status_says_what_is_worse(name: str, tmp_path: Path, capsys: pytest.Cap
     store, *_ = simulate(tmp_path / "b", {"linear": 0.0}, count=400)
     change(store)
     file = tmp_path / "verdicts.json"
-    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(file)]) == status
-    *_, last = capsys.readouterr().out.strip().splitlines()
-    assert words in last and ("is worse than" in last) is bool(status)
+    sides, out = [str(tmp_path / side) for side in "ab"], tmp_path / "report"
+    assert main(["compare", *sides, "--json", str(file), "--out", str(out)]) == status
+    *_, last, _, where = capsys.readouterr().out.strip().splitlines()
+    assert words in last and ("is worse than" in last) is bool(status) and str(out / "compare.html") in where
     outcomes = {verdict["name"]: verdict["outcome"] for verdict in json.loads(file.read_text())["linear"]}
     assert (WORSE in outcomes.values()) is bool(status)
     assert all(outcome in (OK, UNCLEAR) for name, outcome in outcomes.items() if name not in words)
+    page = (out / "compare.html").read_text()
+    assert last.replace("'", "&#39;") in page and page.count("data:image/svg+xml;base64,") == 1
+    assert ('<td class="bold">worse</td>' in page) is bool(status) and 'src="http' not in page
+    assert json.loads((out / "compare.json").read_text())["modes"] == json.loads(file.read_text())
+    assert (out / "verdicts.svg").exists() and last in (out / "compare.md").read_text()
+
+
+def test_the_plot_has_every_change_and_each_mode_by_name(tmp_path: Path) -> None:
+    change, other = (1.2, 1.15, 1.3), (-0.02, -0.05, 0.01)
+    slow = judge("E2E P95", change, 1.1, relative=True, more_is_worse=True)
+    accuracy = judge("accuracy", other, -0.01, relative=False, more_is_worse=False)
+    missing = judge("TPF", None, 0.95, relative=True, more_is_worse=False)
+    found = {"ar": [accuracy, missing], "linear": [slow]}
+    assert [name for name, _ in shown(found)] == ["ar: accuracy", "linear: E2E P95"]
+    assert [name for name, _ in shown({"ar": [accuracy]})] == ["accuracy"]
+    assert drawing(found).startswith("<?xml") and per_cent(1.2, True) == pytest.approx(20) == 10 * per_cent(0.02, False)
+    write(tmp_path, "a", "b", {"ar": [missing]})
+    assert not (tmp_path / "verdicts.svg").exists(), "nothing to draw"
 
 
 def test_too_few_prompts_are_unclear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for side in "ab":
         simulate(tmp_path / side, {"linear": 0.0}, count=20)
-    words = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    words = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "report")]
     assert main(words) == 0
     assert "more prompts would decide on accuracy" in capsys.readouterr().out
     assert main([*words, "--unclear-is-worse"]) == 1
@@ -129,7 +149,7 @@ def test_sides_need_a_mode_in_common(tmp_path: Path, capsys: pytest.CaptureFixtu
     simulate(tmp_path / "a", {"linear": 0.0}, count=20)
     simulate(tmp_path / "b", {"auto": 0.0}, count=20)
     with pytest.raises(SystemExit):
-        main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+        main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path)])
     assert "no mode in common" in capsys.readouterr().err
 
 

@@ -274,6 +274,7 @@ def test_two_servers_are_compared(server: Server, tmp_path: Path, capsys: pytest
     assert found["acceptance length"]["change"] == found["TPF"]["change"] == [1, 1, 1]
     assert found["accuracy"]["change"][0] == 0 and found["failures"]["outcome"] == "ok"
     assert "is worse" not in capsys.readouterr().out
+    assert "Where modes differ" not in (tmp_path / "compare.html").read_text(), "all texts are equal"
 
 
 def test_tune_finds_the_strict_threshold(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

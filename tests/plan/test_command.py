@@ -71,6 +71,27 @@ def test_ten_times_the_traffic_takes_about_ten_times_the_gpus(tmp_path: Path) ->
     assert counts[1] / counts[0] == pytest.approx(10, rel=0.35)
 
 
+def test_a_slow_api_server_takes_more_replicas_unless_it_has_more_processes(tmp_path: Path) -> None:
+    words = ["--rate", "60", "--p95-tpot", "0.02", "--modes", "ar", *TRAFFIC]
+    counts = []
+    for more in (["0", "0", "0"], ["2", "0.2", "2"], ["2", "0.2", "2", "--api-servers", "8"]):
+        _, found = plan(tmp_path, *words, "--front-end", *more)
+        counts.append(found["rows"][0]["replicas"])
+    assert counts[0] <= counts[2] < counts[1]
+
+
+def test_the_api_server_is_that_of_the_curves_unless_it_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "curves.json"
+    cells = [{"requests": n, "block": b, "ms": 5.0} for n in (1, 16) for b in (1, 8)]
+    file.write_text(json.dumps({"cells": cells, "front_end_ms": {"request": 400.0, "step": 0.0, "piece": 0.0}}))
+    words = ["--rate", "1", "--replicas", "1", "--modes", "ar", "--curves", f"H100={file}", *TRAFFIC]
+    firsts = [
+        plan(tmp_path, *words, *more)[1]["rows"][0]["figures"]["p50"]["ttft"]
+        for more in ([], ["--front-end", "0", "0", "0"])
+    ]
+    assert firsts[0] > 0.4 > firsts[1]
+
+
 def test_a_trace_on_a_given_fleet(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("time,prompt_tokens,output_tokens\n" + "".join(f"{n / 4},100,{20 + n % 7}\n" for n in range(60)))
@@ -100,6 +121,11 @@ BAD = {
     "memory": (
         ["--rate", "1", "--replicas", "1", "--kv-tokens", "300"],
         "doesn't fit into the KV cache, which holds 300",
+    ),
+    "API server": (["--rate", "1", "--replicas", "1", "--front-end", "1", "0", "-1"], "per piece can't be negative"),
+    "API servers": (
+        ["--rate", "1", "--replicas", "1", "--api-servers", "0"],
+        "--api-servers must be at least 1, not 0",
     ),
     "fleet": (["--rate", "1", "--replicas", "0"], "--replicas must be at least 1"),
     "links": (["--rate", "-1", "--replicas", "1"], "rate -1.0"),

@@ -17,6 +17,11 @@ from tests.pictures import animation, encoded, picture
 from tests.serving.test_server import UNI, connect
 from tests.spec_worker.conftest import write_agreeable_checkpoint
 from tests.tiny import VLM
+from vllm_nld.evaluate.asking import Answer
+from vllm_nld.evaluate.prompts import read
+from vllm_nld.evaluate.run import ANSWER, Run
+from vllm_nld.evaluate.store import Store
+from vllm_nld.evaluate.variant import Variant
 from vllm_nld.reference import generate
 from vllm_nld.reference.vlm import ReferenceVLM
 from vllm_nld.tools.server import Server
@@ -183,3 +188,31 @@ def test_numbers_of_images_are_checked(client: openai.OpenAI) -> None:
         ask(client, content(RED, "t50 <|image_start|> t51"))
     with pytest.raises(openai.BadRequestError, match="mm_processor_kwargs"):
         ask(client, content(picture(8, 8, seed=9), "t50"), extra_body={"mm_processor_kwargs": {"size": 3}})
+
+
+def test_an_evaluation_shows_each_row_its_images(server: Server, client: openai.OpenAI, tmp_path: Path) -> None:
+    """Files beside the prompt file and data URLs, one or several; in every mode the answers of a plain client."""
+    (tmp_path / "noise.png").write_bytes(encoded(NOISE))
+    shown: dict[str, tuple[str | Image.Image, ...]] = {
+        "none": ("t50 t51",),
+        "file": (NOISE, "t50 t51"),
+        "two": (NOISE, RED, "t50 t51"),
+    }
+    images = {"none": [], "file": ["noise.png"], "two": ["noise.png", url(RED)]}
+    rows = [{"id": name, "prompt": "t50 t51", "images": images[name], "max_tokens": 16} for name in shown]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked, problems = read(tmp_path / "rows.jsonl")
+    assert not problems
+    run, variants = (
+        Run(Store(tmp_path / "answers.jsonl", {}), server.url, "vlm"),
+        [*map(Variant.parse, ("ar", "linear"))],
+    )
+    run.ask(asked, variants)
+    for variant in variants:
+        for name, parts in shown.items():
+            answer = Answer.load(run.store.get((ANSWER, variant.name, name)))
+            expected = ask(client, content(*parts), extra_body=variant.body)
+            assert answer.error is None and answer.text == expected.choices[0].message.content, (variant.name, name)
+            assert answer.prompt_tokens == expected.usage.prompt_tokens
+    counts = [Answer.load(run.store.get((ANSWER, "ar", name))).prompt_tokens for name in shown]
+    assert counts == sorted(set(counts)), "each image has tokens of its own"

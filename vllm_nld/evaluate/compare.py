@@ -3,27 +3,26 @@
     vllm-nld compare http://stable:8000 http://canary:8000 --prompts prompts.jsonl
     vllm-nld compare runs/monday runs/friday --max-accuracy-drop 0.5
 
-Exit status: 0 if nothing is worse, 1 if something is (with --unclear-is-worse, also if it may be), 2 if the command
-can't be carried out, 3 if a server fails.
+Writes compare.md, compare.html and compare.json. Exit status: 0 if nothing is worse, 1 if something is (with
+--unclear-is-worse, also if it may be), 2 if the command can't be carried out, 3 if a server fails.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vllm_nld.evaluate import comparison
 from vllm_nld.evaluate import options as shared
-from vllm_nld.evaluate.command import FILE, open_store, reporting, take
+from vllm_nld.evaluate.command import FILE, SHOWN, open_store, reporting, take
+from vllm_nld.evaluate.differences import Pair, most
 from vllm_nld.evaluate.figures import frame, frame_of, turns
 from vllm_nld.evaluate.run import ANSWER, TURN, Turn
-from vllm_nld.evaluate.sections import NONE, estimate
-from vllm_nld.evaluate.spread import table
 from vllm_nld.evaluate.store import read
 from vllm_nld.evaluate.target import is_url, look
 from vllm_nld.evaluate.variant import DEFAULT, Variant, unique
-from vllm_nld.evaluate.verdict import OK, WORSE, Limits, Verdict, verdicts, worst
+from vllm_nld.evaluate.verdict import Limits, Verdict, verdicts, worst
 
 Side = tuple[Any, dict[str, dict[str, Turn]]]  # answers, and turns by variant
 
@@ -67,17 +66,21 @@ def run(options: argparse.Namespace) -> int:
         )
         if is_url(options.a) != is_url(options.b):
             raise shared.Usage("A and B must both be URLs of servers, or both be folders of `vllm-nld evaluate`")
-        sides = ask_both(options) if is_url(options.a) else (stored(Path(options.a)), stored(Path(options.b)))
-        found = compared(*sides, limits, options.modes)
-        print(report(options.a, options.b, found))
+        if is_url(options.a):
+            a, b, pairs = ask_both(options)
+        else:
+            a, b, pairs = stored(Path(options.a)), stored(Path(options.b)), []
+        found = compared(a, b, limits, options.modes)
+        files = comparison.write(options.out, options.a, options.b, found, pairs)
+        print(comparison.text(options.a, options.b, found))
+        print("\nReport: " + ", ".join(str(file) for file in files if file.suffix in (".md", ".html")))
         if options.json:
-            data = {mode: [asdict(verdict) for verdict in judged] for mode, judged in found.items()}
-            options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(comparison.plain(found), indent=1) + "\n", encoding="utf-8")
         return int(any(worst(judged, options.unclear_is_worse) for judged in found.values()))
 
 
-def ask_both(options: argparse.Namespace) -> tuple[Side, Side]:
-    """Both servers answer the same rows in alternating turns."""
+def ask_both(options: argparse.Namespace) -> tuple[Side, Side, list[Pair]]:
+    """Both servers answer the same rows in alternating turns; also the answers that differ most."""
     rows, _ = shared.rows_of(options)
     store = open_store(options, [options.a, options.b], rows)
     asked = unique([Variant.parse(mode) for mode in options.modes or [DEFAULT]])
@@ -93,7 +96,11 @@ def ask_both(options: argparse.Namespace) -> tuple[Side, Side]:
         names = {labelled.name: variant.name for labelled, variant in zip(variants, asked, strict=True)}
         answers["variant"] = answers["variant"].map(names)
         found.append((answers, {names[name]: counted for name, counted in taken.items()}))
-    return found[0], found[1]
+    hidden = options.no_texts or options.digests
+    pairs = (
+        [] if hidden else [pair for a, b in zip(*sides, strict=True) for pair in most(rows, [b], store, a.name, SHOWN)]
+    )
+    return found[0], found[1], pairs[:SHOWN]
 
 
 def stored(folder: Path) -> Side:
@@ -127,28 +134,3 @@ def compared(a: Side, b: Side, limits: Limits, modes: list[str] | None = None) -
             raise shared.Usage("A and B have no prompt in common: evaluate both with the same --prompts")
         found[name] = verdicts(ours, theirs, a[1].get(name, {}), b[1].get(name, {}), limits)
     return found
-
-
-def report(a: str, b: str, found: Mapping[str, list[Verdict]]) -> str:
-    """A table of all verdicts, and the conclusion."""
-    lines = []
-    for mode, judged in found.items():
-        for verdict in judged:
-            factor, digits, unit = (1.0, 3, "×") if verdict.relative else (100.0, 1, " points")
-            change = NONE if verdict.change is None else estimate(verdict.change, digits, factor)
-            limit = f"{factor * verdict.limit:.{digits}f}{unit}"
-            outcome = f"**{verdict.outcome}**" if verdict.outcome == WORSE else verdict.outcome
-            lines.append([mode, verdict.name, change, limit, outcome])
-    every = [verdict for judged in found.values() for verdict in judged]
-    return f"{table(['mode', 'measure', 'B against A', 'limit', 'verdict'], lines)}\n\n{conclusion(a, b, every)}"
-
-
-def conclusion(a: str, b: str, every: list[Verdict]) -> str:
-    """One sentence."""
-    bad = list(dict.fromkeys(verdict.name for verdict in every if verdict.outcome == WORSE))
-    if bad:
-        return f"B ({b}) is worse than A ({a}): {', '.join(bad)}."
-    open_ones = list(dict.fromkeys(verdict.name for verdict in every if verdict.outcome not in (OK, "not measured")))
-    if open_ones:
-        return f"B ({b}) isn't shown to be worse than A ({a}); more prompts would decide on {', '.join(open_ones)}."
-    return f"B ({b}) is as good as A ({a}) within the limits."

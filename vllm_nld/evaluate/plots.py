@@ -4,6 +4,7 @@ for name, svg in draw(figures["all"], "ar").items():
     Path(f"{name}.svg").write_text(svg)
 """
 
+import functools
 import io
 import itertools
 from collections.abc import Callable, Mapping
@@ -15,12 +16,15 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 def draw(mine: Rows, baseline: str) -> dict[str, str]:
     """Each plot that there is data for."""
-    drawn = {name: picture(plot, mine, baseline) for name, plot in PLOTS.items()}
+    width = 7 if len(mine) <= MOST_INSIDE else 9
+    drawn = {
+        name: picture(functools.partial(plot, mine=mine, baseline=baseline), width) for name, plot in PLOTS.items()
+    }
     return {name: svg for name, svg in drawn.items() if svg}
 
 
-def picture(plot: Callable[[Any, Rows, str], bool], mine: Rows, baseline: str) -> str:
-    """One plot; empty if it has no data."""
+def picture(plot: Callable[[Any], bool], width: float = 7, height: float = 4) -> str:
+    """One plot, in inches; empty if it has no data."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -34,8 +38,8 @@ def picture(plot: Callable[[Any, Rows, str], bool], mine: Rows, baseline: str) -
     from matplotlib import pyplot
 
     with matplotlib.rc_context(style):
-        figure, axes = pyplot.subplots(figsize=(7 if len(mine) <= MOST_INSIDE else 9, 4), layout="constrained")
-        if not plot(axes, mine, baseline):
+        figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+        if not plot(axes):
             pyplot.close(figure)
             return ""
         text = io.StringIO()
@@ -118,4 +122,5 @@ TITLES = {
     "positions": "Acceptance by position",
     "latency": "Right answers against latency, with 95 % intervals",
     "speed": "Output tokens per second, with 95 % intervals",
+    "verdicts": "What B changes, with 95 % intervals and limits",
 }

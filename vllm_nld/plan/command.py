@@ -17,6 +17,7 @@ from typing import Any
 
 from vllm_nld.plan import acceptance, report, traffic
 from vllm_nld.plan.fleet import ROUTERS
+from vllm_nld.plan.front_end import Costs
 from vllm_nld.plan.policies import POLICIES
 from vllm_nld.plan.replica import Limits
 from vllm_nld.plan.search import Scenario, fewest
@@ -64,7 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--max-num-seqs", type=int, default=256)
     server.add_argument("--max-num-batched-tokens", type=int, default=8192)
     server.add_argument("--kv-tokens", type=int, help="tokens that its KV cache holds (default: what memory allows)")
-    server.add_argument("--overhead", type=float, default=0.0, help="seconds of a request beyond its steps")
+    server.add_argument(
+        "--front-end",
+        type=float,
+        nargs=3,
+        metavar=("REQUEST", "STEP", "PIECE"),
+        help="milliseconds of an API server's process for a request, for a step's outputs, and for each stream's part "
+        "of them (default: those of --curves, else none)",
+    )
+    server.add_argument("--api-servers", type=int, default=1, help="its processes, as in --api-server-count")
+    server.add_argument(
+        "--overhead", type=float, default=0.0, help="seconds of a request beyond its steps and the API server"
+    )
     parser.add_argument("--routing", choices=list(ROUTERS), default="two_choices")
     parser.add_argument("--shard", type=int, default=4, help="replicas to simulate at most (default: 4)")
     parser.add_argument("--seed", type=int, default=0)
@@ -121,6 +133,8 @@ def plan_of(options: argparse.Namespace) -> dict[str, Any]:
             targets,
             options.block_length / options.diffusion_tpf - 1 if mode == "diffusion" else 1.0,
             options.tensor_parallel_size,
+            front_of(options, steps),
+            options.api_servers,
             options.overhead + getattr(steps, "request_ms", 0.0) / 1e3,
             options.routing,
             options.shard,
@@ -225,6 +239,18 @@ def limits_of(options: argparse.Namespace, shape: Shape, device: Device, steps: 
     """A replica's limits. Raises ValueError if the model doesn't fit."""
     kv_tokens = options.kv_tokens or getattr(steps, "kv_tokens", None) or kv_tokens_of(shape, device)
     return Limits(options.max_num_seqs, options.max_num_batched_tokens, kv_tokens)
+
+
+def front_of(options: argparse.Namespace, steps: Any) -> Costs:
+    """What an API server's process takes: as given, or as measured with the curves, or nothing."""
+    if options.api_servers < 1:
+        raise ValueError(f"--api-servers must be at least 1, not {options.api_servers}")
+    if options.front_end is None:
+        return steps.front if isinstance(steps, Curves) else Costs()
+    try:
+        return Costs(*(ms / 1e3 for ms in options.front_end))
+    except ValueError as error:
+        raise ValueError(f"--front-end: {error}") from None
 
 
 def kv_tokens_of(shape: Shape, device: Device) -> int:

@@ -78,16 +78,16 @@ class Figures:
 
 def present(jobs: Sequence[Job], time: float) -> int:
     """Requests that wait or run at a time."""
-    return sum(job.request.arrival <= time < job.last for job in jobs)
+    return sum(job.request.arrival <= time < job.seen_last for job in jobs)
 
 
 def measure(job: Job, name: str, overhead: float = 0.0) -> float:
     """One latency of an ended request, in seconds; not a number for `tpot` of a single token."""
     if name == "ttft":
-        return job.first - job.request.arrival + overhead
+        return job.seen_first - job.request.arrival + overhead
     if name == "latency":
-        return job.last - job.request.arrival + overhead
-    return (job.last - job.first) / (job.request.output - 1) if job.request.output > 1 else math.nan
+        return job.seen_last - job.request.arrival + overhead
+    return (job.seen_last - job.seen_first) / (job.request.output - 1) if job.request.output > 1 else math.nan
 
 
 def percentile(values: Sequence[float], share: float) -> float:

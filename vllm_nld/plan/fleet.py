@@ -1,10 +1,11 @@
-"""A fleet: requests arrive, a router chooses a replica for each, and every replica runs its steps one after another.
+"""A fleet: requests arrive, a router chooses a replica for each, its API server reads them, its engine runs steps.
 
 outcome = simulate(requests, replicas, ROUTERS["two_choices"](random.Random(0)), seed=0)
 outcome.jobs                                    # every request, ended
 """
 
 import heapq
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,16 +37,22 @@ def simulate(
     requests: by time of arrival. seed: of the acceptance of drafts, which does not depend on the fleet's size.
     hopeless: called when a request has got its first token or its last; True stops the simulation.
     """
-    steps: list[tuple[float, int]] = []  # when each busy replica's step ends
-    idle, jobs, position = set(range(len(replicas))), [], 0
-    while steps or position < len(requests):
-        if position < len(requests) and (not steps or requests[position].arrival <= steps[0][0]):
-            request = requests[position]
-            now, index = request.arrival, route(replicas)
-            replicas[index].add(Job(request, random.Random((seed << 32) + position)))
+    events: list[
+        tuple[float, int, int, Job | None]
+    ] = []  # time, tie, replica, who enters its engine; None: a step ends
+    idle, jobs, position, ties = set(range(len(replicas))), [], 0, itertools.count()
+    while events or position < len(requests):
+        if position < len(requests) and (not events or requests[position].arrival <= events[0][0]):
+            request, index = requests[position], route(replicas)
+            arrived = Job(request, random.Random((seed << 32) + position))
+            ready = replicas[index].admit(request.arrival, arrived)
+            heapq.heappush(events, (ready, next(ties), index, arrived))
             position += 1
+            continue
+        now, _, index, entering = heapq.heappop(events)
+        if entering is not None:
+            replicas[index].add(entering)
         else:
-            now, index = heapq.heappop(steps)
             for job in ended(replicas[index], now):
                 if job.done:
                     jobs.append(job)
@@ -54,7 +61,7 @@ def simulate(
             idle.add(index)
         if index in idle and replicas[index].has_work:
             idle.discard(index)
-            heapq.heappush(steps, (replicas[index].begin(now), index))
+            heapq.heappush(events, (replicas[index].begin(now), next(ties), index, None))
     return Outcome(jobs, replicas)
 
 

@@ -1,8 +1,9 @@
 """One engine: a queue, continuous batching with chunked prefill, a KV cache, and a mode's rounds.
 
     replica = Replica(limits, POLICIES["linear"], block=32, steps=steps, acceptance=acceptance)
+    ready = replica.admit(now, job)                 # when its API server hands the request to the engine
     replica.add(job)
-    ends = replica.begin(now)                       # schedules a step; when it ends
+    ends = replica.begin(ready)                     # schedules a step; when it ends
     finished = replica.finish(ends)                 # its tokens are there
 
 A step computes the rows of decoding requests first, then prompts, oldest first, up to the token budget. If the KV cache
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vllm_nld.plan.acceptance import Acceptance
+from vllm_nld.plan.front_end import FrontEnd
 from vllm_nld.plan.policies import Chooser, Policy
 from vllm_nld.plan.steps import Steps, Work
 from vllm_nld.plan.traffic import Request
@@ -36,7 +38,10 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request on its way through a replica. first, last: when its first and its latest token were there."""
+    """A request on its way through a replica.
+
+    first, last: when the engine had its first and its latest token. seen_first, seen_last: when the client had it.
+    """
 
     request: Request
     luck: random.Random
@@ -46,6 +51,9 @@ class Job:
     block: int = 1  # rows to verify in the next step
     first: float = -1.0
     last: float = -1.0
+    process: int = 0  # of the API server
+    seen_first: float = -1.0
+    seen_last: float = -1.0
     rounds: int = 0
     preempted: int = 0
 
@@ -73,6 +81,8 @@ class Replica:
     acceptance: Acceptance
     passes: float = 1.0
     window: tuple[float, float] = (0.0, float("inf"))
+    front: FrontEnd = field(default_factory=FrontEnd)
+    coming: int = 0  # requests that the API server reads
     waiting: deque[Job] = field(default_factory=deque)
     running: list[Job] = field(default_factory=list)
     busy: float = 0.0
@@ -99,10 +109,16 @@ class Replica:
     @property
     def outstanding(self) -> int:
         """Requests that wait or run."""
-        return len(self.waiting) + len(self.running)
+        return self.coming + len(self.waiting) + len(self.running)
+
+    def admit(self, now: float, job: Job) -> float:
+        """A request arrives; when to `add` it."""
+        self.coming += 1
+        return self.front.admit(now, job)
 
     def add(self, job: Job) -> None:
         """Queue a request. Raises ValueError if it could never run."""
+        self.coming -= 1
         if job.tokens + self.block > self.limits.kv_tokens:
             raise ValueError(
                 f"a request of {job.tokens} tokens doesn't fit into the KV cache, which holds {self.limits.kv_tokens}: "
@@ -201,6 +217,7 @@ class Replica:
     def finish(self, now: float) -> list[Job]:
         """Give out the step's tokens; returns the requests that have all of theirs."""
         drafted, accepted, emitted = list[int](), list[int](), 0
+        streams = list(self._decoding)
         for job in self._decoding:
             kept = self._accepted(job)
             got = self._emit(job, kept + 1, now)
@@ -218,7 +235,9 @@ class Replica:
             self._kv += count
             if not job.left:
                 emitted += self._emit(job, 1, now)
+                streams.append(job)
                 job.block = self._next
+        self.front.send(now, streams)
         if self.chooser is not None:
             self.chooser.note(self._verified, self._work, now - self._begun, drafted, accepted)
         self._count(now, emitted)

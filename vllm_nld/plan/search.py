@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from vllm_nld.plan.acceptance import Acceptance
 from vllm_nld.plan.figures import Figures, measure
 from vllm_nld.plan.fleet import ROUTERS, simulate
+from vllm_nld.plan.front_end import Costs, FrontEnd
 from vllm_nld.plan.policies import Policy
 from vllm_nld.plan.replica import Job, Limits, Replica
 from vllm_nld.plan.steps import Steps
@@ -25,7 +26,7 @@ class Scenario:
     """A kind of replica, a mode, a traffic and targets.
 
     traffic: the requests for a part of the fleet, by that part (1.0: all of it).
-    targets: seconds at P95, by name of a latency. gpus: of a replica.
+    targets: seconds at P95, by name of a latency. gpus: of a replica. front, processes: its API server.
     shard: replicas that are simulated at most; so many represent a larger fleet, with their part of the traffic.
     """
 
@@ -39,6 +40,8 @@ class Scenario:
     targets: Mapping[str, float]
     passes: float = 1.0
     gpus: int = 1
+    front: Costs = Costs()
+    processes: int = 1
     overhead: float = 0.0
     routing: str = "two_choices"
     shard: int = 4
@@ -61,8 +64,8 @@ class Scenario:
         count = min(replicas, self.shard)
         requests = self.traffic(count / replicas)
         made = [
-            Replica(self.limits, self.policy, self.block, self.steps, self.acceptance, self.passes, self.window)
-            for _ in range(count)
+            Replica(self.limits, self.policy, self.block, self.steps, self.acceptance, self.passes, self.window, front)
+            for front in [FrontEnd(self.front, self.processes) for _ in range(count)]
         ]
         route = ROUTERS[self.routing](random.Random(self.seed))
         counted = sum(self._counts(request) for request in requests)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from vllm_nld.plan.front_end import Costs
 from vllm_nld.roofline.costs import layer_seconds, logits_seconds
 from vllm_nld.roofline.devices import Device
 from vllm_nld.roofline.shapes import SHAPES, Shape
@@ -75,7 +76,7 @@ class Curves:
     context: tokens cached by each request when they were measured.
     prompts: milliseconds of a step that computes prompts of so many tokens alone; None: as the cells suggest.
     kv_tokens: tokens that the KV cache holds; None: not measured.
-    request_ms: what a request takes beyond its steps: HTTP, tokenizer.
+    front: what the API server takes. request_ms: what a request takes beyond that and its steps: the network.
     """
 
     base: Roofline
@@ -84,6 +85,7 @@ class Curves:
     prompts: Mapping[int, float] = field(default_factory=dict)
     kv_tokens: int | None = None
     request_ms: float = 0.0
+    front: Costs = Costs()
     _grid: tuple[np.ndarray, np.ndarray, np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -158,6 +160,7 @@ class Curves:
                 {int(row["tokens"]): float(row["ms"]) for row in raw.get("prompts", ())},
                 raw.get("kv_tokens"),
                 float(raw.get("request_ms", 0.0)),
+                Costs(**{name: float(ms) / 1e3 for name, ms in raw.get("front_end_ms", {}).items()}),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} has no usable step times: {error!r}") from None
