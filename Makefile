@@ -25,7 +25,10 @@ NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled co
 	memory nano pairs sampling soak) $(addprefix triton_cpu/,greatest logits self_drafting trees)
 NEXT_SCALE ?= 0.5
 
-.PHONY: help demo test test-next serve lint bench gpu-check clean
+# The many processes that tests start would otherwise compile the same modules, where this is set.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help demo test test-next serve lint types rules bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 16
@@ -63,9 +66,14 @@ serve: $(VENV)/.ready ## Check and serve MODEL (default: the shipped checkpoint)
 	@$(THREADS) $(BIN)/vllm serve "$(MODEL)" --port $(PORT)
 
 lint: $(VENV)/.ready ## Format, lint, type, layering and generated-text checks
+	@$(MAKE) --no-print-directory -j2 types rules
+
+types: $(VENV)/.ready
+	@$(BIN)/mypy
+
+rules: $(VENV)/.ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m bench.readme --check
 	@$(BIN)/python deploy/grafana/dashboard.py --check

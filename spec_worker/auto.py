@@ -1,10 +1,11 @@
 """Block lengths of `auto` requests: feeds the controller with what the scheduler sees, and reports its choices.
 
-    auto.choose(decodings, starts, prompts, other_rows, other_tokens, room)    # while a step is scheduled
+    auto.choose(decodings, other_rows, other_tokens, room)     # while a step is scheduled
     step = auto.step(verified, requests, starts, rows)         # what the step is about to do; travels with it
     auto.note(request_id, drafted, accepted)                   # each block that the step verified
     auto.cut(request_id, kept)                                 # the output stopped inside that block
     auto.finish(step, busy)                                    # when the step's output has arrived
+    auto.ended(prompt, tokens)                                 # a request ended
 
 A step's time is the time since the previous output arrived: the draft pass that followed it, the verifying forward, and
 what the engine does between forwards. The time before the first step after a pause does not count.
@@ -66,8 +67,6 @@ class Auto:
     def choose(
         self,
         decodings: Iterable[Decoding],
-        starts: int,
-        prompts: int,
         other_rows: int,
         other_tokens: float,
         room: int,
@@ -75,14 +74,12 @@ class Auto:
         """Choose `length` for the requests of a step.
 
         decodings: one record per `auto` request that decodes.
-        starts, prompts: how many `auto` requests get their first tokens, and the rows of `auto` requests' prompts.
         other_rows, other_tokens: what all other requests verify or draft in a step, and the tokens that they get.
         room: the most rows that blocks may take.
         """
         limits = Counter(one.nodes + 1 for one in decodings)
         for index, now in enumerate((other_rows, other_tokens)):
             self._others[index] += SMOOTHING * (now - self._others[index])
-        self._answers.begin(starts, prompts)
         others = round(self._others[0]), self._others[1]
         load = Load(limits.total(), limits, *others, self._answers.starts, self._answers.prompts, room)
         self._length = self.forced or (self.controller.choose(load) if limits else 1)
@@ -111,6 +108,11 @@ class Auto:
         if self._blocks[1] and self._noted == request_id:
             self._blocks[1][-1] = kept
 
+    def ended(self, prompt: int, tokens: int) -> None:
+        """Count an `auto` request that ended: the rows of its prompt that were computed, and the tokens that it got."""
+        if self.forced is None:
+            self._answers.count(prompt, tokens)
+
     def finish(self, step: Step | None, busy: bool) -> None:
         """Count a step whose output has arrived. `busy`: there is more to do."""
         before, now = self._arrived, time.perf_counter()
@@ -127,7 +129,6 @@ class Auto:
         self.controller.took(step.verified, step.requests - step.starts, step.rows, milliseconds)
         self._lengths[step.drafted] += 1
         tokens = step.requests + sum(blocks[1])
-        self._answers.end(tokens)
         self._measured += SMOOTHING * (1e3 * tokens / milliseconds - self._measured)
         self._watch(milliseconds / 1e3, now)
 

@@ -5,8 +5,8 @@
 
 All `auto` requests of a step get the same length; 1 means AR. A longer block is cut to a request's own limit. On a
 server with draft trees, the length is the number of a tree's rows: its anchor's and one for each node. The choice
-changes only for a clear gain, and lengths next to it are tried now and then, at a bounded cost, because only use tells
-what they yield and take. Without a clock, without torch: the caller times steps and counts blocks.
+changes only for a gain that lasts, and lengths next to it are tried now and then, at a bounded cost, because only use
+tells what they yield and take. Without a clock, without torch: the caller times steps and counts blocks.
 
     controller = Controller((1, 4, 8, 16, 32), most_requests=64)
     length = controller.choose(Load(16, {32: 16}))
@@ -23,11 +23,13 @@ from spec_worker.survival import Survival, Tracker, TreeYields, usual_yields
 
 LENGTHS = (1, 4, 8, 16, 32)
 APART = 1.25  # lengths that differ by less are not worth a choice, and graphs of their own
-GAIN = 1.05  # another length has to be this much better
-PATIENCE = 3  # for this many steps in a row
-FADE = 0.98  # what a step counts in the average length of answers, compared with the step after it
+GAIN = 1.05  # another length that is this much better is taken
+PATIENCE = 3  # after this many steps in a row; after more of them if it is less better
+OTHER_LOAD = 2  # times as many requests, or as few, ask for another choice at once
+FADE = 0.98  # what an answer counts in the average length of answers, compared with the next one
 USUAL = 256  # tokens per answer, before anything is known
 WAITING_SHARE = 4  # if requests wait, blocks of `auto` requests leave a quarter of a step's budget for prompts
+BLOCKS = 4  # few requests decide once in so many blocks: their steps are short, and a decision takes time
 TRIAL_SHARE = 0.01  # of the time that trials may cost
 TRIAL_GAP = 16  # steps between trials, at least
 
@@ -56,24 +58,21 @@ class Load:
 
 @dataclass(slots=True)
 class Answers:
-    """How long the answers of `auto` requests are, and their prompts: from the latest steps."""
+    """How long the answers of `auto` requests are, and their prompts: of those that ended lately."""
 
-    started: float = 0.0  # requests that got their first token lately
-    prompted: float = 0.0  # tokens of prompts that were computed
-    yielded: float = 0.0  # tokens that requests got
+    ended: float = 0.0
+    prompted: float = 0.0  # tokens of their prompts that were computed
+    yielded: float = 0.0  # tokens that they got
 
-    def begin(self, starts: int, prompts: int) -> None:
-        """Count a step that is being scheduled: requests that start, and rows of prompts."""
-        self.started, self.prompted = FADE * self.started + starts, FADE * self.prompted + prompts
-
-    def end(self, tokens: int) -> None:
-        """Count the tokens that a step yielded."""
-        self.yielded = FADE * self.yielded + tokens
+    def count(self, prompt: int, tokens: int) -> None:
+        """Count an answer that has ended: rows of its prompt, and its length."""
+        self.ended = FADE * self.ended + 1
+        self.prompted, self.yielded = FADE * self.prompted + prompt, FADE * self.yielded + tokens
 
     @property
     def starts(self) -> float:
         """See `Load.starts`."""
-        return (1 + self.started) / (USUAL + self.yielded)
+        return (1 + self.ended) / (USUAL + self.yielded)
 
     @property
     def prompts(self) -> float:
@@ -113,25 +112,38 @@ class Controller:
         self._usual = self.yields
         self._least_yield = least_yield
         self._current: int | None = None  # index of the choice
-        self._streak = 0
+        self._settled = 0  # how many requests there were when it was chosen
+        self._missed = 0.0  # what another length would have gained, as a share of a step, since it became the best
         self._trial = 0  # index of the length on trial
         self._again = False  # the trial went well, so it is repeated
         self._credit = 0.0  # milliseconds that trials may cost
         self._load = Load(0)  # the latest
         self._used = [0] * len(self.lengths)  # the step in which each length was last used
         self._step = 0
+        self._decided, self._due = 0, 0  # the step of the latest decision, and of the next one
+        self._kept = self.lengths[0]  # what is used between decisions
+        self._blocks: tuple[list[int], list[int]] = ([], [])  # drafted and accepted tokens since the latest decision
 
     def choose(self, load: Load) -> int:
         """The block length of the next drafts."""
         self._step += 1
+        requests, before = load.requests, self._load.requests
+        if self._step < self._due and requests == before and (load.room is None or requests * self._kept <= load.room):
+            return self._kept
+        steps, self._decided = self._step - self._decided, self._step
+        self._due = self._step + max(1, BLOCKS // max(requests, 1))
         self._load = load
+        self._learn(steps)
         rates = self._rates(load, self.yields)
         best = max(range(len(rates)), key=rates.__getitem__)
-        self._settle(best, rates)
+        self._settle(best, rates, steps)
         assert self._current is not None
-        self.predicted = rates[self._current]
+        index = self._current if rates[self._current] else best  # if there is no room for the choice
+        self._kept = self.lengths[index]
+        self.predicted = rates[index]
         self.fallback = self._current == 0 and self._usually_drafts(load)
-        index = self._on_trial(load, rates)
+        if index == self._current:
+            index = self._on_trial(load, rates)
         self._used[index] = self._step
         return self.lengths[index]
 
@@ -139,14 +151,23 @@ class Controller:
         """Count the blocks that a step verified, and repeat a trial that went well."""
         if not drafted:
             return
-        self.survival.observe(drafted, accepted)
-        self.yields = self.survival.yields(self.lengths[1])
+        self._blocks[0].extend(drafted)
+        self._blocks[1].extend(accepted)
         length = self.lengths[self._trial]
         if self._current is not None and self._trial > self._current and max(drafted) == length - 1:
             count = len(drafted)
             found = count * over_answers(1 + sum(accepted) / count, self._load)
             prompts = found * self._load.prompts * self.costs.per_row
             self._again = found > self.predicted * (self.costs.of(count)[self._trial] + prompts)
+            if self._again:
+                self._due = 0
+
+    def _learn(self, steps: int) -> None:
+        """Update the yields with the blocks of the latest steps."""
+        if self._blocks[0]:
+            self.survival.observe(*self._blocks, steps)
+            self.yields = self.survival.yields(self.lengths[1])
+            self._blocks = ([], [])
 
     def took(self, length: int, requests: int, rows: int, milliseconds: float) -> None:
         """Count a step's time.
@@ -182,16 +203,17 @@ class Controller:
         rates = self._rates(load, self._usual)
         return max(rates) > GAIN * rates[0]
 
-    def _settle(self, best: int, rates: Sequence[float]) -> None:
-        """Change the choice if another one has been clearly better for a while, or the old one is not possible."""
-        if self._current is None or not rates[self._current]:
-            self._current, self._streak = best, 0
-        elif rates[best] > GAIN * rates[self._current]:
-            self._streak += 1
-            if self._streak >= PATIENCE:
-                self._current, self._streak = best, 0
+    def _settle(self, best: int, rates: Sequence[float], steps: int) -> None:
+        """Change the choice if others have been better for long enough, or at once if the load is another one."""
+        requests, settled = self._load.requests, self._settled
+        if self._current is None or max(requests, settled) >= OTHER_LOAD * min(requests, settled):
+            self._current, self._missed, self._settled = best, 0.0, requests
+        elif best == self._current or not rates[self._current]:
+            self._missed = 0.0
         else:
-            self._streak = 0
+            self._missed += steps * (min(rates[best] / rates[self._current], GAIN) - 1)
+            if self._missed >= PATIENCE * (GAIN - 1):
+                self._current, self._missed, self._settled = best, 0.0, requests
 
     def _on_trial(self, load: Load, rates: Sequence[float]) -> int:
         """The index to use in this step: the choice, or a length next to it."""

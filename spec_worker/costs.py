@@ -35,6 +35,7 @@ class Costs:
         self._latest = np.zeros_like(self._seen)  # the number of each entry's latest observation
         self._counts = np.arange(most + 1)
         self._table = np.zeros((len(lengths), most + 1))
+        self._outdated: set[int] = set()  # rows of the table
         self._observations = 0
         self.per_row = 0.0
         self._refresh()
@@ -52,6 +53,9 @@ class Costs:
 
     def of(self, requests: int) -> list[float]:
         """Milliseconds of a step in which this many requests have blocks, for each length."""
+        for row in self._outdated:
+            self._table[row] = np.interp(self._counts, self._sizes, self._base[row] * self._factor[row])
+        self._outdated.clear()
         found: list[float] = self._table[:, min(requests, self._table.shape[1] - 1)].tolist()
         return found
 
@@ -62,7 +66,8 @@ class Costs:
             return
         row = self.lengths.index(length)
         size = min(round(math.log2(requests)), len(self._sizes) - 1)
-        expected = max(self.of(requests)[row] + extra * self.per_row, 1e-6)
+        own = float(np.interp(requests, self._sizes, self._base[row] * self._factor[row]))
+        expected = max(own + extra * self.per_row, 1e-6)
         self._seen[row, size] += 1
         most = MOST_CHANGE if self._seen[row, size] > FEW else UNKNOWN
         change = min(max(milliseconds / expected, 1 / most), most)
@@ -73,14 +78,23 @@ class Costs:
         if self._seen[row, size] <= FEW or self._observations % REFRESH == 0:
             self._refresh()  # unconfirmed entries follow the mean of the confirmed ones
         else:
-            self._table[row] = np.interp(self._counts, self._sizes, self._base[row] * self._factor[row])
+            self._outdated.add(row)
 
-    def _common(self) -> float:
-        """The correction of entries that no step has confirmed: the mean of those that have been."""
-        return float(self._factor[self._seen > 0].mean()) if self._seen.any() else 1.0
+    def _unconfirmed(self) -> np.ndarray | float:
+        """The correction of entries that no step has confirmed: as many times or as many milliseconds as the others.
+
+        The mean of the entries that have been confirmed, whichever is less: a length that is thought too cheap is
+        tried, and one that is thought too dear might never be.
+        """
+        known = self._seen > 0
+        if not known.any():
+            return 1.0
+        times, more = self._factor[known].mean(), (self._base[known] * (self._factor[known] - 1)).mean()
+        return np.minimum(times, 1 + more / self._base)
 
     def _refresh(self) -> None:
-        self._factor = np.where(self._seen > 0, self._factor, self._common())
+        self._factor = np.where(self._seen > 0, self._factor, self._unconfirmed())
+        self._outdated.clear()
         corrected = self._base * self._factor
         for row, values in enumerate(corrected):
             self._table[row] = np.interp(self._counts, self._sizes, values)

@@ -43,6 +43,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         self._plan: Plan = {}
         self._has_grammar = False
         self._overdue: set[str] = set()
+        self._prompted: dict[str, int] = {}  # rows of prompts that were computed, by `auto` request
 
     def decoding(self, request: Request) -> Decoding:
         """How a request decodes: the record that it got when it arrived, or the server's default."""
@@ -54,7 +55,11 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         known = self._decodings.pop(request.request_id, None)
-        self._by_load -= known is not None and known.policy.by_load
+        if known is not None and known.policy.by_load:
+            self._by_load -= 1
+            prompt = self._prompted.pop(request.request_id, 0)
+            if self.auto is not None and request.num_output_tokens:
+                self.auto.ended(prompt, request.num_output_tokens)
         return super()._free_request(request, *args, **kwargs)
 
     # The plan
@@ -96,14 +101,17 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         """Choose the block length of `auto` requests. None: no such request decodes."""
         if self.auto is None:
             return None
-        counts, chosen, starts, prompts, rows, tokens = scheduler_output.num_scheduled_tokens, [], 0, 0, 0, 0.0
+        counts, chosen, starts, unfinished = scheduler_output.num_scheduled_tokens, [], 0, 0
+        rows, tokens = 0, 0.0
         for request in scheduled:
             decoding, count = self.decoding(request), counts[request.request_id]
             if decoding.policy.by_load:
                 if not request.is_prefill_chunk:
                     chosen.append(decoding)
                 if request.num_computed_tokens - count < request.num_prompt_tokens:
-                    starts, prompts = starts + (not request.is_prefill_chunk), prompts + count
+                    starts += not request.is_prefill_chunk
+                    self._prompted[request.request_id] = self._prompted.get(request.request_id, 0) + count
+                    unfinished += request.is_prefill_chunk * count  # as many rows of it are in the next step
             else:
                 drafts = decoding.policy.drafts and not request.is_prefill_chunk
                 rows += 2 * count if drafts and not decoding.groups else count  # masks draft in the same forward
@@ -113,8 +121,8 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         verified = self.auto.length if scheduler_output.scheduled_spec_decode_tokens else 1
         drafted = sum(self._plan.values()) + len(self._plan)  # since the last step's tokens, see `speculator.py`
         budget = self.max_num_scheduled_tokens
-        room = budget - rows - prompts - (budget // WAITING_SHARE if self.waiting else 0)
-        self.auto.choose(chosen, starts, prompts, rows, tokens, room)
+        room = budget - rows - unfinished - (budget // WAITING_SHARE if self.waiting else 0)
+        self.auto.choose(chosen, rows, tokens, room)
         return self.auto.step(verified, len(chosen), starts, scheduler_output.total_num_scheduled_tokens + drafted)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: Any) -> Any:

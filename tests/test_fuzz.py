@@ -110,3 +110,12 @@ def test_known_behaviours_cover_little() -> None:
         assert not any(known(failure) for failure in judge(faulty, responses))
     stream = judge(case(thinking=True, options={"stop": ["x"]}), [RIGHT, RIGHT, OTHER])
     assert stream and all(known(failure) for failure in stream)
+    beams = case(options={"use_beam_search": True, "temperature": 2.0})
+    tokens = [(text, -0.5, ((text, -0.5),)) for text in ("1", ", ", "2", ", ", "3")]
+    other, wrong = tokens.copy(), tokens.copy()
+    other[1], wrong[1] = (", ", -0.5, (("8", -9.0),)), (", ", -0.7, ((", ", -0.7),))
+    first, second, third = (
+        replace(RIGHT, answers=(replace(RIGHT.answers[0], logprobs=tuple(each)),)) for each in (tokens, other, wrong)
+    )
+    assert [bool(known(one)) for one in judge(beams, [first, second, None])] == [True]
+    assert [bool(known(one)) for one in judge(beams, [first, third, None])] == [False]

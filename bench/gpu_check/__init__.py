@@ -6,7 +6,8 @@
 
 OK is as it should be, DIFF is to be read, FAIL is wrong, a figure has nothing to be compared with. Every finding is
 printed and saved as it arrives, in a JSON line and in a Markdown report to paste into an issue, so a run that is cut
-off loses nothing. Without a GPU every line runs in its CPU form, or says why it cannot: that shows that the tool works.
+off loses nothing. What measures no time ends after 60 % of the minutes at the latest, and leaves the rest to the lines
+about cost. Without a GPU every line runs in its CPU form, or says why it cannot: that shows that the tool works.
 It needs a checkout with the `dev` extra, because it shares its cases with the tests.
 
     plan.py       what is looked at, in order       record.py     findings, checks, subjects
@@ -28,7 +29,7 @@ GROUPS = ("machine", "kernels", "nano", "shape", "cost")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="WHAT", help=f"groups ({', '.join(GROUPS)}) or names of --list")
     parser.add_argument("--list", action="store_true", help="list the lines and why each is there, and end")
-    parser.add_argument("--minutes", type=float, help="stop after this long (default: 10; on a CPU 60)")
+    parser.add_argument("--minutes", type=float, help="stop after this long (default: 10; on a CPU 20)")
     parser.add_argument("--jobs", type=int, help="untimed processes side by side (default: 6; on a CPU 1)")
     parser.add_argument(
         "--options", type=json.loads, default={}, metavar="JSON", help="engine options, for all engines"
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     def say(line: str, finding: Finding) -> None:
         row = {"line": line, "verdict": finding.verdict, "text": finding.text, "data": finding.data}
+        row["seconds"] = round(time.monotonic() - begun, 1)
         with lock:
             print(f"{finding.verdict:<7} {line}: {finding.text}", flush=True)
             with lines.open("a", encoding="utf-8") as file:
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             report.write_text(markdown(items, conductor.found, setting, describe(source), command), encoding="utf-8")
 
     command = f"python -m bench gpu_check{' --quick' if options.quick else ''}"
-    minutes = options.minutes or (10 if setting.gpu else 60)
+    minutes = options.minutes or (10 if setting.gpu else 20)
     jobs = options.jobs or (6 if setting.gpu else 1)
     conductor = Conductor(setting, options.out, say, begun + 60 * minutes, jobs)
     conductor.run(items)

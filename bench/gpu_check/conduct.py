@@ -18,6 +18,7 @@ from bench.gpu_check.record import FAIL, SKIPPED, Comparison, Finding, Setting, 
 
 LEAST = 5.0  # seconds; with less time left, nothing is started
 PATIENCE = 20  # times as long as the limits, which are for GPUs, on a CPU
+SHARE = 0.6  # of the budget, after which what measures no time makes room for what does
 Target = Callable[[Setting, str, Path, Connection], None]
 
 
@@ -38,6 +39,7 @@ class Conductor:
     found: dict[str, Finding] = field(default_factory=dict)
     running: set[Any] = field(default_factory=set)  # processes
     over: bool = False
+    room: float = field(default=0.0, init=False)  # when subjects that measure no time have to end
 
     def run(self, items: Sequence[Subject | Comparison]) -> None:
         """All subjects: those that measure no time side by side first, the others one by one. Comparisons as soon as
@@ -45,6 +47,9 @@ class Conductor:
         """
         subjects = [item for item in items if isinstance(item, Subject)]
         comparisons = [item for item in items if isinstance(item, Comparison)]
+        begun = time.monotonic()
+        timed = any(subject.alone for subject in subjects)
+        self.room = begun + SHARE * (self.ends - begun) if timed else self.ends
         pool = ThreadPoolExecutor(self.jobs)
         try:
             list(pool.map(self._conduct, (subject for subject in subjects if not subject.alone)))
@@ -78,8 +83,8 @@ class Conductor:
 
     def _conduct(self, subject: Subject) -> None:
         """One subject, in a process of its own."""
-        waiting = subject.lines()
-        if self.ends - time.monotonic() < LEAST:
+        waiting, ends = subject.lines(), self.ends if subject.alone else self.room
+        if ends - time.monotonic() < LEAST:
             self._skip(waiting, "the budget of time is used up (--minutes)")
             return
         patience = 1 if self.setting.gpu else PATIENCE
@@ -92,9 +97,10 @@ class Conductor:
         self.running.add(process)
         theirs.close()  # only the child holds its end, so that recv() fails if the child dies
         try:
-            problem = self._listen(pipe, waiting, dict(zip(waiting, limits, strict=True)))
+            problem = self._listen(pipe, waiting, dict(zip(waiting, limits, strict=True)), ends)
             if problem:
-                self._note(waiting[0], Finding(FAIL, f"{problem}{last_error(log)}"))
+                more = last_error(log) if problem.verdict == FAIL else ""
+                self._note(waiting[0], Finding(problem.verdict, f"{problem.text}{more}"))
                 self._skip(waiting[1:], f"{subject.name} has ended")
             elif waiting:
                 self._skip(waiting, f"{subject.name} has not started")
@@ -102,25 +108,26 @@ class Conductor:
             end(process)
             self.running.discard(process)
 
-    def _listen(self, pipe: Connection, waiting: list[str], limits: dict[str, float]) -> str:
-        """Take findings from a process until it has no more. Returns what went wrong with waiting[0], or nothing."""
+    def _listen(self, pipe: Connection, waiting: list[str], limits: dict[str, float], latest: float) -> Finding | None:
+        """Take findings from a process until it has no more, or until `latest`. Returns why waiting[0] has none."""
         ends = time.monotonic() + limits[waiting[0]]
         while waiting:
-            if not pipe.poll(max(0.0, min(ends, self.ends) - time.monotonic())):
-                spent = "the budget of time is used up" if self.ends < ends else f"no end after {limits[waiting[0]]} s"
-                return f"{spent} (stopped)"
+            if not pipe.poll(max(0.0, min(ends, latest) - time.monotonic())):
+                if latest < ends:
+                    return Finding(SKIPPED, "the budget of time is used up (stopped)")
+                return Finding(FAIL, f"no end after {limits[waiting[0]]} s (stopped)")
             try:
                 line, *finding = pipe.recv()
             except (EOFError, ConnectionError):
-                return "its process died"
+                return Finding(FAIL, "its process died")
             if not finding:
                 ends = time.monotonic() + limits[line]
                 continue
             waiting.remove(line)
             self._note(line, finding[0])
             if line.endswith(": start") and finding[0].verdict == FAIL:
-                return ""
-        return ""
+                return None
+        return None
 
     def _skip(self, lines: Sequence[str], why: str) -> None:
         for line in lines:

@@ -30,6 +30,10 @@ from vllm_nld.roofline.shapes import SHAPES, Shape
 
 CONCURRENCIES, BLOCKS = (1, 4, 16, 64), (1, 8, 16, 32)
 GAPS = 0.05  # share of a step in which the device may wait for the host
+ROOFLINE = 0.5  # a step off the roofline by more is to be read
+RATES = 0.25  # and an entry of the table of devices
+WEIGHTS = 1.1  # times a model's weights, adapter included: both pathways share them
+GRAPHS = 0.02  # of the device's memory, for the graphs of draft passes
 TINY = Shape(128, 256, 2, heads=4, kv_heads=2, head_dim=32, vocabulary=1024, rank=8)
 DRAFTING, PLAIN, STOCK = "8b", "8b, AR only", "8b, stock Mistral"
 GIB = 2**30
@@ -96,8 +100,12 @@ def device_of(setting: Setting) -> Device:
 
     if setting.gpu and (known := named(torch.cuda.get_device_name())) is not None:
         return known
-    measured = gpu_rates() if setting.gpu else rates("cpu", rows=16, size=1024)
-    return Device("measured rates", *measured, memory_efficiency=1.0, compute_efficiency=1.0)
+    return Device("measured rates", *rates_of(setting), memory_efficiency=1.0, compute_efficiency=1.0)
+
+
+def rates_of(setting: Setting) -> tuple[float, float]:
+    """Measured bytes and FLOP per second."""
+    return gpu_rates() if setting.gpu else rates("cpu", rows=16, size=1024)
 
 
 @contextlib.contextmanager
@@ -110,7 +118,7 @@ def graph_memory(setting: Setting) -> Iterator[dict[str, int]]:
 
     found: dict[str, int] = {}
 
-    def measured(name: str, capture: Any) -> Any:
+    def watched(name: str, capture: Any) -> Any:
         def run(*args: Any, **options: Any) -> Any:
             before = torch.cuda.mem_get_info()[0]
             out = capture(*args, **options)
@@ -122,7 +130,7 @@ def graph_memory(setting: Setting) -> Iterator[dict[str, int]]:
     with contextlib.ExitStack() as stack:
         for name, owner, method in (("all", GPUModelRunner, "capture_model"), ("drafts", SelfSpeculator, "capture")):
             if setting.gpu:
-                stack.enter_context(patch.object(owner, method, measured(name, getattr(owner, method))))
+                stack.enter_context(patch.object(owner, method, watched(name, getattr(owner, method))))
         yield found
 
 
@@ -130,7 +138,9 @@ def graph_memory(setting: Setting) -> Iterator[dict[str, int]]:
 
 
 def memory(engine: Engine) -> Finding:
-    """Where the device's memory goes at the default settings."""
+    """Where the device's memory goes at the default settings. Draft passes share the weights, and have few graphs."""
+    import torch
+
     worker = engine.llm.llm_engine.model_executor.driver_worker.worker
     cache = engine.llm.llm_engine.vllm_config.cache_config
     weights = sum(weight.nbytes for weight in worker.model_runner.model.parameters())
@@ -141,13 +151,28 @@ def memory(engine: Engine) -> Finding:
         "graphs": engine.graphs.get("all"),
         "of them draft graphs": engine.graphs.get("drafts"),
     }
-    known = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in found.items() if size is not None)
+    known = ", ".join(f"{name} {size / GIB:.3g} GiB" for name, size in found.items() if size is not None)
     tokens = (cache.num_gpu_blocks or 0) * cache.block_size
-    return Finding(FIGURE, f"{known}; {tokens} tokens of KV cache", found | {"tokens": tokens})
+    wrong = []
+    if weights > WEIGHTS * engine.model.shape.parameters * 2:
+        wrong.append("weights are there more than once")
+    if (
+        engine.setting.gpu
+        and engine.graphs.get("drafts", 0) > GRAPHS * torch.cuda.get_device_properties(0).total_memory
+    ):
+        wrong.append(f"draft graphs take more than {GRAPHS:.0%} of the device")
+    text = f"{'; '.join(wrong)}{': ' if wrong else ''}{known}; {tokens} tokens of KV cache"
+    return Finding(DIFF if wrong else OK, text, found | {"tokens": tokens})
 
 
 def cell(requests: int, block: int, engine: Engine) -> Finding:
-    """One load: a step's time as it is, its parts, and how much of it the device idles."""
+    """One load."""
+    found = engine.cells[requests, block] = measured(requests, block, engine)
+    return judged(found, engine.setting)
+
+
+def measured(requests: int, block: int, engine: Engine) -> dict[str, Any]:
+    """A step's time as it is, its parts, how much of it the device idles, and what the roofline says."""
     steps, parted, profiled = (4, 2, 2) if engine.setting.quick else (24, 8, 4)
     mode: dict[str, Any] = {"nld_mode": "ar"}
     if block != AR:
@@ -160,12 +185,17 @@ def cell(requests: int, block: int, engine: Engine) -> Finding:
         waits = idle(engine.setting.device, step, profiled)
     costs = Mode("", (block,) if block == AR else (block, block), tokens=1, adapter=block != AR)
     predicted = step_seconds(engine.model, engine.device, costs, requests) * 1e3
-    found = {"ms": milliseconds, "roofline": predicted, "parts": parts, "idle": waits}
-    engine.cells[requests, block] = found
-    idled = "unknown" if waits is None else f"{waits:.1%}"
-    text = f"{milliseconds:.2f} ms a step, roofline {predicted:.2f} ({milliseconds / predicted - 1:+.0%})"
-    where = ", ".join(f"{name} {parts[name]:.2f}" for name in PARTS if name in parts)
-    return Finding(FIGURE, f"{text}; device idle {idled}; parts by themselves: {where}", found)
+    return {"ms": milliseconds, "roofline": predicted, "parts": parts, "idle": waits}
+
+
+def judged(found: dict[str, Any], setting: Setting) -> Finding:
+    """A load's time against the roofline, which says nothing of a CPU that is shared."""
+    off = found["ms"] / found["roofline"] - 1
+    idled = "unknown" if found["idle"] is None else f"{found['idle']:.1%}"
+    where = ", ".join(f"{name} {found['parts'][name]:.2f}" for name in PARTS if name in found["parts"])
+    text = f"{found['ms']:.2f} ms a step, roofline {found['roofline']:.2f} ({off:+.0%})"
+    verdict = FIGURE if not setting.gpu else DIFF if abs(off) > ROOFLINE else OK
+    return Finding(verdict, f"{text}; device idle {idled}; parts by themselves: {where}", found)
 
 
 def period(step: Any, count: int) -> float:
@@ -213,7 +243,7 @@ def host_gaps(engine: Engine) -> Finding:
 
 def efficiency(engine: Engine) -> Finding:
     """What the roofline's table of devices should say about this one, from the two extreme loads, and its rates."""
-    read, compute = gpu_rates() if engine.setting.gpu else rates("cpu", rows=16, size=1024)
+    read, compute = rates_of(engine.setting)
     sheet = engine.device
     bare = dataclasses.replace(sheet, launch=0.0, host=0.0, memory_efficiency=1.0, compute_efficiency=1.0)
     forwards = {
@@ -230,7 +260,9 @@ def efficiency(engine: Engine) -> Finding:
         for name in ("memory_efficiency", "compute_efficiency", "host")
     )
     text = f"products reach {read / 1e12:.3g} TB/s and {compute / 1e12:.3g} TFLOP/s"
-    return Finding(FIGURE, f"{text}; vllm_nld/roofline/devices.py should say of {sheet.name}: {should}", found)
+    text = f"{text}; vllm_nld/roofline/devices.py should say of {sheet.name}: {should}"
+    off = max(abs(found[name] / getattr(sheet, name) - 1) for name in ("memory_efficiency", "compute_efficiency"))
+    return Finding(FIGURE if not engine.setting.gpu else DIFF if off > RATES else OK, text, found)
 
 
 def adapter(engine: Engine) -> Finding:

@@ -92,7 +92,7 @@ def relative(found: Any, expected: Any) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def replayed(served: Served) -> Finding:
+def replayed(served: Served, block: int = B) -> Finding:
     """Draft passes of whole blocks run in graphs of their own, in a compiled model of their own."""
     graphs = served.speculator.graphs.graphs
     lengths = sorted({desc.uniform_token_count for desc in graphs})
@@ -101,7 +101,7 @@ def replayed(served: Served) -> Finding:
     data = {"graphs": len(graphs), "lengths": lengths, "replays": total, "eager": served.eager}
     if not served.graphs:
         return Finding(OK if not graphs and not total and served.eager else FAIL, text, data)
-    if not graphs or B not in lengths or not total:
+    if not graphs or block not in lengths or not total:
         return Finding(FAIL, text, data)
     return Finding(OK if total > served.eager else DIFF, text, data)
 

@@ -5,11 +5,12 @@ import importlib
 import importlib.metadata
 from collections.abc import Iterator
 
-from bench.gpu_check.record import DIFF, FAIL, FIGURE, OK, Check, Finding, Setting, Subject
+from bench.gpu_check.record import DIFF, FAIL, OK, Check, Finding, Setting, Subject
 
 BF16_ERROR = 0.05  # of an operator whose results are around 1
 TF32_ERROR = 1e-4  # relative, of a product of matrices: fp32 stays below it, TF32 does not
 EXPECTED = {9: "FLASH_ATTN", 10: "FLASHINFER"}  # vLLM's own choice for a causal bf16 model, by compute capability
+FLASH = {9: 3, 10: 4}  # the FlashAttention that vLLM takes, by compute capability
 
 
 @contextlib.contextmanager
@@ -22,16 +23,22 @@ def ready(setting: Setting) -> Iterator[Setting]:
 
 
 def versions(setting: Setting) -> Finding:
+    """What is installed. A vLLM that this plugin was not tested with is to be read first."""
     import torch
+
+    from vllm_nld.compat.versions import TESTED_VLLM, is_tested_version
 
     names = ("vllm", "torch", "triton", "transformers", "numba", "vllm-nld")
     found = ", ".join(f"{name} {installed(name)}" for name in names)
+    if not is_tested_version():
+        found += f"; tested with vLLM {', '.join(TESTED_VLLM)}"
+    verdict = OK if is_tested_version() else DIFF
     if not setting.gpu:
-        return Finding(FIGURE, f"no GPU; {found}")
+        return Finding(verdict, f"no GPU; {found}")
     device = torch.cuda.get_device_properties(0)
     memory = f"{device.total_memory / 2**30:.0f} GiB, {device.multi_processor_count} multiprocessors"
     kind = f"{device.name}, sm_{device.major}{device.minor}, {memory}, CUDA {torch.version.cuda}, driver {driver()}"
-    return Finding(FIGURE, f"{kind}; {found}")
+    return Finding(verdict, f"{kind}; {found}")
 
 
 def installed(name: str) -> str:
@@ -127,12 +134,16 @@ def backends(setting: Setting) -> Finding:
             found[name] = f"no ({type(error).__name__})"
     usable = [name for name, state in found.items() if state == "drafts"]
     wanted = {"FLASH_ATTN", "TRITON_ATTN"} if setting.gpu else {"CPU_ATTN"}
-    text = ", ".join(f"{name}: {state}" for name, state in found.items())
+    text, verdict = ", ".join(f"{name}: {state}" for name, state in found.items()), OK
     if setting.gpu:
-        from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
+        import torch
+        from vllm.v1.attention.backends import fa_utils
 
-        text += f"; FlashAttention {get_flash_attn_version()}"
-    return Finding(OK if wanted <= set(usable) else FAIL, text, found)
+        version, newest = fa_utils.get_flash_attn_version(), FLASH.get(torch.cuda.get_device_capability()[0])
+        text += f"; FlashAttention {version}"
+        if newest not in (None, version):
+            text, verdict = f"{text} instead of {newest}", DIFF
+    return Finding(verdict if wanted <= set(usable) else FAIL, text, found)
 
 
 def choice(setting: Setting) -> Finding:

@@ -1,6 +1,6 @@
 """What is looked at, in order of importance."""
 
-from bench.gpu_check import cost, kernels, machine, nano, shape, tight
+from bench.gpu_check import cost, kernels, machine, nano, shape, tight, vision
 from bench.gpu_check.record import DIFF, FIGURE, OK, Comparison, Finding, Setting, Subject
 
 SLOWER = 1.02  # an AR step may take this much of stock vLLM's
@@ -13,6 +13,7 @@ def plan(setting: Setting) -> list[Subject | Comparison]:
         kernels.subject(),
         *(item for item in nano.items(setting) if isinstance(item, Subject)),
         tight.subject(),
+        vision.subject(),
         *(item for item in nano.items(setting) if isinstance(item, Comparison)),
         shape.subject(),
         *cost.subjects(setting),

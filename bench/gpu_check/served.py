@@ -32,6 +32,7 @@ class Served:
     replays: Counter[Any] = dataclasses.field(default_factory=Counter)  # by graph
     eager: int = 0  # passes without a graph
     told: dict[str, list[Any]] = dataclasses.field(default_factory=dict)  # answers by mode
+    reference: Any = None  # the same model in plain PyTorch, where it is not nano
 
     def __post_init__(self) -> None:
         """Count the draft passes from here on."""

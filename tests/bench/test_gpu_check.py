@@ -1,10 +1,14 @@
 """`python -m bench gpu_check`: its plan, its processes, what it leaves behind. Lines: test_gpu_check_lines.py."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,6 +19,7 @@ from bench.__main__ import main
 from bench.gpu_check import conduct
 from bench.gpu_check.conduct import Conductor
 from bench.gpu_check.plan import plan
+from bench.gpu_check.process import report
 from bench.gpu_check.record import DIFF, FAIL, FIGURE, OK, SKIPPED, Check, Comparison, Finding, Setting, Subject, judge
 from bench.gpu_check.report import headline, markdown
 
@@ -43,6 +48,21 @@ def test_plan(setting: Setting) -> None:
             assert item.checks and all(check.why for check in item.checks)
     text = gpu_check.listing(items)
     assert all(item.name in text for item in items)
+
+
+@pytest.mark.parametrize("setting", [CPU, GPU], ids=["cpu", "gpu"])
+def test_every_line_finds_a_fault(setting: Setting) -> None:
+    """Each line of each kind of subject has been seen to find something that is planted."""
+    from tests.bench.test_gpu_check_cost import CELL, COST
+    from tests.bench.test_gpu_check_engines import NANO, SHAPE, TIGHT, VISION
+    from tests.bench.test_gpu_check_lines import KERNELS, MACHINE
+
+    kinds = {"machine": MACHINE, "kernels": KERNELS, "nano, few KV blocks": TIGHT, "vision": VISION, "shape": SHAPE}
+    for item in plan(setting):
+        if isinstance(item, Subject):
+            faults = kinds.get(item.name, COST if item.group == "cost" else NANO)
+            lines = {CELL if " × " in check.name else check.name for check in item.checks}
+            assert lines <= {fault.line for fault in faults}, item.name
 
 
 def test_a_gpu_has_every_backend_with_every_dtype_eager_and_with_graphs() -> None:
@@ -125,6 +145,37 @@ def test_comparisons_follow_what_they_compare() -> None:
 def test_nothing_starts_once_the_budget_is_used_up() -> None:
     found = conducted(["works"], seconds=1)
     assert {one.verdict for one in found.values()} == {SKIPPED} and "--minutes" in found["works: one"].text
+
+
+def test_a_line_that_is_stopped_for_the_budget_is_no_fault() -> None:
+    conductor = Conductor(GPU, Path(), lambda *_: None, ends=0)
+    pipe, _theirs = multiprocessing.Pipe()
+    stopped, hung = (conductor._listen(pipe, ["x: two"], {"x: two": limit}, time.monotonic()) for limit in (60, -60))
+    assert stopped == Finding(SKIPPED, "the budget of time is used up (stopped)")
+    assert hung == Finding(FAIL, "no end after -60 s (stopped)")
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_what_measures_no_time_makes_room_for_what_does(timed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Conductor, "_conduct", lambda self, subject: None)
+    ends = time.monotonic() + 1000
+    conductor = Conductor(GPU, Path(), lambda *_: None, ends)
+    conductor.run([Subject(name, "-", None, (), alone=alone) for name, alone in (("a", False), ("b", timed))])  # type: ignore[arg-type]  # not opened
+    assert ends - conductor.room == pytest.approx((1 - conduct.SHARE) * 1000 if timed else 0, abs=100)
+
+
+def test_a_subject_that_cannot_be_opened() -> None:
+    @contextlib.contextmanager
+    def opened(setting: Setting) -> Iterator[Any]:
+        raise ValueError("no such device")
+        yield
+
+    sent: list[Any] = []
+    with pytest.raises(ValueError, match="no such device"):
+        report(Subject("x", "nano", opened, (Check("one", "-", silent),)), CPU, SimpleNamespace(send=sent.append))  # type: ignore[arg-type]  # it only sends
+    (begun, (line, found)) = sent
+    assert begun == ("x: start",) and line == "x: start"
+    assert found.verdict == FAIL and found.text.startswith("ValueError: no such device")
 
 
 def test_what_ends_the_run_ends_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,19 @@
-"""Prints what arrives of two records that vLLM's engine core sends: `python -m tests.compat.sending with|without`."""
+"""Prints what arrives of two records that vLLM's engine core sends, with and without our fields.
 
-import contextlib
+Each in a process of its own, because msgspec keeps what it knows of a class. vLLM is imported once, before they part.
+"""
+
 import json
-import sys
+import os
+from typing import Any
 
 from tests.compat.conftest import without
 from vllm_nld.compat import metrics
 from vllm_nld.compat.register import PATCHER
 
 
-def main(patched: bool) -> None:
+def arrived() -> dict[str, Any]:
+    """The attributes of both records after a journey."""
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
     from vllm.v1.metrics.stats import RequestSpecDecodeMetrics, SchedulerStats
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -21,13 +25,14 @@ def main(patched: bool) -> None:
     arrived = MsgpackDecoder(EngineCoreOutputs).decode(sent)
     stats, figures = arrived.scheduler_stats, arrived.outputs[0].spec_decode_metrics
     report = {"running": stats.num_running_reqs, "nld": getattr(stats, "nld", None)}
-    report |= {"drafts": figures.num_spec_tokens, "forwards": getattr(figures, "forwards", None)}
-    print(json.dumps(report))
+    return report | {"drafts": figures.num_spec_tokens, "forwards": getattr(figures, "forwards", None)}
 
 
 if __name__ == "__main__":
     PATCHER.apply()
-    with contextlib.ExitStack() as stack:
-        if sys.argv[1] == "without":
-            stack.enter_context(without(metrics.add_scheduler_stats_field, metrics.add_forward_count))
-        main(sys.argv[1] == "with")
+    if child := os.fork():
+        os.waitpid(child, 0)
+        print(json.dumps({"with": arrived()}))
+    else:
+        with without(metrics.add_scheduler_stats_field, metrics.add_forward_count):
+            print(json.dumps({"without": arrived()}), flush=True)

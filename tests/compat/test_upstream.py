@@ -77,7 +77,7 @@ def test_without_keep_a_token_at_tiny_top_p_every_token_is_masked(counted: Count
 def test_without_abort_requests_at_shutdown_clients_wait_for_ever() -> None:
     """A client that waits for its request's next output, of an AsyncLLM whose engine is gone.
 
-    `tests/deploy/test_lifecycle.py` has a server with clients that outlive the grace time.
+    `tests/serving/test_server.py` has a server with clients that outlive the grace time.
     """
     with without(upstream.abort_requests_at_shutdown), pytest.raises(TimeoutError):
         asyncio.run(shut_down())

@@ -90,3 +90,19 @@ class Remote:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._judge, name)
         return type("Method", (), {"remote": staticmethod(method)})
+
+
+class Broadcast:
+    """A handle whose replicas give the next results to each call, and an exception if no call can be made."""
+
+    def __init__(self, *results: list[Any] | Exception) -> None:
+        self.results = list(results)
+
+    def broadcast(self, method: str) -> "Broadcast":
+        return self
+
+    async def results_async(self, **options: Any) -> list[Any]:
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result

@@ -22,6 +22,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.deploy.application import Application, canary, cluster, config, running, wait_until
+from tests.deploy.application import status as serving
 from tests.ray_cluster import actors, command
 from tests.scale import SCALE
 from vllm_nld.nano import checkpoint_path
@@ -172,7 +173,7 @@ def app(model: Path) -> Iterator[Application]:
         wait_until(lambda: running(dashboard), "the application runs", START)
         application = Application(f"http://127.0.0.1:{content['http_options']['port']}", dashboard)
         wait_until(lambda: reported(application) == "fixed", "the canary begins")
-        time.sleep(1.5)  # every router has reported since
+        wait_until(lambda: all_know(application), "every router has got to know it")
         yield application
     ours = [process for process in psutil.process_iter() if str(model) in " ".join(command(process))]
     wait_until(lambda: not any(identity(process.pid) for process in ours), "every server ends with the cluster", 60)
@@ -180,6 +181,19 @@ def app(model: Path) -> Iterator[Application]:
 
 def status(app: Application) -> dict[str, Any]:
     return httpx.get(f"{app.url}/canary", timeout=30).raise_for_status().json()
+
+
+def routers(app: Application) -> int:
+    """How many routers run; an actor that is still starting is none."""
+    replicas = serving(app.dashboard)["deployments"]["router"]["replicas"]
+    return sum(replica["state"] == "RUNNING" for replica in replicas)
+
+
+def all_know(app: Application) -> bool:
+    """Whether many requests of the canary's users go to it, whichever router takes them."""
+    users = [user for user in USERS if point("user", user) < SHARE]
+    with httpx.Client(timeout=120) as client:
+        return all(Load(app.url).ask(client, user).deployment == "canary" for user in users * 3)
 
 
 def reported(app: Application) -> str:
@@ -211,9 +225,8 @@ def test_killed_router(app: Application) -> None:
     """The others take over, with the same share and cohorts."""
     with Load(app.url) as load:
         load.wait()
-        before = actors("ServeReplica:nld:router")
-        assert len(before) == 2
-        before[0].kill()
+        assert routers(app) == 2
+        actors("ServeReplica:nld:router")[0].kill()
         at = time.monotonic()
         load.wait(24)
     assert [one for one in load.failed() if one.begin > at] == []
@@ -239,7 +252,8 @@ def test_bad_adapter_is_rolled_back_within_two_minutes(app: Application, model: 
             load.wait(deployment="canary")  # it is back
         seconds = wait_until(lambda: status(app)["phase"] == "rolled_back", "the canary is rolled back", 120)
         assert status(app)["reason"].startswith("acceptance_length 1")
-        time.sleep(2)  # it is on its way to every router
+        wait_until(lambda: routers(app) == 2, "the router that was killed is replaced", 60)
+        wait_until(lambda: {one.deployment for one in load.answers[-24:]} == {"stable"}, "both routers obey", 60)
         at = time.monotonic()
         for name in "judge", "router":
             actors(f"ServeReplica:nld:{name}")[0].kill()

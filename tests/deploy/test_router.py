@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
 
-from ray.exceptions import RayError  # noqa: E402
+from ray.exceptions import ActorDiedError, RayError  # noqa: E402
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 
@@ -24,7 +24,7 @@ from nld_serve.rollout import Phase  # noqa: E402
 from nld_serve.router import Router  # noqa: E402
 from nld_serve.settings import Settings, read  # noqa: E402
 from nld_serve.window import Tally  # noqa: E402
-from tests.deploy.fakes import Behavior, Handle, Remote, answering, refusing, silent, slow  # noqa: E402
+from tests.deploy.fakes import Behavior, Broadcast, Handle, Remote, answering, refusing, silent, slow  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 FINE = answering(b"fine")
@@ -43,7 +43,7 @@ def request(headers: dict[str, str] | None = None, body: Any = None) -> Request:
 
 def routing(canary: Behavior, stable: Behavior = FINE, **config: Any) -> Router:
     """A router whose judge has begun the run, all of whose requests go to the canary."""
-    router = Router(Handle(stable), Handle(canary), Remote(Judge(None, listen_s=0)))  # type: ignore[arg-type]
+    router = Router(Handle(stable), Handle(canary), Remote(Judge(None, routers=None)))  # type: ignore[arg-type]
     asyncio.run(router.reconfigure({"canary_share": 1.0, "failover": {"accept_s": 0.05}} | config))
     return router
 
@@ -179,7 +179,7 @@ def metric(judge: Judge, line: str) -> float:
 
 def test_judge_rolls_back_and_remembers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """For every router, with a log line and metrics, and through its own restart."""
-    settings, judge = Settings(canary_share=0.5), Judge(None, listen_s=0)
+    settings, judge = Settings(canary_share=0.5), Judge(None, routers=None)
     monkeypatch.setattr("nld_serve.judge.logger", logging.getLogger("tests.judge"))  # Serve's own doesn't propagate
 
     async def story() -> None:
@@ -196,14 +196,13 @@ def test_judge_rolls_back_and_remembers(caplog: pytest.LogCaptureFixture, monkey
         assert metric(judge, 'nld_router_failovers_total{reason="lost"}') == 3
         assert metric(judge, 'nld_router_canary_value{criterion="error_rate"}') == 0.1
         assert (await judge.status())["reason"] == one.reason
-        restarted = Judge(None, listen_s=3)
-        fresh = await restarted.sync(Report(settings), now=5)
-        assert fresh.share == 0, "it begins nothing before a router that remembers could report"
-        assert (await restarted.sync(Report(settings, one), now=5)).phase is Phase.ROLLED_BACK
-        assert (await restarted.sync(Report(settings), now=6)).phase is Phase.ROLLED_BACK
-        alone = Judge(None, listen_s=3)
-        phases = [(await alone.sync(Report(settings), now=now)).phase for now in (5, 7, 8)]
-        assert phases == [Phase.OFF, Phase.OFF, Phase.FIXED], "nobody remembers anything"
+        restarted = Judge(None, Broadcast(DeploymentUnavailableError("router"), [TimeoutError(), None], [None, one]))
+        phases = [(await restarted.sync(Report(settings), now=now)).phase for now in (5, 6, 7)]
+        assert phases == [Phase.OFF, Phase.OFF, Phase.ROLLED_BACK], "it begins nothing before every router has spoken"
+        reminded = Judge(None, Broadcast(DeploymentUnavailableError("router")))
+        assert (await reminded.sync(Report(settings, one), now=5)).phase is Phase.ROLLED_BACK
+        alone = Judge(None, Broadcast([None, ActorDiedError()]))
+        assert (await alone.sync(Report(settings), now=5)).phase is Phase.FIXED, "nobody remembers anything"
         again = await restarted.sync(Report(settings.model_copy(update={"generation": 1}), one), now=6)
         assert again.phase is Phase.FIXED
         old = await restarted.sync(Report(settings, one), now=7)
@@ -215,21 +214,14 @@ def test_judge_rolls_back_and_remembers(caplog: pytest.LogCaptureFixture, monkey
 def test_judge_reads_the_drafts_of_replicas() -> None:
     """A canary whose drafts are refused is out after one window, and a good one is not."""
 
-    class Replicas:
-        def __init__(self, accepted: int) -> None:
-            self.accepted, self.looks = accepted, 0
-
-        def broadcast(self, method: str) -> "Replicas":
-            self.looks += 1
-            return self
-
-        async def results_async(self, **options: Any) -> list[Any]:
-            counts = {"blocks": 100, "drafted": 3100, "accepted": 100 * self.accepted}
-            counts |= {"verified_blocks": 100, "verified_drafts": 100 * self.accepted}
-            return [("a", Counter({name: self.looks * count for name, count in counts.items()})), RuntimeError("b")]
+    def answers(look: int, accepted: int) -> list[Any]:
+        counts = {"blocks": 100, "drafted": 3100, "accepted": 100 * accepted}
+        counts |= {"verified_blocks": 100, "verified_drafts": 100 * accepted}
+        return [("a", Counter({name: look * count for name, count in counts.items()})), RuntimeError("b")]
 
     async def phases(accepted: int) -> list[Phase]:
-        judge = Judge(Replicas(accepted), listen_s=0)  # type: ignore[arg-type]
+        canary = Broadcast(*(answers(look, accepted) for look in range(6)))
+        judge = Judge(canary, routers=None)  # type: ignore[arg-type]
         return [(await judge.sync(Report(Settings(canary_share=0.1)), now=now)).phase for now in range(6)]
 
     assert set(asyncio.run(phases(accepted=5))) == {Phase.FIXED}
@@ -239,7 +231,7 @@ def test_judge_reads_the_drafts_of_replicas() -> None:
 def test_router_reports_each_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a lost report held is in the next one."""
     monkeypatch.setattr("nld_serve.router.PERIOD", 0.01)
-    judge, lost = Judge(None, listen_s=0), []
+    judge, lost = Judge(None, routers=None), []
 
     class Flaky(Remote):
         async def sync(self, report: Report) -> Any:

@@ -17,7 +17,8 @@ import pytest
 
 from bench.contenders import Contender
 from bench.quality import ask_all, figures
-from tests.serving.test_server import UNI, connect
+from tests.conftest import KEY
+from tests.serving.test_server import connect
 from vllm_nld.evaluate import counts
 from vllm_nld.evaluate.asking import Answer, Unreachable
 from vllm_nld.evaluate.figures import ALL
@@ -32,19 +33,17 @@ from vllm_nld.tools.server import Server
 
 pytestmark = pytest.mark.server
 
-NAMES = ["bench", "nld:ar", "nld:diffusion"]
-FLAGS = ["--served-model-name", *NAMES, "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
-FLAGS += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "1024"]
-FLAGS += ["--per-request-spec-decode-metrics", "summary"]
 ROOT = Path(__file__).parents[2]
 PLANTED = "diffusion,threshold=0.3"
 LIMIT = 44
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(checkpoint_path(), [*FLAGS, *UNI], log=tmp_path_factory.mktemp("server") / "log") as server:
-        yield server
+def server(nano_server: Server) -> Iterator[Server]:
+    """Commands read its key from the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_API_KEY", KEY)
+        yield nano_server
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,11 @@ An entry says why the behaviour is vLLM's and covers as little as possible.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
-from tests.fuzz.properties import Failure
+from tests.fuzz.case import Answer
+from tests.fuzz.properties import Failure, unlike
 from tests.fuzz.render import decode
 from tests.fuzz.rules_text import grammar
 
@@ -39,6 +41,19 @@ def broken_call(failure: Failure) -> bool:
     return bool(texts) and all(TAG in whole or TAG.startswith(whole.removeprefix(part)) for whole, part in texts)
 
 
+def unused_sample(failure: Failure) -> bool:
+    """Whether beams at a temperature differ by tokens' alternatives only."""
+
+    def bare(answer: Answer) -> Answer:
+        return replace(answer, logprobs=answer.logprobs and tuple((*token[:2], ()) for token in answer.logprobs))
+
+    if not failure.case.beams or not failure.case.options.get("temperature", 1) or len(failure.responses) != 2:
+        return False
+    one, other = (response.answers for response in failure.responses)
+    pairs = list(zip_longest(one, other, fillvalue=Answer()))
+    return not any(wrong for a, b in pairs for wrong in unlike(bare(a), bare(b)))
+
+
 KNOWN: tuple[Known, ...] = (
     Known(
         "/inference/v1/generate refuses integers beyond 64 bits while it parses the body, as extra_args",
@@ -52,6 +67,10 @@ KNOWN: tuple[Known, ...] = (
         "a request with one token to compute joins a running batch padded with placeholders for drafts, and the "
         "prompt's logprobs count them",
         lambda f: f.name == "prompt_logprobs" and "for 1 tokens" in f.detail,
+    ),
+    Known(
+        "/v1/messages refuses a tool_choice by the name of the tool that is missing",
+        lambda f: f.name == UNNAMED and f.case.endpoint == "messages" and "not found in the tools list" in f.detail,
     ),
     Known(
         "a prompt longer than the context is refused before anything else of the request is looked at",
@@ -81,6 +100,10 @@ KNOWN: tuple[Known, ...] = (
     Known(
         "a tool call that is cut or not JSON is text in a whole answer; a stream holds it back, or makes it a call",
         lambda f: f.name == STREAMED and bool(f.case.tools) and broken_call(f),
+    ),
+    Known(
+        "each step of a beam search also samples a token, which it does not use but lists first in top_logprobs",
+        unused_sample,
     ),
     Known(
         "stop strings delay a stream's text but not its ids, by which the reasoning parser finds the thought's end",

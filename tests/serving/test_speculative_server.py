@@ -1,9 +1,9 @@
 """`vllm serve` on nano in linear mode: exact answers, correct metrics, and no trace of aborted requests."""
 
+import contextlib
+import io
 import re
-import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,31 +11,21 @@ import httpx
 import openai
 import pytest
 
-from tests.serving.test_server import GOOD, UNI, ask, connect, plain
+from tests.conftest import KEY
+from tests.serving.test_server import GOOD, ask, connect, plain
 from tests.spec_worker.acceptance import Acceptance, exact_steps
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
-from vllm_nld.tools.server import Server, vllm_command
+from vllm_nld.tools.server import Server
 
 pytestmark = pytest.mark.server
 
 B, TOKENS = 32, 96
-FLAGS = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16"]
-FLAGS += [
-    "--additional-config",
-    '{"nld": {"mode": "linear"}}',
-    *UNI,
-    "--max-model-len",
-    "1024",
-    "--per-request-spec-decode-metrics",
-    "detailed",
-]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(checkpoint_path(), FLAGS, log=tmp_path_factory.mktemp("server") / "log") as server:
-        yield server
+def server(nano_server: Server) -> Server:
+    return nano_server
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +114,18 @@ def test_requests_of_disconnected_clients_are_aborted(
     assert answer.choices[0].token_ids == exact
 
 
+def post(server: Server, body: dict[str, Any]) -> httpx.Response:
+    headers = {"authorization": f"Bearer {KEY}"}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+
 @pytest.mark.parametrize(
     "option", [{"min_p": 0.1, "temperature": 1, "seed": 3}, {"logit_bias": {"42": 100.0}}], ids=["min_p", "logit_bias"]
 )
 def test_parameters_that_stock_vllm_refuses_beside_drafts(server: Server, option: dict[str, Any]) -> None:
     """They are served by modes that verify. Diffusion refuses them, because they would not reach its drafts."""
     for mode, status in {"linear": 200, "ar": 200, "diffusion": 400}.items():
-        body = GOOD | option | {"vllm_xargs": {"nld_mode": mode}}
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+        answer = post(server, GOOD | option | {"vllm_xargs": {"nld_mode": mode}})
         assert answer.status_code == status, answer.text
         assert status == 200 or f"{next(iter(option))} has no effect in mode 'diffusion'" in answer.text
 
@@ -146,21 +140,28 @@ OVERSIZED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("option", "message"), OVERSIZED.values(), ids=OVERSIZED)
 def test_oversized_lists_are_refused(server: Server, option: dict[str, Any], message: str) -> None:
     """Otherwise the worker would raise an error, which ends the server."""
-    refused = httpx.post(f"{server.url}/v1/chat/completions", json=GOOD | option, timeout=60)
+    refused = post(server, GOOD | option)
     assert refused.status_code == 400, refused.text
     assert message in refused.json()["error"]["message"]
-    assert httpx.post(f"{server.url}/v1/chat/completions", json=GOOD, timeout=60).status_code == 200
+    assert post(server, GOOD).status_code == 200
 
 
-def test_bench_serve_reports_speculative_decoding(server: Server) -> None:
-    before = acceptance(server)
-    command = [*vllm_command(), "bench", "serve", "--base-url", server.url, "--model", "nano"]
-    command += ["--tokenizer", str(checkpoint_path()), "--dataset-name", "random", "--random-input-len", "40"]
-    command += ["--random-output-len", "24", "--num-prompts", "8", "--temperature", "0", "--ignore-eos"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_bench_serve_reports_speculative_decoding(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`vllm bench serve` in this process, which has imported vLLM."""
+    from vllm.benchmarks import serve
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    before, parser = acceptance(server), FlexibleArgumentParser()
+    serve.add_cli_args(parser)
+    words = ["--base-url", server.url, "--model", "nano"]
+    words += ["--tokenizer", str(checkpoint_path()), "--dataset-name", "random", "--random-input-len", "40"]
+    words += ["--random-output-len", "24", "--num-prompts", "8", "--temperature", "0", "--ignore-eos"]
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        serve.main(parser.parse_args(words))
     found = acceptance(server) - before
-    block = done.stdout[done.stdout.index("Speculative Decoding") :]
+    block = told.getvalue()
+    block = block[block.index("Speculative Decoding") :]
 
     def printed(label: str) -> float:
         line = re.search(rf"^{re.escape(label)}\s+(\S+)", block, re.MULTILINE)

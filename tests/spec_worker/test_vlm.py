@@ -1,7 +1,6 @@
 """The vision-language model in the engine answers as the reference does, in every mode, however it is scheduled."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from tests.engines import engine
 from tests.pictures import picture
 from tests.scale import SCALE
 from tests.spec_worker import vlm
-from tests.spec_worker.acceptance import Acceptance, exact_steps
 from tests.spec_worker.conftest import allow_async, linear, metric, token_ids, write_agreeable_checkpoint
 from tests.spec_worker.leaks import assert_nothing_left, parts
 from tests.spec_worker.loras import OPTIONS as LORA_OPTIONS
@@ -177,21 +175,3 @@ def test_text_alone(checkpoint: Path, reference: ReferenceVLM) -> None:
     with engine(checkpoint, **OPTIONS | {"limit_mm_per_prompt": {"image": 0}}) as llm:
         assert not parts(llm)[2].model.embeds_drafts
         assert token_ids(vlm.run(llm, asked, TOKENS)) == [ask.exact(reference, BLOCK, TOKENS).tokens for ask in asked]
-
-
-def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile's target takes embeddings, and so do draft passes; the adapter is on where drafts are made."""
-    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
-    path = write_agreeable_checkpoint(tmp_path / "model", num_hidden_layers=1, **VLM)
-    model, asked = ReferenceVLM.from_pretrained(path), asks(16, seed=4)
-    plain = [Ask(ask.prompt, ask.images, {"nld_mode": "linear"}) for ask in asked[:8]]
-    with engine(path, **OPTIONS, enforce_eager=False) as llm:
-        found = token_ids(vlm.run(llm, plain, TOKENS))
-        measured = Acceptance.of_metrics(llm.get_metrics())
-        assert token_ids(vlm.run(llm, asked, TOKENS)) == [ask.exact(model, BLOCK, TOKENS).tokens for ask in asked]
-    assert found == [ask.exact(model, BLOCK, TOKENS).tokens for ask in plain]
-    rounds = []
-    for ask in plain:
-        with model.shown(ask.prompt, ask.images) as tokens:
-            rounds += exact_steps(model, tokens, TOKENS, BLOCK)
-    assert replace(measured, per_position=measured.per_position[: BLOCK - 1]) == Acceptance.of_steps(rounds, BLOCK)

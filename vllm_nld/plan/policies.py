@@ -59,12 +59,11 @@ class Chooser:
                 )
                 self.controller.costs.calibrate(length, requests, 1e3 * steps.seconds(work))
 
-    def choose(self, requests: int, starts: int, prompt_rows: int, room: int) -> int:
+    def choose(self, requests: int, room: int) -> int:
         """The block length of the next drafts; the latest one if nobody decodes.
 
-        requests: that get tokens in this step. starts: of these, those that get their first.
+        requests: that get tokens in this step.
         """
-        self._answers.begin(starts, prompt_rows)
         if requests:
             rates = {"starts": self._answers.starts, "prompts": self._answers.prompts}
             self.length = int(self.controller.choose(self._load(requests, room=room, **rates)))
@@ -77,4 +76,7 @@ class Chooser:
         self.controller.verified(drafted, accepted)
         rows = work.prompt + work.verified + work.drafted
         self.controller.took(verified, work.requests, rows, 1e3 * seconds)
-        self._answers.end(work.requests + work.prompts + sum(accepted))
+
+    def ended(self, prompt: int, tokens: int) -> None:
+        """Count an answer that has ended."""
+        self._answers.count(prompt, tokens)

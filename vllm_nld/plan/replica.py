@@ -179,10 +179,11 @@ class Replica:
         prompt = sum(count for _, count in self._prompts)
         ended = sum(count == job.left for job, count in self._prompts)
         if self.chooser is not None:
-            room = self.limits.max_num_batched_tokens - prompt
+            unfinished = sum(count for job, count in self._prompts if count != job.left)
+            room = self.limits.max_num_batched_tokens - unfinished
             room -= self.limits.max_num_batched_tokens // self.chooser.waiting_share if self.waiting else 0
             self._verified = self.chooser.length
-            self._next = self.chooser.choose(len(self._decoding) + ended, ended, prompt, room)
+            self._next = self.chooser.choose(len(self._decoding) + ended, room)
         drafted = sum(job.block for job in self._decoding if job.block > 1)
         return Work(
             prompt,
@@ -225,6 +226,9 @@ class Replica:
         if finished:
             self.running = [job for job in self.running if not job.done]
             self._kv -= sum(job.context for job in finished)
+        if self.chooser is not None:
+            for job in finished:
+                self.chooser.ended(job.request.prompt, job.request.output)
         return finished
 
     def _accepted(self, job: Job) -> int:

@@ -2,17 +2,23 @@
 
 Each second every router reports its settings, its outcomes and the state that it obeys (`sync`), and the canary's
 replicas are asked for their counts of drafts. `rollout` decides; the routers get the new state with their next report.
-Judge and routers each keep the state, so it is lost only if all of them end at once.
+Judge and routers each keep the state, so it is lost only if all of them end at once: a judge that starts asks every
+running router for it before it begins a run.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.exceptions import ActorDiedError, RayError
+from ray.serve.exceptions import RayServeException
 
 from nld_serve.metrics import RouterMetrics
 from nld_serve.rollout import Finding, Phase, State, advance, begin, findings, later
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 PERIOD = 1.0  # seconds between decisions, and between a router's reports
-LISTEN = 3 * PERIOD  # a judge that starts lets every router report before it begins a run that it does not know
 NO_LIMITS: list[Finding] = []
 
 
@@ -42,10 +47,11 @@ class Report:
 class Judge:
     """A Serve deployment's callable, of which there is one."""
 
-    def __init__(self, canary: "DeploymentHandle | None", listen_s: float = LISTEN) -> None:
+    def __init__(self, canary: "DeploymentHandle | None", routers: "DeploymentHandle | str | None" = "router") -> None:
+        """canary, routers: the deployments; routers by their name, because they have handles of the judge."""
         self.canary = canary
-        self.listen_s = listen_s
-        self.first: float | None = None  # when the first report came
+        self.routers = routers
+        self.begun = routers is None  # whether it has begun a run, or taken one over
         self.settings = Settings()
         self.state = begin(self.settings, time.time())
         self.window = Window()
@@ -59,7 +65,7 @@ class Judge:
     async def sync(self, report: Report, now: float | None = None) -> State:
         """Take a router's report; returns the state to obey."""
         now = time.time() if now is None else now
-        self.obey(report.settings, report.state, now)
+        await self.obey(report.settings, report.state, now)
         for name, tally in report.tallies.items():
             self.window.add(now, name, tally)
             self.metrics.count(name, tally)
@@ -73,19 +79,31 @@ class Judge:
                 self.decide(await self.counts(), now)
         return self.state
 
-    def obey(self, settings: Settings, state: State | None, now: float) -> None:
+    async def obey(self, settings: Settings, state: State | None, now: float) -> None:
         """Begin another run if the settings ask for one; take over a state that is further on than ours."""
         if settings.generation < self.settings.generation:
             return  # of a router that does not have the new settings yet
         self.settings = settings
-        self.first = now if self.first is None else self.first
-        if settings.run == self.state.run:
-            self.become(later(self.state, state))
-            return
-        remembered = state is not None and state.run == settings.run  # by the router: we have restarted
-        if remembered or now - self.first >= self.listen_s:
-            self.window, self.requests, self.listen_s = Window(), 0, 0.0
-            self.become(state if state and remembered else begin(settings, now))
+        states = [self.state, state]
+        if settings.run != self.state.run and not self.begun:
+            states += await self.remembered()
+        known = [one for one in states if one is not None and one.run == settings.run]
+        if known:
+            self.become(functools.reduce(later, known))
+        elif self.begun:
+            self.window, self.requests = Window(), 0
+            self.become(begin(settings, now))
+
+    async def remembered(self) -> list[State]:
+        """What every router remembers. Until all of them have said it, this judge begins no run."""
+        routers = serve.get_deployment_handle(self.routers) if isinstance(self.routers, str) else self.routers
+        assert routers is not None
+        answers: list[Any] = []
+        with contextlib.suppress(TimeoutError, RayError, RayServeException):  # none is running: they are about to start
+            answers = await routers.broadcast("remembered").results_async(timeout_s=PERIOD, return_exceptions=True)
+            answers = [answer for answer in answers if not isinstance(answer, ActorDiedError)]  # nothing to remember
+            self.begun = self.begun or not any(isinstance(answer, BaseException) for answer in answers)
+        return [answer for answer in answers if isinstance(answer, State)]
 
     def decide(self, counts: Mapping[str, Counter[str]], now: float) -> None:
         """One step of the state machine."""

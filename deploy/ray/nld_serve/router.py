@@ -30,6 +30,7 @@ from nld_serve.window import Tally
 
 logger = logging.getLogger("ray.serve")
 
+TIMEOUT = 10.0  # seconds for a report
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -49,7 +50,7 @@ class Router:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Called by Serve at start-up and whenever user_config changes. Raises ValueError for an invalid config."""
         self.settings = read(user_config)
-        await self.send_report(timeout=2)  # a router that starts knows the share before it gets requests
+        await self.send_report()  # a router that starts knows the share before it gets requests
         if self.reporter is None:
             self.reporter = asyncio.create_task(self.report_forever())
 
@@ -61,19 +62,23 @@ class Router:
     async def report_forever(self) -> None:
         while True:
             await asyncio.sleep(PERIOD)
-            await self.send_report(timeout=10)
+            await self.send_report()
 
-    async def send_report(self, timeout: float) -> None:
+    async def send_report(self) -> None:
         """Report to the judge, and obey its answer. A report that does not arrive becomes part of the next one."""
         report, self.report = self.report, Report(self.settings)
         report.settings, report.state = self.settings, self.state
         try:
-            self.state = await asyncio.wait_for(self.judge.sync.remote(report), timeout)
+            self.state = await asyncio.wait_for(self.judge.sync.remote(report), TIMEOUT)
         except (TimeoutError, RayError, RayServeException) as reason:
             logger.warning("The judge does not answer (%r): the canary's share stays.", reason)
             for name, tally in report.tallies.items():
                 self.tally(name).merge(tally)
             self.report.failovers += report.failovers
+
+    async def remembered(self) -> State | None:
+        """The state that it obeys; a judge that starts asks for it."""
+        return self.state
 
     def tally(self, deployment: str) -> Tally:
         return self.report.tallies.setdefault(deployment, Tally())
