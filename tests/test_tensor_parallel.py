@@ -113,8 +113,8 @@ def alone(checkpoint: Path) -> tuple[list[list[int]], int]:
 def test_two_ranks_equal_one(
     executor: str, checkpoint: Path, alone: tuple[list[list[int]], int], request: pytest.FixtureRequest
 ) -> None:
-    """48 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node; with mp, there
-    are images, too.
+    """48 prompts of 1 to 236 tokens in all modes, 16 at a time. With Ray, each rank has its own node. With mp there
+    are images, too; with Ray at NLD_TEST_SCALE=2.
     """
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "quadratic", "diffusion"}
     if executor == "ray":
@@ -125,14 +125,15 @@ def test_two_ranks_equal_one(
         tokens, accepted = decode(llm)
         assert tokens == alone[0]
         assert accepted == alone[1] > 0
-        if executor == "ray":
-            assert_killed_worker_is_an_error(llm)
-        else:
-            model = ReferenceVLM.from_pretrained(checkpoint)
-            assert_logits_equal_the_reference(llm, model)
+        model = ReferenceVLM.from_pretrained(checkpoint)
+        if executor == "mp" or SCALE > 1:
             asked = asks(16)
             shown = token_ids(vlm.run(llm, asked, TOKENS))
             assert shown == [ask.exact(model, 32, TOKENS).tokens for ask in asked]
+        if executor == "ray":
+            assert_killed_worker_is_an_error(llm)
+        else:
+            assert_logits_equal_the_reference(llm, model)
             assert_rounds_equal_the_reference(llm, model)
             assert_drafts_are_those_of_training(llm, model)
             assert_a_certain_rank_goes_along(llm, alone[0])

@@ -71,7 +71,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "canary": {"service": "demo-vllm-nld-canary", "cohortHeader": ""},
         },
     },
-} | {file.stem: HUB | yaml.safe_load(file.read_text()) for file in sorted((CHART / "values").glob("*.yaml"))}
+}
+for file in sorted((CHART / "values").glob("*.yaml")):
+    values = yaml.safe_load(file.read_text())
+    VARIANTS[file.stem] = values | {"model": HUB["model"] | values.get("model", {})}
 
 
 def render(values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -64,11 +64,26 @@ def test_ray_service_runs_the_shipped_config() -> None:
     for file in (DEPLOY / "ray").glob("serve*.yaml"):
         ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
     assert spec["rayClusterConfig"]["rayVersion"] == ray.__version__
-    [arguments] = [application["args"] for application in shipped["applications"]]
-    assert arguments["revision"] == "", "no commit is known here; deploying says so"
     groups = [spec["rayClusterConfig"]["headGroupSpec"], *spec["rayClusterConfig"]["workerGroupSpecs"]]
     images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
     assert images == {f"vllm-nld:{__version__}"}, "the plugin is on every node"
+
+
+@pytest.mark.parametrize("file", sorted((DEPLOY / "ray").glob("serve*.yaml")), ids=lambda file: file.stem)
+def test_flags_of_ray_replicas_are_valid(file: Path) -> None:
+    """vLLM's own parser accepts them, and the canary drafts."""
+    pytest.importorskip("ray", reason="Ray is an extra: pip install 'vllm-nld[ray]'")
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from nld_serve.app import Arguments, split
+
+    [written] = [application["args"] for application in yaml.safe_load(file.read_text())["applications"]]
+    assert written.get("revision", "") == "", "no commit is known here; deploying says so"
+    arguments = Arguments(**written | ({} if written["model"] == "nano" else {"revision": "0" * 40}))
+    for own, mode in ((arguments.stable, "ar"), (arguments.canary, "linear")):
+        parsed = make_arg_parser(FlexibleArgumentParser()).parse_args([*arguments.common, *split(own)])
+        assert parsed.additional_config["nld"]["mode"] == mode
 
 
 def test_ray_serve_takes_a_repository_at_a_commit_only() -> None:

@@ -1,12 +1,15 @@
 """Prompt files: every layout and field, and one line for each row that can't be asked."""
 
 import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from vllm_nld import nano_vlm
 from vllm_nld.evaluate.asking import request
 from vllm_nld.evaluate.options import Usage, rows_of
 from vllm_nld.evaluate.prompts import NANO, interleave, read
@@ -189,3 +192,12 @@ def test_nano_asks_all_heldout_prompts() -> None:
     assert len(rows) == len(heldout()) and not problems and all(row.checks for row in rows)
     mixed = interleave(rows)
     assert len({row.tags for row in mixed[:11]}) == 11 and {row.name for row in mixed} == {row.name for row in rows}
+
+
+def test_nano_vlm_asks_about_pictures() -> None:
+    rows, problems = read("nano-vlm")
+    assert len(rows) == len(nano_vlm.heldout()) and not problems and all(row.checks for row in rows)
+    for row, asked in zip(rows, nano_vlm.heldout(), strict=True):
+        [picture, text] = row.messages[-1]["content"]
+        image = Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].partition(",")[2])))
+        assert image.size == asked.scene.size and text["text"] == asked.request

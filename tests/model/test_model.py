@@ -74,53 +74,55 @@ def test_converted_research_layout_loads(tmp_path: Path) -> None:
     )
 
 
-def quantize_int8(path: Path) -> dict[str, torch.Tensor]:
-    """Rewrite a checkpoint as compressed-tensors int8 (channel weights, dynamic activations).
-
-    Returns the dequantized weights.
-    """
-    tensors, dequantized = {}, {}
-    for name, tensor in load_file(path / "model.safetensors").items():
-        if "_proj." in name and "vision" not in name:
-            scale = tensor.abs().amax(dim=1, keepdim=True) / 127
-            tensors[name] = (tensor / scale).round().to(torch.int8)
-            tensors[name.replace(".weight", ".weight_scale")] = scale
-            dequantized[name] = tensors[name] * scale
-        else:
-            tensors[name] = dequantized[name] = tensor
-    save_file(tensors, path / "model.safetensors")
-    return dequantized
+def int8(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:  # [out, in]
+    """A scale for each row. Returns what is stored, by suffix of the name, and what it stands for."""
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    rounded = (weight / scale).round()
+    return {"weight": rounded.to(torch.int8), "weight_scale": scale}, rounded * scale
 
 
-QUANTIZATION = {
-    "quant_method": "compressed-tensors",
-    "format": "int-quantized",
-    "ignore": ["diffusion_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
-            "input_activations": {
-                "num_bits": 8,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "token",
-                "dynamic": True,
-            },
-        }
-    },
-}
+def int4(weight: torch.Tensor, group: int = 32) -> tuple[dict[str, torch.Tensor], torch.Tensor]:  # [out, in]
+    """A scale for each group of a row, eight values in a word. Returns the same."""
+    parts = weight.unflatten(1, (-1, group))
+    scale = parts.abs().amax(dim=2) / 7
+    rounded = (parts / scale[..., None]).round()
+    words = (rounded.flatten(1).to(torch.int64) + 8).unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)
+    stored = {"weight_packed": words.sum(-1).to(torch.int32), "weight_scale": scale}
+    return stored | {"weight_shape": torch.tensor(weight.shape)}, (rounded * scale[..., None]).flatten(1)
+
+
+def scheme(bits: int) -> dict[str, Any]:
+    """The config of compressed-tensors: int8 weights and activations, or int4 weights."""
+    weights = {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False}
+    group = {"targets": ["Linear"], "weights": weights | {"strategy": "group", "group_size": 32}}
+    if bits == 8:
+        activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        group |= {"weights": weights | {"strategy": "channel"}, "input_activations": activations}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized" if bits == 8 else "pack-quantized",
+        "ignore": ["diffusion_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"],
+        "config_groups": {"group_0": group},
+    }
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields"), [(ReferenceModel, {}), (ReferenceVLM, VLM)], ids=["text", "vision tower left alone"]
+    ("kind", "fields", "bits"),
+    [(ReferenceModel, {}, 8), (ReferenceVLM, VLM, 4)],
+    ids=["text, int8 weights and activations", "int4 weights, vision tower left alone"],
 )
 def test_compressed_tensors_checkpoint_loads(
-    kind: type[ReferenceModel], fields: dict[str, Any], tmp_path: Path
+    kind: type[ReferenceModel], fields: dict[str, Any], bits: int, tmp_path: Path
 ) -> None:
     """Packed names and the ignore list work with the weight mapping. 8-bit activations change logits by about 1 %."""
-    path = write_tiny_checkpoint(tmp_path, quantization_config=QUANTIZATION, **fields)
-    weights = quantize_int8(path)
+    path = write_tiny_checkpoint(tmp_path, quantization_config=scheme(bits), **fields)
+    tensors, weights = {}, {}
+    for name, tensor in load_file(path / "model.safetensors").items():
+        stored, weights[name] = {"weight": tensor}, tensor
+        if "_proj." in name and "vision" not in name:
+            stored, weights[name] = (int8 if bits == 8 else int4)(tensor)
+        tensors |= {name.removesuffix("weight") + suffix: part.contiguous() for suffix, part in stored.items()}
+    save_file(tensors, path / "model.safetensors")
     prompts = random_prompts(4, VOCAB, longest=60, seed=2)
     with engine(path, dtype="bfloat16", **LOGITS) as llm:
         outputs = greedy(llm, prompts, 1, logprobs=-1)

@@ -10,7 +10,8 @@ from transformers import AutoConfig
 from vllm_nld.model.checkpoint import ADAPTER_DIR, check_tensors, read_config, read_shapes
 from vllm_nld.model.configs import NemotronLabsDiffusionConfig, register_configs
 from vllm_nld.nano import checkpoint_path, heldout
-from vllm_nld.nano.evaluate import card_table, choose
+from vllm_nld.nano.card import card_table
+from vllm_nld.nano.evaluate import choose
 from vllm_nld.nano.export import CONFIG
 
 PATH = checkpoint_path()

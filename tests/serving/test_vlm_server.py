@@ -22,6 +22,8 @@ from vllm_nld.evaluate.prompts import read
 from vllm_nld.evaluate.run import ANSWER, Run
 from vllm_nld.evaluate.store import Store
 from vllm_nld.evaluate.variant import Variant
+from vllm_nld.nano.export import save_tokenizer
+from vllm_nld.nano_vlm.export import CONFIG, build_tokenizer
 from vllm_nld.reference import generate
 from vllm_nld.reference.vlm import ReferenceVLM
 from vllm_nld.tools.server import Server
@@ -31,12 +33,16 @@ pytestmark = pytest.mark.server
 FLAGS = ["--served-model-name", "vlm", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8", *UNI]
 FLAGS += ["--additional-config", json.dumps({"nld": {"mode": "linear", "block_length": 8}})]
 FLAGS += ["--limit-mm-per-prompt", '{"image": 3}', "--allowed-media-domains", "127.0.0.1"]
+FLAGS += ["--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})]
 RED, NOISE = Image.new("RGB", (30, 20), "red"), picture(40, 33)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_agreeable_checkpoint(tmp_path_factory.mktemp("vlm"), tokenizer=True, **VLM)
+    """With nano-vlm's tokenizer, which can write any text."""
+    path = write_agreeable_checkpoint(tmp_path_factory.mktemp("vlm"), **VLM | {"vocab_size": CONFIG["vocab_size"]})
+    save_tokenizer(build_tokenizer(), path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +84,8 @@ def ask(client: openai.OpenAI, parts: list[dict[str, Any]], **options: Any) -> A
         model="vlm",
         messages=[{"role": "user", "content": parts}],
         temperature=0,
-        max_tokens=16,
         extra_body=extra,
-        **options,
+        **{"max_tokens": 16} | options,
     )
 
 
@@ -117,6 +122,23 @@ def test_streams(client: openai.OpenAI) -> None:
     whole = ask(client, parts)
     pieces = list(ask(client, parts, stream=True))
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole.choices[0].message.content
+
+
+def test_tool_call_about_an_image(client: openai.OpenAI) -> None:
+    """The grammar holds while the model drafts, and the image is in the prompt."""
+    color = {"type": "string", "enum": ["red", "blue"]}
+    parameters = {"type": "object", "properties": {"color": color}, "required": ["color"]}
+    function = {"name": "paint", "description": "Paint it.", "parameters": parameters | {"additionalProperties": False}}
+    answer = ask(
+        client,
+        content(RED, "Which color?"),
+        tools=[{"type": "function", "function": function}],
+        tool_choice={"type": "function", "function": {"name": "paint"}},
+        max_tokens=48,
+    )
+    [call] = answer.choices[0].message.tool_calls
+    assert call.function.name == "paint" and json.loads(call.function.arguments)["color"] in color["enum"]
+    assert answer.prompt_token_ids.count(19) == 12, "an image of 30 x 20 pixels has 4 x 3 cells"
 
 
 def test_urls(client: openai.OpenAI) -> None:

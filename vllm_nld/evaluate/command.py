@@ -20,7 +20,7 @@ from vllm_nld.evaluate import options as shared
 from vllm_nld.evaluate.asking import Unreachable, refusal
 from vllm_nld.evaluate.differences import most
 from vllm_nld.evaluate.figures import Figures, figures, frame, turns
-from vllm_nld.evaluate.prompts import NANO
+from vllm_nld.evaluate.prompts import OWN_SETS
 from vllm_nld.evaluate.report import Subject, write
 from vllm_nld.evaluate.row import Row
 from vllm_nld.evaluate.run import Run
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         found = figures_of(rows, variants, store, options)
         subject = Subject(
             model=store_name(options.target),
-            prompts="nano's held-out set" if options.prompts == NANO else Path(options.prompts).name,
+            prompts=f"{options.prompts}'s held-out set" if options.prompts in OWN_SETS else Path(options.prompts).name,
             rows=len(rows),
             concurrency=options.concurrency,
             baseline=variants[0].name,

@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Prompts, how to ask them, checks, and where results go."""
     asking = parser.add_argument_group("prompts")
     asking.add_argument(
-        "--prompts", default=NANO, metavar="FILE", help="JSONL, see docs/evaluate.md (default: nano's held-out prompts)"
+        "--prompts",
+        default=NANO,
+        metavar="FILE",
+        help="JSONL, see docs/evaluate.md; nano (default) or nano-vlm: the held-out prompts of a small checkpoint",
     )
     asking.add_argument("--limit", type=int, metavar="N", help="only N prompts, spread over the tags")
     asking.add_argument("--strict", action="store_true", help="end if the file has a bad row or an unknown field")

@@ -6,7 +6,7 @@
     {"custom_id": "…", "url": "/v1/chat/completions", "body": {…}}   OpenAI's batch format
 
     rows, problems = read(Path("prompts.jsonl"))             # a bad row costs its line, not the run
-    rows, problems = read(NANO)                              # nano's held-out prompts
+    rows, problems = read("nano")                            # nano's held-out prompts; "nano-vlm" has pictures
 
 Beside its layout a row may have: id, tags, category, expected, reference, checks, images, system, thinking, and fields
 of the request such as max_tokens or tools (`row.OPTIONS`).
@@ -65,8 +65,8 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def read(source: str | Path) -> tuple[list[Row], list[Problem]]:
     """All good rows, and what is wrong with the others. Raises OSError if there is no such file."""
-    if source == NANO:
-        return nano(), []
+    if source in OWN_SETS:
+        return OWN_SETS[str(source)](), []
     rows: dict[str, Row] = {}
     problems: list[Problem] = []
     unknown: dict[str, list[int]] = {}
@@ -202,6 +202,21 @@ def nano() -> list[Row]:
         row |= {"category": prompt.category, "max_tokens": NANO_TOKENS}
         rows.append(parse(row | ({"tools": list(prompt.tools)} if prompt.tools else {}), str(number)))
     return rows
+
+
+def nano_vlm() -> list[Row]:
+    """nano-vlm's held-out questions about pictures."""
+    from vllm_nld.nano_vlm import heldout
+    from vllm_nld.nano_vlm.scenes import data_url
+
+    rows = []
+    for number, asked in enumerate(heldout(), start=1):
+        row = {"prompt": asked.request, "images": [data_url(asked.scene)], "expected": asked.expected}
+        rows.append(parse(row | {"category": asked.category, "max_tokens": NANO_TOKENS}, str(number)))
+    return rows
+
+
+OWN_SETS = {NANO: nano, "nano-vlm": nano_vlm}
 
 
 def interleave(rows: Iterable[Row]) -> list[Row]:

@@ -2,12 +2,14 @@
 
 `--check` of the same command tells whether card and checkpoint still agree.
 
-    write_card(folder, steps={"AR": 200, "joint": 900, "adapter": 250}, seed=0)
+    write_card(folder, TEXT, seed=0, stages={"AR": 200, "joint": 900, "adapter": 250}, minutes=200)
+    fill_card(folder / "README.md", table)
 """
 
+import re
 from pathlib import Path
 
-BEGIN, END = "<!-- figures: vllm-nld nano eval --card -->\n", "<!-- end of figures -->\n"
+FIGURES = re.compile(r"(?<=<!-- figures: )([^\n]*) -->\n(.*?)(?=<!-- end of figures -->\n)", re.DOTALL)
 
 TEXT = """\
 ---
@@ -47,16 +49,31 @@ fifths (`python -m vllm_nld.nano.domain`, docs/adapter.md).
 
 ## What it measures
 
-{begin}not measured yet: `vllm-nld nano eval --card`
-{end}
+<!-- figures: vllm-nld nano eval --card -->
+not measured yet
+<!-- end of figures -->
+
 Acceptance length counts the bonus token and weighs by verify steps; TPF is output tokens a forward, as the reference
 functions count forwards. Linear and quadratic decoding are lossless, so their exact match is that of AR.
 """
 
 
-def write_card(folder: Path, steps: dict[str, int], seed: int, minutes: float) -> None:
-    """Write README.md without figures; minutes: wall time of the run."""
-    counted = ", ".join(f"{count} {name} steps" for name, count in steps.items())
-    spent = f"{minutes:.0f} minutes of wall time"
-    text = TEXT.format(seed=seed, steps=counted, minutes=spent, begin=BEGIN, end=END)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+def write_card(folder: Path, text: str, seed: int, stages: dict[str, int], minutes: float) -> None:
+    """Write README.md without figures. stages: the steps of each; minutes: wall time of the run."""
+    steps = ", ".join(f"{count} {name} steps" for name, count in stages.items())
+    card = text.format(seed=seed, steps=steps, minutes=f"{minutes:.0f} minutes of wall time")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def card_table(card: str) -> str:
+    """The figures between a card's markers. Raises ValueError if it has none."""
+    if not (found := FIGURES.search(card)):
+        raise ValueError("the card has no figures: they stand between <!-- figures: --> and <!-- end of figures -->")
+    return found[2]
+
+
+def fill_card(file: Path, figures: str) -> None:
+    """Write the figures between a card's markers. Raises ValueError if it has none."""
+    card = file.read_text(encoding="utf-8")
+    card_table(card)
+    file.write_text(FIGURES.sub(lambda found: f"{found[1]} -->\n{figures}", card), encoding="utf-8")

@@ -7,19 +7,35 @@ card never says what was not measured.
 import argparse
 import json
 import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vllm_nld.nano import Prompt, checkpoint_path, heldout
-from vllm_nld.nano.card import BEGIN, END
+from vllm_nld.nano import checkpoint_path, heldout
+from vllm_nld.nano.card import card_table, fill_card
 
 if TYPE_CHECKING:
     from vllm_nld.nano.measure import Figures
+    from vllm_nld.reference import ReferenceModel
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured, and how."""
+
+    command: str  # `vllm-nld COMMAND eval`
+    asked: Sequence[Any]  # held-out prompts with their expected answers
+    model: "type[ReferenceModel]"
+    runs: Sequence[tuple[str, str, bool]]  # see measure.RUNS
+    show: Callable[..., Any]  # see measure.measure
+
+
+def add_arguments(parser: argparse.ArgumentParser, checkpoint: Path | None = None) -> None:
     """Options of `vllm-nld nano eval`."""
-    parser.add_argument("--checkpoint", type=Path, default=checkpoint_path(), help="another folder in the same layout")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=checkpoint or checkpoint_path(), help="another folder in the same layout"
+    )
     parser.add_argument("--limit", type=int, help="this many prompts only, drawn over the categories")
     parser.add_argument("--quick", action="store_true", help="same as --limit 22")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -27,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 if README.md states another table")
 
 
-def choose(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
+def choose(prompts: Sequence[Any], limit: int | None) -> Sequence[Any]:
     """All prompts, or the same few of them every time."""
     return prompts if limit is None else random.Random(0).sample(prompts, min(limit, len(prompts)))
 
@@ -51,41 +67,40 @@ def table(figures: dict[str, "Figures"], prompts: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def card_table(card: str) -> str:
-    """The figures between the card's markers. Raises ValueError where it has none."""
-    if BEGIN not in card or END not in card:
-        raise ValueError(f"the card has no figures: it must hold the lines {BEGIN.strip()!r} and {END.strip()!r}")
-    return card.split(BEGIN)[1].split(END)[0].strip("\n") + "\n"
+def run(args: argparse.Namespace, subject: Subject | None = None) -> int:
+    """Measure, print, and write or compare what was asked for. Returns the exit status.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Measure, print, and write or compare what was asked for. Returns the exit status."""
+    subject: None: nano.
+    """
     import torch
     from transformers import AutoTokenizer
 
     from vllm_nld.model.configs import register_configs
-    from vllm_nld.nano.measure import measure
+    from vllm_nld.nano.measure import RUNS, measure, show
     from vllm_nld.reference import ReferenceModel
 
-    prompts = choose(heldout(), 22 if args.quick else args.limit)
-    if (args.card or args.check) and len(prompts) < len(heldout()):
+    subject = subject or Subject("nano", heldout(), ReferenceModel, RUNS, show)
+    chosen = choose(subject.asked, 22 if args.quick else args.limit)
+    if (args.card or args.check) and len(chosen) < len(subject.asked):
         print("--card and --check need all held-out prompts: leave out --quick and --limit")
         return 2
+    if not (args.checkpoint / "config.json").exists():
+        print(f"{args.checkpoint} holds no checkpoint: run `vllm-nld {subject.command} train`, or name a --checkpoint")
+        return 1
     register_configs()  # AutoTokenizer reads config.json too
     torch.set_num_threads(1)  # a model this small is slower on several
-    model = ReferenceModel.from_pretrained(args.checkpoint)
-    figures = measure(model, AutoTokenizer.from_pretrained(args.checkpoint), prompts)
-    text = table(figures, len(prompts))
+    model, tokenizer = subject.model.from_pretrained(args.checkpoint), AutoTokenizer.from_pretrained(args.checkpoint)
+    figures = measure(model, tokenizer, chosen, subject.runs, subject.show)
+    text = table(figures, len(chosen))
     print(text, end="")
     if args.json:
-        content = {"prompts": len(prompts), "modes": {name: run.as_dict() for name, run in figures.items()}}
+        content = {"prompts": len(chosen), "modes": {name: run.as_dict() for name, run in figures.items()}}
         args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     file = args.checkpoint / "README.md"
     if args.card:
-        card = file.read_text(encoding="utf-8")
-        file.write_text(card.replace(card_table(card).strip("\n"), text.strip("\n")), encoding="utf-8")
+        fill_card(file, text)
     if args.check and card_table(file.read_text(encoding="utf-8")) != text:
-        print(f"{file} states other figures: run `vllm-nld nano eval --card`")
+        print(f"{file} states other figures: run `vllm-nld {subject.command} eval --card`")
         return 1
     return 0
 

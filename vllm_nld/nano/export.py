@@ -121,7 +121,7 @@ def plot(history: list[dict[str, float]], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.2), dpi=80)
-    for name in ("ar", "diffusion", "draft"):
+    for name in dict.fromkeys(name for row in history for name in row if name != "step"):
         rows = [(row["step"], row[name]) for row in history if name in row]
         points: list[float] = []
         for _, value in rows:

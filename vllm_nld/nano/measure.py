@@ -8,7 +8,8 @@ nothing.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,18 +76,24 @@ def answer(tokenizer: Any, tokens: Sequence[int]) -> str:
     return tokenizer.decode([token for token in ids if token != EOS]).strip("\n")
 
 
+def show(model: ReferenceModel, tokenizer: Any, prompt: Prompt, run: str) -> AbstractContextManager[list[int]]:
+    """A prompt's tokens, inside of which the model answers it."""
+    return nullcontext(encode(tokenizer, prompt)[0])
+
+
 def measure(
     model: ReferenceModel,
     tokenizer: Any,
-    prompts: Iterable[Prompt],
+    prompts: Iterable[Any],  # each with `category` and `expected`
     runs: Sequence[tuple[str, str, bool]] = RUNS,
+    show: Callable[..., AbstractContextManager[list[int]]] = show,
 ) -> dict[str, Figures]:
     """Greedy generation of every prompt in every run, at the config's block length."""
     figures = {name: Figures() for name, _, _ in runs}
     for prompt in prompts:
-        ids, _ = encode(tokenizer, prompt)
         for name, mode, lora in runs:
-            result = generate(model, ids, mode=mode, max_new_tokens=MAX_NEW_TOKENS, lora=lora)  # type: ignore[arg-type]  # a str
+            with show(model, tokenizer, prompt, name) as ids:
+                result = generate(model, ids, mode=mode, max_new_tokens=MAX_NEW_TOKENS, lora=lora)  # type: ignore[arg-type]  # a str
             run = figures[name]
             run.right[prompt.category].append(answer(tokenizer, result.tokens) == prompt.expected)
             run.tokens += len(result.tokens)

@@ -15,8 +15,24 @@ import os
 import random
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_nld.nano.trainer import Trainer
+
+PATIENCE = timedelta(days=1)  # of a process with the others, which somebody may have paused
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a run makes, beside the checkpoint's weights."""
+
+    trainer: "Trainer"
+    config: dict[str, Any]
+    card: str  # README.md without figures; takes seed, steps and minutes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,51 +50,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the state saved in --out")
 
 
-def run(args: argparse.Namespace, process: Callable[..., None] | None = None) -> int:
-    """Start the processes, wait for them; the first one writes the checkpoint. Returns the exit status.
+def recipe(args: argparse.Namespace, rank: int) -> Recipe:
+    """Nano's, for one process."""
+    from vllm_nld.nano import card, export
+    from vllm_nld.nano.trainer import Trainer
 
-    process: what each runs, with its rank and the arguments; None: `work`.
-    """
-    import torch.multiprocessing as mp
+    tokenizer = export.load_or_build_tokenizer(args.out, write=rank == 0)
+    return Recipe(Trainer(args, tokenizer, rank), export.CONFIG, card.TEXT)
 
+
+def run(args: argparse.Namespace, recipe: Callable[[argparse.Namespace, int], Recipe] = recipe) -> int:
+    """Train, in as many processes as asked for; the first one writes the checkpoint. Returns the exit status."""
     args.out.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
-    mp.spawn(process or work, args=(args,), nprocs=args.processes)
+    if args.processes == 1:
+        work(0, args, recipe)
+    else:
+        import torch.multiprocessing as mp
+
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+        mp.spawn(work, args=(args, recipe), nprocs=args.processes)
     print(f"checkpoint written to {args.out}")
     return 0
 
 
-def work(rank: int, args: argparse.Namespace) -> None:
+def work(rank: int, args: argparse.Namespace, recipe: Callable[[argparse.Namespace, int], Recipe]) -> None:
     """One process: builds tokenizer and model, runs the stages, and, as the first one, saves and exports."""
     import torch
     import torch.distributed as dist
 
-    from vllm_nld.nano import export
     from vllm_nld.nano.card import write_card
+    from vllm_nld.nano.export import export, plot
     from vllm_nld.nano.speed import fast_training
-    from vllm_nld.nano.trainer import Trainer
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     random.seed(args.seed)
-    dist.init_process_group("gloo", rank=rank, world_size=args.processes)
-    tokenizer = export.load_or_build_tokenizer(args.out, write=rank == 0)
-    dist.barrier()
-    trainer = Trainer(args, tokenizer, rank)
+    if args.processes > 1:
+        dist.init_process_group("gloo", rank=rank, world_size=args.processes, timeout=PATIENCE)
+    made = recipe(args, rank)
+    trainer = made.trainer
     with fast_training():
         trainer.train_base()
         trainer.train_adapter()
     if rank == 0:
-        history: dict[str, Any] = {"minutes": trainer.minutes, "rows": trainer.history}
+        history = {"minutes": trainer.minutes, "rows": trainer.history}
         (args.out / "history.json").write_text(json.dumps(history))
-        export.export(trainer.model, tokenizer, args.out)
-        export.plot(trainer.history, args.out / "loss.png")
-        steps = {"AR": args.ar_steps, "joint": args.joint_steps, "adapter": args.adapter_steps}
-        write_card(args.out, steps, args.seed, history["minutes"])
-    dist.destroy_process_group()
+        export(trainer.model, trainer.tokenizer, args.out, made.config)
+        plot(trainer.history, args.out / "loss.png")
+        write_card(args.out, made.card, args.seed, trainer.stages, trainer.minutes)
+    if args.processes > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

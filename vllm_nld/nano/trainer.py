@@ -104,26 +104,53 @@ class Trainer:
         """Wall time so far, interrupted runs included."""
         return self.before + (time.time() - self.begun) / 60
 
-    def train_base(self) -> None:
-        """AR alone, then AR and denoising; resumes where a saved state ends."""
-        args, steps = self.args, self.args.ar_steps + self.args.joint_steps
-        optimizers = base_optimizers(self.model)
-        begin = self.load(optimizers) if args.resume else 0
-        seed = args.seed * 1000 + self.rank
+    @property
+    def stages(self) -> dict[str, int]:
+        """Steps of each stage, in order; the adapter's is the last."""
+        return {"AR": self.args.ar_steps, "joint": self.args.joint_steps, "adapter": self.args.adapter_steps}
+
+    @property
+    def steps(self) -> int:
+        """Steps before the adapter's."""
+        return sum(self.stages.values()) - self.args.adapter_steps
+
+    def stream(self) -> Iterator[Any]:
+        """The batches of those steps, one after another."""
+        seed = self.args.seed * 1000 + self.rank
         first = self.batches(seed, copy_share=COPY_SHARES[0])
         second = self.batches(seed + 100, copy_share=COPY_SHARES[1])
-        stream = itertools.chain(itertools.islice(first, args.ar_steps), second)
-        for step, batch in self.numbered(stream, begin, steps, "base"):
-            denoise = step >= args.ar_steps
-            revealing = 2 * (steps - step) <= args.decay_steps  # late: an unsure model reveals nothing
+        return itertools.chain(itertools.islice(first, self.args.ar_steps), second)
+
+    def loss(self, step: int, batch: Any) -> tuple[torch.Tensor, dict[str, float]]:
+        """A step's loss, and its parts for the plot."""
+        args = self.args
+        denoise = step >= args.ar_steps
+        revealing = 2 * (args.ar_steps + args.joint_steps - step) <= args.decay_steps  # early, it is sure of nothing
+        ar, diffusion = losses(self.model, batch, denoise, revealing)
+        if not denoise:
+            return ar, {"ar": ar.item()}
+        return AR_WEIGHT * ar + diffusion, {"ar": ar.item(), "diffusion": diffusion.item()}
+
+    def factor(self, step: int) -> float:
+        """On the learning rate."""
+        return rate(step, self.steps, self.args.decay_steps)
+
+    def train_base(self) -> None:
+        """AR alone, then AR and denoising; resumes where a saved state ends."""
+        optimizers = base_optimizers(self.model)
+        begin = self.load(optimizers) if self.args.resume else 0
+        for step, batch in self.numbered(self.stream(), begin, self.steps, "base"):
             with torch.autocast("cpu", torch.bfloat16):
-                ar, diffusion = losses(self.model, batch, denoise, revealing)
-            loss = AR_WEIGHT * ar + diffusion if denoise else ar
-            self.update(loss, optimizers, rate(step, steps, args.decay_steps))
-            self.note(step, ar=ar.item(), **({"diffusion": diffusion.item()} if denoise else {}))
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+                loss, parts = self.loss(step, batch)
+            self.update(loss, optimizers, self.factor(step))
+            self.note(step, **parts)
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.steps:
                 self.report(step + 1)
                 self.save(step + 1, optimizers)
+
+    def add_adapter(self) -> None:
+        """The draft adapter before its first step."""
+        self.model.add_adapter(ADAPTER_RANK, ADAPTER_ALPHA)
 
     def train_adapter(self) -> None:
         """The draft adapter on every o_proj, all other weights frozen."""
@@ -131,18 +158,17 @@ class Trainer:
         # Serving rounds the weights to bf16; the adapter is trained on the rounded ones.
         self.model.to(torch.bfloat16).to(torch.float32).requires_grad_(False)
         torch.manual_seed(args.seed + 1)
-        self.model.add_adapter(ADAPTER_RANK, ADAPTER_ALPHA)
+        self.add_adapter()
         adapter = [p for name, p in self.model.named_parameters() if "lora" in name]
         optimizers = [torch.optim.AdamW(adapter, lr=ADAPTER_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
         stream = self.batches(args.seed * 1000 + 500 + self.rank, mix=DRAFT_MIX)
-        base = args.ar_steps + args.joint_steps
         for step, batch in self.numbered(stream, 0, args.adapter_steps, "adapter"):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = draft_loss(self.model, batch)
             self.update(loss, optimizers, rate(step, args.adapter_steps, args.adapter_steps))
-            self.note(base + step, draft=loss.item())
+            self.note(self.steps + step, draft=loss.item())
             if (step + 1) % SAVE_EVERY == 0:
-                self.report(base + step + 1, lora=True)
+                self.report(self.steps + step + 1, lora=True)
 
     def update(self, loss: torch.Tensor, optimizers: list[torch.optim.Optimizer], factor: float) -> None:
         """One step with the gradients of all processes averaged."""

@@ -5,7 +5,7 @@ Importing this costs nothing: torch and Pillow come in only with training, drawi
 
     path = checkpoint_path()                       # a folder that `vllm serve` takes
     for question in heldout():
-        draw(question.scene), question.request, question.answer
+        draw(question.scene), question.request, question.expected
 """
 
 import json
@@ -31,4 +31,4 @@ def question_of(row: dict) -> Question:  # type: ignore[type-arg]  # a JSON obje
     """A question from its JSON form."""
     scene = row["scene"]
     items = tuple(Item(**{**item, "box": tuple(item["box"])}) for item in scene["items"])
-    return Question(row["category"], row["request"], row["answer"], Scene(tuple(scene["size"]), items))
+    return Question(row["category"], row["request"], row["expected"], Scene(tuple(scene["size"]), items))

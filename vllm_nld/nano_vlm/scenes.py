@@ -4,6 +4,8 @@ The same scene gives the same pixels everywhere: shapes are plain polygons and l
 bitmap font, so held-out questions ship without image files.
 """
 
+import base64
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ COLORS = {
 THINGS = ("ball", "box", "ring", "door")  # a disk, a square, a circle and a tall frame
 TEXT = "text"
 BACKGROUND = (255, 255, 255)
+LETTER, PITCH = (6, 11), 8  # size of a letter, and pixels from one to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,11 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request about a picture, with exactly one right answer."""
+    """A request about a picture, and the one right answer to it."""
 
     category: str
     request: str
-    answer: str
+    expected: str
     scene: Scene
 
 
@@ -68,7 +71,8 @@ def draw(scene: Scene) -> "Image":
         left, top, right, bottom = item.box
         color = COLORS[item.color]
         if item.kind == TEXT:
-            canvas.text((left, top), item.text, fill=color, font=font)
+            for index, letter in enumerate(item.text):
+                canvas.text((left + PITCH * index, top), letter, fill=color, font=font)
         elif item.kind == "ball":
             canvas.ellipse(item.box, fill=color)
         elif item.kind == "box":
@@ -79,3 +83,10 @@ def draw(scene: Scene) -> "Image":
             quarter = (right - left) // 4
             canvas.rectangle((left + quarter, top, right - quarter, bottom), outline=color, width=2)
     return image
+
+
+def data_url(scene: Scene) -> str:
+    """The picture as a request carries it."""
+    file = io.BytesIO()
+    draw(scene).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -8,67 +8,98 @@ Pictures have three sizes, so that a training batch can be of one size.
 
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from vllm_nld.nano.prompts import is_heldout
 from vllm_nld.nano.words import ANIMALS, FRUITS, listed
 from vllm_nld.nano.words import THINGS as OBJECTS
-from vllm_nld.nano_vlm.scenes import COLORS, TEXT, THINGS, Item, Question, Scene
+from vllm_nld.nano_vlm.scenes import COLORS, LETTER, PITCH, TEXT, THINGS, Item, Question, Scene
 
 SIZES = ((64, 48), (48, 48), (96, 48))
-CELL = 16  # pixels between things
-LETTER, LINE = 6, 11  # size of a letter
+PLACE = 16  # pixels between things, and between lines of text
+FIRST, COLUMN = 4 * PITCH, 3 * PITCH  # where a table's numbers begin, after a short word, and the width of each
 INK = ("black", "blue", "red", "purple")  # colors in which letters are easy to read
 WORDS = [word for word in (*ANIMALS, *FRUITS, *OBJECTS) if len(word) <= 6]
+SHORT = [word for word in WORDS if len(word) <= 3]  # what a table's rows are about
 
 
-def things(rng: random.Random, size: tuple[int, int], most: int) -> list[Item]:
-    """A few things in different places, in reading order."""
-    places = [(x, y) for y in range(0, size[1], CELL) for x in range(0, size[0], CELL)]
-    chosen = sorted(rng.sample(places, rng.randint(1, most)), key=lambda place: (place[1], place[0]))
-    items = []
-    for x, y in chosen:
-        left, top = x + rng.randint(0, 2), y + rng.randint(0, 2)
-        items.append(Item(rng.choice(THINGS), rng.choice(list(COLORS)), (left, top, left + 12, top + 12)))
-    return items
+def thing(rng: random.Random, x: int, y: int, kind: str) -> Item:
+    """A thing near a place."""
+    left, top = x + rng.randint(0, 2), y + rng.randint(0, 2)
+    return Item(kind, rng.choice(list(COLORS)), (left, top, left + 12, top + 12))
 
 
-def letters(rng: random.Random, size: tuple[int, int], lines: list[str]) -> list[Item]:
-    """Lines of text, anywhere they fit."""
-    room = size[1] // len(lines)
-    items = []
-    for index, line in enumerate(lines):
-        left = rng.randint(0, max(size[0] - LETTER * len(line) - 2, 0))
-        top = index * room + rng.randint(0, max(room - LINE - 1, 0))
-        items.append(Item(TEXT, rng.choice(INK), (left, top, left + LETTER * len(line), top + LINE), line))
-    return items
+def things(rng: random.Random, size: tuple[int, int], kinds: list[str]) -> list[Item]:
+    """Things of these kinds in different places, in reading order."""
+    places = [(x, y) for y in range(0, size[1], PLACE) for x in range(0, size[0], PLACE)]
+    chosen = sorted(rng.sample(places, len(kinds)), key=lambda place: (place[1], place[0]))
+    return [thing(rng, x, y, kind) for kind, (x, y) in zip(kinds, chosen, strict=True)]
+
+
+def some_things(rng: random.Random, size: tuple[int, int]) -> list[Item]:
+    """One to four things of any kind."""
+    return things(rng, size, rng.choices(THINGS, k=rng.randint(1, 4)))
+
+
+def letters(rng: random.Random, x: int, y: int, text: str, color: str) -> Item:
+    """A line of text near a place."""
+    left, top = x + rng.randint(0, 1), y + rng.randint(0, 2)
+    return Item(TEXT, color, (left, top, left + PITCH * (len(text) - 1) + LETTER[0], top + LETTER[1]), text)
+
+
+def lines_of(rng: random.Random, size: tuple[int, int], texts: list[str]) -> list[Item]:
+    """Lines of text, one below the other, anywhere they fit."""
+    tops = sorted(rng.sample(range(0, size[1], PLACE), len(texts)))
+    lefts = [rng.randrange(0, size[0] - PITCH * len(text) + 1, PITCH) for text in texts]
+    placed = zip(lefts, tops, texts, strict=True)
+    return [letters(rng, left, top, text, rng.choice(INK)) for left, top, text in placed]
+
+
+def crowd(rng: random.Random, size: tuple[int, int]) -> Scene:
+    """Lines full of things, or of words and numbers, which no question is about."""
+    items, columns, share = [], size[0] // PITCH, rng.random()
+    for y in range(0, size[1], PLACE):
+        if rng.random() < 0.4:
+            places = [x for x in range(0, size[0], PLACE) if rng.random() < share]
+            items += [thing(rng, x, y, rng.choice(THINGS)) for x in places]
+            continue
+        column = rng.randint(0, 2)
+        while column < columns:
+            room = columns - column
+            words = [word for word in WORDS if len(word) <= room]
+            number = str(rng.randrange(10 ** rng.randint(1, min(room, 5))))
+            text = rng.choice(words) if words and rng.random() < 0.6 else number
+            items.append(letters(rng, column * PITCH, y, text, rng.choice(INK)))
+            column += len(text) + rng.randint(1, 2)
+    return Scene(size, tuple(items))
 
 
 def shapes(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
-    items = things(rng, size, 4)
+    items = some_things(rng, size)
     request = rng.choice(("What is in the picture?", "List the things in the picture."))
     return request, listed([f"{item.color} {item.kind}" for item in items]), items
 
 
 def as_json(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
-    items = things(rng, size, 4)
+    items = some_things(rng, size)
     request = rng.choice(("Write the picture as JSON.", "Make a JSON list of the picture."))
-    return request, json.dumps([{"item": item.kind, "color": item.color} for item in items]), items
+    return request, json.dumps([{"color": item.color, "item": item.kind} for item in items]), items
 
 
 def count(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
-    items = things(rng, size, 6)
-    found = Counter(item.kind for item in items)
-    request = rng.choice(("Count the things in the picture.", "How many of each item are in the picture?"))
-    return request, "\n".join(f"{kind}: {found[kind]}" for kind in THINGS if found[kind]), items
+    kind, number = rng.choice(THINGS), rng.randint(0, 3)
+    kinds = [kind] * number
+    kinds += rng.choices([other for other in THINGS if other != kind], k=rng.randint(0 if number else 1, 3))
+    rng.shuffle(kinds)
+    request = rng.choice((f"How often is a {kind} in the picture?", f"Count this in the picture: {kind}"))
+    return request, str(number), things(rng, size, kinds)
 
 
 def digits(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
     number = str(rng.randint(10, 10 ** rng.randint(3, 6) - 1))
     request = rng.choice(("Which number is in the picture?", "Read the number."))
-    return request, number, letters(rng, size, [number])
+    return request, number, lines_of(rng, size, [number])
 
 
 def word(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
@@ -76,21 +107,22 @@ def word(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item
     return (
         rng.choice(("Which words are in the picture?", "Read the words.")),
         ", ".join(lines),
-        letters(rng, size, lines),
+        lines_of(rng, size, lines),
     )
 
 
 def cells(rng: random.Random, size: tuple[int, int]) -> tuple[list[list[str]], list[Item]]:
-    """A table of numbers, and what is drawn for it."""
-    rows, columns = rng.randint(2, size[1] // 14), rng.randint(2, size[0] // 16)
-    table = [[str(rng.randint(0, 99)) for _ in range(columns)] for _ in range(rows)]
-    width, height, color = size[0] // columns, size[1] // rows, rng.choice(INK)
-    items = []
-    for y, row in enumerate(table):
-        for x, value in enumerate(row):
-            left, top = x * width + 2, y * height + 1
-            items.append(Item(TEXT, color, (left, top, left + LETTER * len(value), top + LINE), value))
-    return table, items
+    """A table, each row of which is a word and one or more numbers, and what is drawn for it."""
+    columns, color = rng.randint(1, (size[0] - FIRST + PITCH) // COLUMN), rng.choice(INK)
+    names = rng.sample(SHORT, rng.randint(2, size[1] // PLACE))
+    rows = [[name, *(str(rng.randint(0, 99)) for _ in range(columns))] for name in names]
+    lefts = [0, *range(FIRST, size[0], COLUMN)]
+    items = [
+        letters(rng, left, y * PLACE, text, color)
+        for y, row in enumerate(rows)
+        for left, text in zip(lefts, row, strict=False)
+    ]
+    return rows, items
 
 
 def table(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
@@ -101,19 +133,19 @@ def table(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Ite
 
 def cell(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
     rows, items = cells(rng, size)
-    y, x = rng.randrange(len(rows)), rng.randrange(len(rows[0]))
-    return f"What is in row {y + 1}, column {x + 1} of the table?", rows[y][x], items
+    name, number, *_ = rng.choice(rows)
+    return rng.choice((f"Which number is next to {name}?", f"What does the table say about {name}?")), number, items
 
 
 Task = Callable[[random.Random, tuple[int, int]], tuple[str, str, list[Item]]]
 # task and its share of the stream
 TASKS: dict[str, tuple[Task, float]] = {
-    "shapes": (shapes, 1.2),
-    "json": (as_json, 1.2),
-    "count": (count, 1.2),
-    "digits": (digits, 1.0),
-    "words": (word, 1.6),
-    "table": (table, 1.6),
+    "shapes": (shapes, 1.0),
+    "json": (as_json, 1.0),
+    "count": (count, 1.6),
+    "digits": (digits, 0.8),
+    "words": (word, 1.0),
+    "table": (table, 1.2),
     "cell": (cell, 1.2),
 }
 

@@ -1,4 +1,4 @@
-"""Training batches with pictures, and the model that they train.
+"""Batches of questions about pictures, and the model whose decoder they train.
 
     for batch, pixels in batches(tokenizer, rule, seed=0, rows=2048):
         model.pictures = pixels                # None: texts alone, which are nano's
@@ -21,12 +21,12 @@ from vllm_nld.nano_vlm.scenes import Question, draw
 from vllm_nld.nano_vlm.tasks import SIZES, stream
 from vllm_nld.reference.vlm import ReferenceVLM
 
-TEXT_SHARE = 0.3  # of the batches, so that nano's own tasks are not forgotten
+TEXT_SHARE = 0.2  # of the batches, so that nano's own tasks are not forgotten
 Sample = tuple[list[int], list[int]]  # prompt and completion
 
 
 class TrainedVLM(ReferenceVLM):
-    """The reference with gradients into the tower: pads get the features of `pictures`, in order."""
+    """The reference, whose pads get the features of `pictures`, in order. The tower gets no gradient from here."""
 
     pictures: torch.Tensor | None = None  # [N, 3, height, width]
 
@@ -36,8 +36,9 @@ class TrainedVLM(ReferenceVLM):
         if self.pictures is None or not where.any():
             return super().embed(tokens, positions)
         embeddings = self.encoder.embed_tokens(tokens)
-        patches = self.encoder.vision_tower(self.pictures)
-        features = self.encoder.multi_modal_projector(patches, self.pictures.shape)
+        with torch.no_grad():
+            patches = self.encoder.vision_tower(self.pictures)
+            features = self.encoder.multi_modal_projector(patches, self.pictures.shape)
         return embeddings.masked_scatter(where.unsqueeze(-1), features.to(embeddings.dtype))
 
 
@@ -50,7 +51,7 @@ def encode(tokenizer: Any, rule: Images, asked: Question) -> tuple[Sample, torch
     pixels, image = rule(draw(asked.scene))
     ids = tokenizer.encode(text, add_special_tokens=False)
     place = ids.index(rule.start)
-    completion = tokenizer.encode(asked.answer, add_special_tokens=False)
+    completion = tokenizer.encode(asked.expected, add_special_tokens=False)
     return ([*ids[:place], *image, *ids[place + 1 :]], [*completion, EOS]), torch.from_numpy(pixels)
 
 
@@ -71,14 +72,10 @@ def picture_batches(
 
 
 def batches(
-    tokenizer: Any, rule: Images, seed: int, rows: int, mix: NoiseMix | None = None, *, turns: int = 0
+    tokenizer: Any, rule: Images, seed: int, rows: int, mix: NoiseMix | None = None
 ) -> Iterator[tuple[Batch, torch.Tensor | None]]:
-    """Endless batches of about `rows` tokens: questions about pictures, and nano's texts.
-
-    turns: the seed of which comes when. All processes must have the same one, because only pictures give the tower
-    gradients to average.
-    """
-    mix, rng = mix or NoiseMix(), random.Random(turns)
+    """Endless batches of about `rows` tokens: questions about pictures, and nano's texts."""
+    mix, rng = mix or NoiseMix(), random.Random(seed)
     texts = text_batches(tokenizer, seed + 50, rows, mix)
     questions = picture_batches(tokenizer, rule, seed + 60, rows, mix)
     while True:

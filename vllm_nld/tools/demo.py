@@ -6,8 +6,6 @@ writes the answers as JSON. The number of forwards comes from the server's metri
 """
 
 import argparse
-import base64
-import io
 import json
 import os
 import sys
@@ -63,15 +61,13 @@ def title(prompt: Prompt) -> str:
 
 def picture_prompts() -> list[Prompt]:
     """nano-vlm's held-out questions, with their pictures as data URLs."""
-    from vllm_nld.nano_vlm.scenes import draw
+    from vllm_nld.nano_vlm.scenes import data_url
 
     prompts = []
     for asked in nano_vlm.heldout():
-        file = io.BytesIO()
-        draw(asked.scene).save(file, "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        content: Any = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": asked.request}]
-        prompts.append(Prompt(asked.category, ({"role": "user", "content": content},), asked.answer))
+        image = {"type": "image_url", "image_url": {"url": data_url(asked.scene)}}
+        content: Any = [image, {"type": "text", "text": asked.request}]
+        prompts.append(Prompt(asked.category, ({"role": "user", "content": content},), asked.expected))
     return prompts
 
 
