@@ -144,7 +144,7 @@ def test_a_few_steps_of_sight_lower_its_loss(tokenizer: Any) -> None:
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     sight, optimizers, totals = next(sights(tokenizer, RULE, 0, 200)), base_optimizers(model), []
     with fast_training(), torch.autocast("cpu", torch.bfloat16):
-        for _ in range(10):
+        for _ in range(30):
             loss, _ = sight_loss(model, sight, vocabulary)
             loss.backward()
             for optimizer in optimizers:

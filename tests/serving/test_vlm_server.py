@@ -34,6 +34,7 @@ FLAGS = ["--served-model-name", "vlm", "--dtype", "float32", "--enforce-eager", 
 FLAGS += ["--additional-config", json.dumps({"nld": {"mode": "linear", "block_length": 8}})]
 FLAGS += ["--limit-mm-per-prompt", '{"image": 3}', "--allowed-media-domains", "127.0.0.1"]
 FLAGS += ["--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})]
+FLAGS += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 RED, NOISE = Image.new("RGB", (30, 20), "red"), picture(40, 33)
 
 
@@ -128,14 +129,15 @@ def test_tool_call_about_an_image(client: openai.OpenAI) -> None:
     """The grammar holds while the model drafts, and the image is in the prompt."""
     color = {"type": "string", "enum": ["red", "blue"]}
     parameters = {"type": "object", "properties": {"color": color}, "required": ["color"]}
-    function = {"name": "paint", "description": "Paint it.", "parameters": parameters | {"additionalProperties": False}}
+    function = {"name": "paint", "strict": True, "parameters": parameters | {"additionalProperties": False}}
     answer = ask(
         client,
         content(RED, "Which color?"),
         tools=[{"type": "function", "function": function}],
         tool_choice={"type": "function", "function": {"name": "paint"}},
-        max_tokens=48,
+        max_tokens=200,
     )
+
     [call] = answer.choices[0].message.tool_calls
     assert call.function.name == "paint" and json.loads(call.function.arguments)["color"] in color["enum"]
     assert answer.prompt_token_ids.count(19) == 12, "an image of 30 x 20 pixels has 4 x 3 cells"
