@@ -25,7 +25,7 @@ REJECTION, PRIOR = (
     4.0,
 )  # before anything is known: the share of drafts that fail, and how many drafts that is worth
 ROUNDS = 8.0  # as many rounds of a length as the survival curve is worth
-MOST_EASIER = 1.15  # times as many tokens as by the survival curve
+MOST_EASIER = 1.05  # times as many tokens as by the survival curve
 SMOOTHING = 2.0  # how many drafts at the average share each position counts besides its own
 
 
