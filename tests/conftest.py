@@ -33,9 +33,8 @@ FIRST = [
     *SHARING,
     "spec_worker/test_lossless.py",
     "bench/test_modes.py",
-    "spec_worker/test_compiled.py",
-    "serving/test_vlm_server.py",
     "spec_worker/test_vlm.py",
+    "serving/test_vlm_server.py",
     "triton_cpu/test_rejection.py",
     "tools/test_demo.py",
     "spec_worker/test_features.py",
@@ -45,6 +44,7 @@ FIRST = [
     "bench/test_steps.py",
     "attention_backend/test_gpu.py",
     "compat/test_cpu.py",
+    "spec_worker/test_compiled.py",
     "spec_worker/test_machine.py",
 ]
 RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}

@@ -36,23 +36,18 @@ def ar() -> dict[str, list[Any]]:
         return ask(llm, FEATURES)
 
 
-WAYS: dict[str, tuple[int, dict[str, Any]]] = {  # block length and settings
-    "sync": (16, {}),
-    "async": (16, {}),
-    "async, trees": (16, {"tree_nodes": 40}),
-    "sync, all groups": (8, {"mode": "quadratic"}),
-    "async, groups": (16, {"mode": "quadratic", "groups": 3}),
-}
-
-
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(
+    scope="module", params=["sync", "async", "sync, trees", "async, trees", "sync, groups", "async, groups"]
+)
 def drafted(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Greedy answers to FEATURES and sampled ones to SAMPLED."""
     with pytest.MonkeyPatch.context() as patch:
         if "async" in request.param:
             allow_async(patch)
-        block_length, settings = WAYS[request.param]
-        with engine(checkpoint_path(), **linear(block_length, **settings), **OPTIONS) as llm:
+        settings: dict[str, Any] = {"tree_nodes": 40} if "trees" in request.param else {}
+        if "groups" in request.param:
+            settings = {"mode": "quadratic"} | ({"groups": 3} if "async" in request.param else {})
+        with engine(checkpoint_path(), **linear(16, **settings), **OPTIONS) as llm:
             greedy = ask(llm, FEATURES)
             assert metric(llm, "spec_decode_num_accepted_tokens") > 100
             yield greedy, ask(llm, SAMPLED)

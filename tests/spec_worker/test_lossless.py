@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.engines import engine, greedy, random_prompts
-from tests.scale import SCALE
 from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, allow_async, ar_tokens, linear, metric, token_ids
 from tests.spec_worker.leaks import assert_nothing_left
 from tests.tiny import CONFIG
@@ -39,18 +38,13 @@ class Ask:
 
 @pytest.fixture(scope="module")
 def asks(reference: ReferenceModel) -> list[Ask]:
-    """30 requests: 1 to 236 prompt tokens, shared prefixes, no room left; 1 to 60 tokens, EOS or not.
-
-    60 with NLD_TEST_SCALE=2.
-    """
+    """60 requests: 1 to 236 prompt tokens, shared prefixes, no room left; 1 to 60 tokens, EOS or not."""
     prompts = [(prompt * 28)[:28] for prompt in random_prompts(12, VOCAB, longest=28, seed=29)]  # one KV block each
     prompts += random_prompts(28, VOCAB, longest=CONTEXT - TOKENS, seed=30)
     prompts += [prompts[22] + prompt for prompt in random_prompts(10, VOCAB, longest=100, seed=32)]
     prompts += [prompt[:1] * (CONTEXT - room) for room, prompt in enumerate(random_prompts(10, VOCAB, 9, seed=33), 1)]
     asks = []
     for index, prompt in enumerate(prompts):
-        if SCALE < 2 and index % 4 in (1, 2):  # what is left has each number of tokens, with and without EOS
-            continue
         max_tokens = min((1, 2, 9, 40, 40, 60)[index % 6] if index >= 12 else 40, CONTEXT - len(prompt))
         tokens, eos = ar_tokens(reference, [prompt], max_tokens)[0], index % 4 > 1
         if eos and EOS in tokens:
@@ -122,9 +116,9 @@ ALL = CASES | TREES | GROUPS
 
 @pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 def test_matrix(case: Case, asks: list[Ask], agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """270 requests with chains: block lengths, thresholds, adapter, concurrency 1 to 16, preemption, sync and async.
+    """540 requests with chains: block lengths, thresholds, adapter, concurrency 1 to 16, preemption, sync and async.
 
-    As many with trees, and with groups of masks; test_machine.py and test_soak.py mix them in one engine.
+    As many with trees, and with groups of masks.
     """
     if case.asynchronous:
         allow_async(monkeypatch)

@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "1, min-p, logit bias": {"temperature": 1.0, "min_p": 0.06, "logit_bias": {3: 1.5, 7: -2.0}},
 }
 MOST = 10_000  # completions of one request; vLLM takes 16 384
-SAMPLES = scaled(10_000)  # a case and a way to draft
+SAMPLES = scaled(20_000)  # a case and a way to draft
 
 
 def drafter(path: Path, method: str) -> dict[str, Any]:
