@@ -3,7 +3,7 @@
 estimate(SHAPES["8b"], rank=128, group=16, length=2048, block=32)["total"] / 1e9        # gigabytes
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from vllm_nld.model.adapter import RELEASED, sizes
 from vllm_nld.roofline.costs import BYTES
@@ -23,7 +23,7 @@ def estimate(
     length: int,
     block: int,
     shares: int = 1,
-    targets: Sequence[str] = RELEASED,
+    targets: Collection[str] = RELEASED,
 ) -> dict[str, float]:
     """Bytes by purpose, and their total. group: conversations at a time, of `length` tokens at most.
 
@@ -58,7 +58,7 @@ def table(
     length: int,
     block: int,
     shares: int = 1,
-    targets: Sequence[str] = RELEASED,
+    targets: Collection[str] = RELEASED,
 ) -> str:
     """The estimate for the model in detail, and the totals of the released ones."""
     parts = estimate(own, rank, group, length, block, shares, targets)

@@ -90,7 +90,8 @@ def train(options: argparse.Namespace) -> int:
     shape, block = shape_of(str(folder)), options.block_length or block_size(folder)
     if os.environ.get("RANK", "0") == "0":
         shares = world if options.shard else 1
-        print(memory.table(shape, options.rank, options.group, options.max_length, block, shares, options.targets))
+        targets = {*options.targets, *(RELEASED if options.start == SHIPPED else ())}
+        print(memory.table(shape, options.rank, options.group, options.max_length, block, shares, targets))
     if options.estimate:
         return 0
     import torch
