@@ -10,6 +10,7 @@ MODEL ?= $$($(BIN)/vllm-nld nano path)
 # For the shipped checkpoint on a CPU: one thread is enough, and steady if other things run on the machine.
 ifeq ($(RUNTIME)$(origin MODEL),cpufile)
 THREADS := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} VLLM_CPU_OMP_THREADS_BIND=$${VLLM_CPU_OMP_THREADS_BIND:-nobind}
+EAGER := --flags=--enforce-eager
 endif
 PORT ?= 8000
 TESTS ?= tests
@@ -28,7 +29,7 @@ NEXT_SCALE ?= 0.5
 # The many processes that tests start would otherwise compile the same modules, where this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-next serve lint types rules bench gpu-check clean
+.PHONY: help demo report test test-next serve lint types rules bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 16
@@ -47,6 +48,9 @@ endif
 
 demo: $(VENV)/.ready ## Serve the shipped checkpoint and ask it a few held-out prompts
 	@$(BIN)/vllm-nld demo --json demo.json
+
+report: $(VENV)/.ready ## Compare its modes on all held-out prompts: runs/evaluate/report.html
+	@$(THREADS) $(BIN)/vllm-nld evaluate "$(MODEL)" $(EAGER)
 
 test: $(VENV)/.ready ## Run the checks and the tests
 	@$(MAKE) --no-print-directory lint
