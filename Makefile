@@ -90,7 +90,7 @@ rules: $(VENV)/.ready
 	@$(BIN)/python -m bench.readme --check
 	@$(BIN)/python deploy/grafana/dashboard.py --check
 
-bench: $(VENV)/.ready ## Measure the modes (2 to 3 hours); writes bench/results/report.md and the README's figures
+bench: $(VENV)/.ready ## Measure the modes (3 to 4 hours); writes bench/results/report.md and the README's figures
 	@$(BIN)/python -m bench report
 
 gpu-check: $(VENV)/.ready ## Check everything on this machine's GPU, and what it costs (10 minutes); writes runs/gpu-check/report.md
