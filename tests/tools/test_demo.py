@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.scale import SCALE
 from vllm_nld.nano import heldout
 from vllm_nld.serving.modes import MODES
+from vllm_nld.tools import demo
 from vllm_nld.tools.demo import choose, picture_prompts, title
+from vllm_nld.tools.server import ServerError
 
 KEYS = {
     "mode",
@@ -37,6 +40,24 @@ def test_questions_about_pictures_are_prompts() -> None:
     image, text = chosen[0].messages[0]["content"]
     assert image["image_url"]["url"].startswith("data:image/png;base64,")
     assert title(chosen[0]) == f"[picture] {text['text']}" and chosen[0].expected
+
+
+def test_demo_and_cpu_image_use_one_unbound_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Several wait for each other where something else runs."""
+    found: dict[str, str] = {}
+
+    def server(*arguments: Any, environment: dict[str, str], **options: Any) -> None:
+        found.update(environment)
+        raise ServerError("seen enough")
+
+    monkeypatch.setattr(demo, "Server", server)
+    for name in demo.ONE_THREAD:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ServerError):
+        demo.serve_and_ask(tmp_path, [], tmp_path / "log")
+    assert found["OMP_NUM_THREADS"] == "1" and found["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    image = (Path(__file__).parents[2] / "deploy/docker/cpu.Dockerfile").read_text()
+    assert "ENV OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind\n" in image
 
 
 @pytest.mark.server
