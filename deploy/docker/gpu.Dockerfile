@@ -1,5 +1,5 @@
 # vLLM's own image plus the plugin. Build from the repository root:
-#   docker build -f deploy/docker/gpu.Dockerfile -t vllm-nld .
+#   docker build -f deploy/docker/gpu.Dockerfile -t vllm-nld:0.1.0 .
 # The tag is the newest release in TESTED_VLLM of vllm_nld/compat/versions.py; pin its digest in production.
 ARG VLLM_IMAGE=vllm/vllm-openai:v0.33.0
 FROM ${VLLM_IMAGE}

@@ -52,6 +52,7 @@ def test_validation_finds_mistakes() -> None:
         (HUB | {"replicaCount": 0}, "replicaCount"),
         (HUB | {"nld": {"mode": "fast"}}, "mode"),
         (HUB | {"nld": {"speed": 2}}, "speed"),
+        (HUB | {"nld": {"block_length": 33}}, "block_length"),
         (HUB | {"apikey": "secret"}, "apikey"),
         (HUB | {"networkPolicy": {"clients": []}}, "clients"),
         (HUB | {"image": {"digest": "latest"}}, "digest"),
@@ -61,6 +62,7 @@ def test_validation_finds_mistakes() -> None:
         (HUB | {"gateway": {"enabled": True}}, "parentRefs"),
         (HUB | {"gateway": {"canary": {"weight": 5}}}, "service"),
         (HUB | {"gateway": {"canary": {"service": "x", "weight": 101}}}, "weight"),
+        (HUB | {"gateway": {"canary": {"service": "x", "weight": 5}}}, "no HTTPRoute leads there"),
         (HUB | {"autoscaling": {"enabled": True, "target": "few"}}, "target"),
         (HUB | {"strategy": {"type": "BlueGreen"}}, "type"),
         (HUB | {"cache": {"create": {"enabled": True}}, "replicaCount": 2}, "ReadWriteMany"),
@@ -69,7 +71,7 @@ def test_validation_finds_mistakes() -> None:
     ],
     ids=str,
 )
-def test_schema_rejects(values: dict[str, Any], field: str) -> None:
+def test_wrong_values_are_rejected(values: dict[str, Any], field: str) -> None:
     with pytest.raises(helm_python.HelmError, match=field):
         render(values)
 

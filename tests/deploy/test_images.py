@@ -37,6 +37,12 @@ def test_images_run_as_a_numeric_user() -> None:
         assert re.findall(r"^USER (.+)$", file.read_text(), re.MULTILINE)[-1] == "10001"
 
 
+def test_one_name_of_the_gpu_image() -> None:
+    """What the documentation builds is what the other files run. The chart's tag is its version."""
+    for file in "docker/gpu.Dockerfile", "ray/rayservice.yaml", "compose/compose.yml", "../docs/deploy.md":
+        assert f"vllm-nld:{__version__}" in (DEPLOY / file).read_text(), file
+
+
 def test_gpu_image_has_the_tested_vllm() -> None:
     text = (DEPLOY / "docker/gpu.Dockerfile").read_text()
     assert re.search(r"VLLM_IMAGE=vllm/vllm-openai:v(\S+)", text).group(1) == TESTED_VLLM[-1]  # type: ignore[union-attr]

@@ -19,8 +19,9 @@ from starlette.requests import Request  # noqa: E402
 
 from nld_serve.canary import changed, router_config, share_of  # noqa: E402 - only if Ray is installed
 from nld_serve.judge import Judge, Report  # noqa: E402
+from nld_serve.memory import Memory  # noqa: E402
 from nld_serve.replica import draft_counts  # noqa: E402
-from nld_serve.rollout import Phase  # noqa: E402
+from nld_serve.rollout import Phase, State  # noqa: E402
 from nld_serve.router import Router  # noqa: E402
 from nld_serve.settings import Settings, read  # noqa: E402
 from nld_serve.window import Tally  # noqa: E402
@@ -207,8 +208,31 @@ def test_judge_rolls_back_and_remembers(caplog: pytest.LogCaptureFixture, monkey
         assert again.phase is Phase.FIXED
         old = await restarted.sync(Report(settings, one), now=7)
         assert old.run == again.run, "a router with earlier settings does not bring them back"
+        lower = await restarted.sync(Report(settings), now=30)
+        assert lower.run == settings.run, "unless all routers have them: a file was applied after the command"
 
     asyncio.run(story())
+
+
+def test_rollback_outlives_judge_and_routers(tmp_path: Path) -> None:
+    """Nobody who remembers it is left, but the file."""
+    settings, memory = Settings(canary_share=0.5), Memory(tmp_path / "state")
+
+    def after(settings: Settings, *tallies: dict[str, Tally]) -> State:
+        """What a judge decides that starts together with its routers."""
+        judge = Judge(None, Broadcast([None]), memory)  # type: ignore[arg-type]
+        for now, tally in enumerate(tallies or [{}]):
+            state = asyncio.run(judge.sync(Report(settings, None, tally), now))
+        return state
+
+    assert (bad := after(settings, {}, errors(30, 3))).phase is Phase.ROLLED_BACK
+    assert after(settings) == bad
+    another = settings.model_copy(update={"generation": 1})
+    assert after(another).phase is Phase.FIXED and after(another).phase is Phase.FIXED
+    memory.file.write_text('{"run": "')
+    assert after(settings).phase is Phase.FIXED, "a damaged file is as none"
+    memory.file = tmp_path / "state" / memory.file.name / "below"
+    assert after(settings).phase is Phase.FIXED, "nor does a folder that can't be written end the judge"
 
 
 def test_judge_reads_the_drafts_of_replicas() -> None:

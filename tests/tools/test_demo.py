@@ -4,12 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.scale import SCALE
 from vllm_nld.nano import heldout
 from vllm_nld.serving.modes import MODES
+from vllm_nld.tools import demo
 from vllm_nld.tools.demo import choose, picture_prompts, title
+from vllm_nld.tools.server import ServerError
 
 KEYS = {
     "mode",
@@ -38,9 +42,35 @@ def test_questions_about_pictures_are_prompts() -> None:
     assert title(chosen[0]) == f"[picture] {text['text']}" and chosen[0].expected
 
 
+def test_demo_and_cpu_image_use_one_unbound_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Several wait for each other where something else runs."""
+    found: dict[str, str] = {}
+
+    def server(*arguments: Any, environment: dict[str, str], **options: Any) -> None:
+        found.update(environment)
+        raise ServerError("seen enough")
+
+    monkeypatch.setattr(demo, "Server", server)
+    for name in demo.ONE_THREAD:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ServerError):
+        demo.serve_and_ask(tmp_path, [], tmp_path / "log")
+    assert found["OMP_NUM_THREADS"] == "1" and found["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    image = (Path(__file__).parents[2] / "deploy/docker/cpu.Dockerfile").read_text()
+    assert "ENV OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind\n" in image
+
+
 @pytest.mark.server
-def test_demo_answers_correctly_and_writes_json(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("vllm-nld")), "demo", "--json", str(tmp_path / "demo.json")]
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        pytest.param(["--vlm"], marks=pytest.mark.skipif(SCALE <= 1, reason="one more server: set NLD_TEST_SCALE=2")),
+    ],
+    ids=["nano", "nano-vlm"],
+)
+def test_demo_answers_correctly_and_writes_json(options: list[str], tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("vllm-nld")), "demo", "--json", str(tmp_path / "demo.json"), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = json.loads((tmp_path / "demo.json").read_text())

@@ -5,6 +5,7 @@ In a process of its own where the plugin is loaded or not by what that process f
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from vllm_nld.tools.cli import main
 from vllm_nld.tools.doctor import Check
 from vllm_nld.tools.doctor.machine import advice
 
+ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("vllm-nld"))
 
 
@@ -71,6 +73,17 @@ def test_the_short_report_is_short(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_advises_on_threads(load: float, threads: str | None, bind: str | None, said: str) -> None:
     assert said in advice(2, load, threads, bind)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_serve_asks_first(tmp_path: Path) -> None:
+    """On a CPU, the small checkpoint then runs on one unbound thread."""
+    (tmp_path / ".ready").touch()
+    for arguments, threads in ([], True), ([f"MODEL={tmp_path}"], False):
+        command = ["make", "-n", "serve", f"VENV={tmp_path}", "RUNTIME=cpu", *arguments]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert 0 < said.index("vllm-nld doctor") < said.index("vllm serve")
+        assert all((setting in said) is threads for setting in ("OMP_NUM_THREADS:-1", "OMP_THREADS_BIND:-nobind"))
 
 
 def test_says_how_to_enable_a_disabled_plugin() -> None:

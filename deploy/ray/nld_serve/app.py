@@ -4,6 +4,8 @@
     arguments: `vllm serve` flags for both deployments
     command: what serves, before the model and the flags, such as `numactl --membind 0 vllm serve`
     stable, canary: additional flags for one of them; by default stable decodes in AR mode and canary in linear mode
+    state: a folder that every node sees, where a rollback is kept beyond the cluster's end; by default it ends with the
+        judge's node
 
 Set an API key as VLLM_API_KEY in the replicas' environment, so that their own probes have it too.
 """
@@ -39,6 +41,7 @@ class Arguments(BaseModel):
     command: str = "vllm serve"
     stable: str = AR
     canary: str = LINEAR
+    state: str = ""
 
     @model_validator(mode="after")
     def _check_revision(self) -> Self:
@@ -88,4 +91,4 @@ def build(arguments: Arguments) -> Application:
     judge = serve.deployment(Judge).options(
         name="judge", ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1024, health_check_period_s=5
     )
-    return router.bind(*engines, judge.bind(engines[1]))
+    return router.bind(*engines, judge.bind(engines[1], memory=arguments.state))

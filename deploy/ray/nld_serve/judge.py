@@ -2,8 +2,8 @@
 
 Each second every router reports its settings, its outcomes and the state that it obeys (`sync`), and the canary's
 replicas are asked for their counts of drafts. `rollout` decides; the routers get the new state with their next report.
-Judge and routers each keep the state, so it is lost only if all of them end at once: a judge that starts asks every
-running router for it before it begins a run.
+Judge and routers each keep the state, and the judge writes it to a file (`memory`): a judge that starts reads it there
+and asks every running router before it begins a run.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 
+from nld_serve.memory import Memory, of_application
 from nld_serve.metrics import RouterMetrics
 from nld_serve.rollout import Finding, Phase, State, advance, begin, findings, later
 from nld_serve.settings import Settings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 PERIOD = 1.0  # seconds between decisions, and between a router's reports
+OUTDATED = 10.0  # seconds after which settings that no router reports any more are not the latest
 NO_LIMITS: list[Finding] = []
 
 
@@ -47,12 +49,22 @@ class Report:
 class Judge:
     """A Serve deployment's callable, of which there is one."""
 
-    def __init__(self, canary: "DeploymentHandle | None", routers: "DeploymentHandle | str | None" = "router") -> None:
-        """canary, routers: the deployments; routers by their name, because they have handles of the judge."""
+    def __init__(
+        self,
+        canary: "DeploymentHandle | None",
+        routers: "DeploymentHandle | str | None" = "router",
+        memory: Memory | str | None = None,
+    ) -> None:
+        """canary, routers: the deployments; routers by their name, because they have handles of the judge.
+
+        memory: where it keeps its state; as a word, the folder that the application's arguments name.
+        """
         self.canary = canary
         self.routers = routers
+        self.memory = of_application(memory) if isinstance(memory, str) else memory
         self.begun = routers is None  # whether it has begun a run, or taken one over
         self.settings = Settings()
+        self.reported = 0.0  # when a router had these settings last
         self.state = begin(self.settings, time.time())
         self.window = Window()
         self.increments = Increments()
@@ -81,9 +93,9 @@ class Judge:
 
     async def obey(self, settings: Settings, state: State | None, now: float) -> None:
         """Begin another run if the settings ask for one; take over a state that is further on than ours."""
-        if settings.generation < self.settings.generation:
+        if settings.generation < self.settings.generation and now - self.reported < OUTDATED:
             return  # of a router that does not have the new settings yet
-        self.settings = settings
+        self.settings, self.reported = settings, now
         states = [self.state, state]
         if settings.run != self.state.run and not self.begun:
             states += await self.remembered()
@@ -95,15 +107,16 @@ class Judge:
             self.become(begin(settings, now))
 
     async def remembered(self) -> list[State]:
-        """What every router remembers. Until all of them have said it, this judge begins no run."""
+        """What the file and every router remember. Until all of them have said it, this judge begins no run."""
         routers = serve.get_deployment_handle(self.routers) if isinstance(self.routers, str) else self.routers
         assert routers is not None
         answers: list[Any] = []
+        written = self.memory.read() if self.memory else None
         with contextlib.suppress(TimeoutError, RayError, RayServeException):  # none is running: they are about to start
             answers = await routers.broadcast("remembered").results_async(timeout_s=PERIOD, return_exceptions=True)
             answers = [answer for answer in answers if not isinstance(answer, ActorDiedError)]  # nothing to remember
             self.begun = self.begun or not any(isinstance(answer, BaseException) for answer in answers)
-        return [answer for answer in answers if isinstance(answer, State)]
+        return [answer for answer in (written, *answers) if isinstance(answer, State)]
 
     def decide(self, counts: Mapping[str, Counter[str]], now: float) -> None:
         """One step of the state machine."""
@@ -119,6 +132,8 @@ class Judge:
     def become(self, state: State) -> None:
         """Take over a state, and say what is new about it."""
         old, self.state = self.state, state
+        if self.memory and (state.run, state.phase, state.share) != (old.run, old.phase, old.share):
+            self.memory.write(state)
         if state.reason and not old.reason:
             dry_run = state.phase is not Phase.ROLLED_BACK
             for finding in self.found:
