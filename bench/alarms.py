@@ -73,11 +73,13 @@ def counted(result: dict[str, Any]) -> tuple[int, int, int, int]:
 def summary(result: dict[str, Any]) -> str:
     """A sentence for docs/."""
     repeats, alarms, chance, finds = counted(result)
+    changed = [one["changed"] for one in result["repeats"]]
     return (
         f"`python -m bench alarms`: {repeats} evaluations of {result['prompts']} of nano's held-out prompts, each with "
         f"other seeds,\ntemperature {result['temperature']:g}, level {100 * result['level']:g} %. AR with another seed "
         f"was called different from AR in {alarms} of {repeats}\n(chance alone explains up to {chance}), "
-        f"diffusion with a threshold of 0.3 in {finds} of {repeats}."
+        f"diffusion with a threshold of 0.3 in {finds} of {repeats}.\nAR's two runs differed in {min(changed)} to "
+        f"{max(changed)} prompts being right; a test that is exact needs six, so a higher `--temperature` is stricter."
     )
 
 
