@@ -124,12 +124,13 @@ def write_adapter(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    alpha = round(float(alpha), 6)  # scale * rank, without what rounding left
     settings = {
         "base_model_name_or_path": None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "lora_alpha": round(alpha),
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": 0.0,
         "peft_type": "LORA",
         "r": next(iter(layers[0].values()))[0].shape[0],
