@@ -9,6 +9,7 @@ carried out, 3 if the server fails.
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -106,7 +107,7 @@ def store_name(target: str) -> str:
     """A URL, or a checkpoint's name: its folder's, or for nano/checkpoint the folder's above."""
     if "://" in target:
         return target
-    folder = Path(target).resolve()
+    folder = Path(os.path.abspath(target))  # a link's own name, not that of what it leads to
     return folder.parent.name if folder.name == "checkpoint" else folder.name
 
 
