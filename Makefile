@@ -25,7 +25,7 @@ NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_specul
 # and patches for CPU builds, which NEXT has none of. `make test-next NEXT_LEFT_OUT= NEXT_SCALE=1` runs all.
 NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled context controller drafts fairness inputs kernels kv \
 	lossless machine mask_groups memory nano pairs quadratic sampling soak trees) \
-	$(addprefix triton_cpu/,greatest interpreter logits native self_drafting trees) $(addprefix compat/,cpu hook patcher)
+	$(addprefix triton_cpu/,greatest interpreter logits self_drafting trees) $(addprefix compat/,cpu hook patcher)
 NEXT_SCALE ?= 0.5
 
 # Imports make many objects and hardly any garbage. With Python's thresholds a fifth of the time that a process takes to
