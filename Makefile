@@ -23,14 +23,14 @@ NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_specul
 # These show least of NEXT's Python code for the time they take: algorithms and kernels of our own, engines in which vLLM
 # does what it does for the others, kernels of vLLM that NEXT has not changed (one digest in vllm_nld/triton_cpu/registry.py),
 # and patches for CPU builds, which NEXT has none of. `make test-next NEXT_LEFT_OUT= NEXT_SCALE=1` runs all.
-NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled context controller drafts fairness inputs kernels kv \
-	lossless machine mask_groups memory nano pairs quadratic sampling soak trees) \
+NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled controller fairness inputs kernels \
+	machine mask_groups memory nano pairs quadratic sampling soak trees) \
 	$(addprefix triton_cpu/,greatest interpreter logits self_drafting trees) $(addprefix compat/,cpu hook patcher)
 NEXT_SCALE ?= 0.5
 
 # Imports make many objects and hardly any garbage. With Python's thresholds a fifth of the time that a process takes to
-# import vLLM goes into looking for some; this line in the environment makes it look less often.
-FEW_COLLECTIONS := import gc; gc.set_threshold(100_000, 20, 100)
+# import vLLM goes into looking for some; this line in the environment makes tests, which start many, look less often.
+FEW_COLLECTIONS := import gc, os; 'NLD_FEW_COLLECTIONS' in os.environ and gc.set_threshold(100_000, 20, 100)
 
 # The many processes that tests start would otherwise compile the same modules, where this is set.
 export PYTHONDONTWRITEBYTECODE :=
@@ -65,7 +65,7 @@ test: $(VENV)/.ready ## Run the checks and the tests
 	@$(MAKE) --no-print-directory -j2 types suite
 
 suite: $(VENV)/.ready
-	@OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+	@NLD_FEW_COLLECTIONS=1 OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(TESTS)
 
 $(VENV)-$(NEXT)/.ready: $(VENV)/.ready tests/overlay.py tests/wheels.py
@@ -74,7 +74,7 @@ $(VENV)-$(NEXT)/.ready: $(VENV)/.ready tests/overlay.py tests/wheels.py
 	@touch $@
 
 test-next: $(VENV)-$(NEXT)/.ready ## Run the tests that touch vLLM on the Python code of release NEXT (default: 0.33.0)
-	@NLD_TEST_SCALE=$(NEXT_SCALE) OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+	@NLD_FEW_COLLECTIONS=1 NLD_TEST_SCALE=$(NEXT_SCALE) OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 		$(VENV)-$(NEXT)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(NEXT_TESTS)
 
 serve: $(VENV)/.ready ## Check and serve MODEL (default: the shipped checkpoint) on PORT (default: 8000)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.roofline import best_block, chains, crossover, forecast, groups, outgrown, published, trees
+from bench.results import load
+from bench.roofline import GROUPS, TREES, best_block, chains, crossover, forecast, groups, outgrown, published, trees
 from vllm_nld.roofline.costs import (
     Model,
     acceptance_length,
@@ -62,6 +63,17 @@ def test_trees_are_for_low_loads(name: str) -> None:
     until = [outgrown(EIGHT, device, mode, [ar(), *chains()]) for mode in trees() if mode.forwards[1] >= 32]
     assert until == sorted(until, reverse=True), "larger trees are outgrown sooner"
     assert until[0] > 1
+
+
+def test_gains_are_those_that_were_measured() -> None:
+    quality = load("modes-trees")["quality"]  # type: ignore[index]  # it is stored
+    chain = quality["linear, B 32"]
+    for nodes, gain in TREES.items():
+        tokens = quality[f"linear, tree of {nodes}"]["acceptance_length"] / chain["acceptance_length"]
+        assert gain == pytest.approx(tokens, abs=0.006)
+    for count, gain in GROUPS.items():
+        tokens = quality[f"quadratic, B 16, {count} groups"]["tpf"] / chain["tpf"]
+        assert gain == pytest.approx(tokens, abs=0.006)
 
 
 @pytest.mark.parametrize("name", DEVICES)
