@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(arguments)
     result: dict[str, Any] = importlib.import_module(f"bench.{options.name}").run(options)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
     return result
 
 

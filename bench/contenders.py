@@ -31,6 +31,7 @@ class Contender:
     forwards: how to derive a request's NFE from its output tokens and verify steps, see `nfe`.
     at: the concurrencies at which it is timed; none: not timed, only its answers count.
     moves: also timed under the moving load, see `bench.load`.
+    rows: tokens that a round computes, drafted and verified; None: it depends.
     """
 
     server: str | None
@@ -40,6 +41,7 @@ class Contender:
     at: tuple[int, ...] = CONCURRENCIES
     moves: bool = False
     quick: bool = False  # included in --quick
+    rows: int | None = None
 
 
 def nld(**settings: Any) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ def request_body(**fields: Any) -> dict[str, Any]:
 
 def linear(block_length: int, quick: bool = False) -> Contender:
     body = request_body(mode="linear", block_length=block_length)
-    return Contender("nld", "rounds", body, block_length, moves=True, quick=quick)
+    return Contender("nld", "rounds", body, block_length, moves=True, quick=quick, rows=2 * block_length)
 
 
 def diffusion(threshold: float, at: tuple[int, ...] = (), quick: bool = False) -> Contender:
@@ -87,12 +89,12 @@ def diffusion(threshold: float, at: tuple[int, ...] = (), quick: bool = False) -
 
 def tree(nodes: int) -> Contender:
     body = request_body(mode="linear", tree_nodes=nodes)
-    return Contender("trees", "rounds", body, block_length=32, at=(1, 4, 16))
+    return Contender("trees", "rounds", body, block_length=32, at=(1, 4, 16), rows=32 + nodes + 1)
 
 
 def quadratic(groups: int, server: str = "groups") -> Contender:
     body = request_body(mode="quadratic", groups=groups)
-    return Contender(server, "server", body, block_length=16, at=(1, 4))
+    return Contender(server, "server", body, block_length=16, at=(1, 4), rows=16 * (1 + groups))
 
 
 AUTO, AR_SETTING = "auto", "AR, by request"
@@ -103,6 +105,12 @@ FIXED = {  # what `auto` chooses among, in its own server, so that only the requ
     "linear, B 16": linear(16),
     "linear, B 32": linear(32, quick=True),
 }
+CHAINS = [name for name, contender in FIXED.items() if contender.rows]
+TREES = {  # what can be verified instead of a chain
+    **{f"linear, tree of {nodes}": tree(nodes) for nodes in TREE_NODES},
+    **{f"quadratic, B 16, {groups} groups": quadratic(groups) for groups in GROUPS},
+    **{f"quadratic, B 16, {groups} groups, no adapter": quadratic(groups, "groups, no adapter") for groups in GROUPS},
+}
 STOCK_AR, AR = "stock vLLM, AR", "AR"
 CONTENDERS = {
     "plain PyTorch, AR": Contender(None, "tokens", at=(1,)),
@@ -111,9 +119,7 @@ CONTENDERS = {
     AR: Contender("ar", "tokens", quick=True),
     AUTO: Contender("nld", "server", request_body(mode="auto"), moves=True, quick=True),
     **FIXED,
-    **{f"linear, tree of {nodes}": tree(nodes) for nodes in TREE_NODES},
-    **{f"quadratic, B 16, {groups} groups": quadratic(groups) for groups in GROUPS},
-    **{f"quadratic, B 16, {groups} groups, no adapter": quadratic(groups, "groups, no adapter") for groups in GROUPS},
+    **TREES,
     "diffusion, 0.9": diffusion(0.9, at=FEW, quick=True),
     "diffusion, 0.7": diffusion(0.7),
     "diffusion, 0.5": diffusion(0.5),

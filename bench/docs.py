@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # vLLM requires it; it ships no types
 
-from bench import runners
+from bench import alarms, runners
 from bench.gpu_check.figures import section
 from bench.prometheus import RULE_FILES, RULES
 from bench.results import load
@@ -33,6 +33,11 @@ def runners_table() -> str:
         "V1 runs with vLLM's own C++ kernels, as it does without this plugin's Triton backend:"
     )
     return f"{method}\n\n{runners.table(result)}"
+
+
+def alarms_summary() -> str:
+    """The stored result of `bench alarms`; empty if there is none."""
+    return alarms.summary(result) if (result := load("alarms")) else ""
 
 
 def settings_table() -> str:
@@ -86,6 +91,7 @@ def summary(rule: dict[str, Any]) -> str:
 
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "benchmarks.md": {"runners": runners_table, "gpus": section},
+    "evaluate.md": {"alarms": alarms_summary},
     "settings.md": {"settings": settings_table},
     "watch.md": {"metrics": metrics_table, "alerts": alerts_table},
 }

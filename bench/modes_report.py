@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bench.contenders import AR, AR_SETTING, AUTO, FIXED, STOCK_AR
+from bench.contenders import AR, AR_SETTING, AUTO, CHAINS, CONTENDERS, FIXED, STOCK_AR, TREES
 from bench.load import MOVING
 from vllm_nld.evaluate.spread import CONFIDENCE, interval, ratios, spread, table
 from vllm_nld.tools.provenance import describe
@@ -22,11 +22,14 @@ def report(result: dict[str, Any]) -> str:
             auto_table(result),
         ]
     parts += [f"Tokens/s by concurrency{moving_load(result)}:", throughput(result)]
-    for other, name in (
+    if rows := rows_table(result):
+        parts += ["Tokens that a round computes, those that it yields, and what that is per forward:", rows]
+    others = [
         (AR, "AR on the same build with the same flags"),
         (AR_SETTING, "AR requests in the server that drafts"),
         (STOCK_AR, "stock vLLM AR on its default runner"),
-    ):
+    ]
+    for other, name in [*others, *((chain, chain) for chain in CHAINS if has_trees(result))]:
         if other in result["speed"]:
             parts += [f"Tokens/s, ratio to {name}:", ratio_table(result, other)]
     parts += ["Latencies in milliseconds, median of the rounds, P50 / P95 (ITL: between two chunks of a stream):"]
@@ -81,7 +84,8 @@ def against(result: dict[str, Any], name: str, other: str, concurrency: str) -> 
 
 def same_texts(result: dict[str, Any], name: str) -> float | None:
     """Share of answers that equal AR's exactly; None if either has no answers."""
-    ours, theirs = (result["quality"].get(key) for key in (name, AR))
+    ours, *others = (result["quality"].get(key) for key in (name, AR, AR_SETTING))
+    theirs = others[0] or others[1]
     if not ours or not theirs:
         return None
     return statistics.mean(a == b for a, b in zip(ours["digests"], theirs["digests"], strict=True))
@@ -118,6 +122,26 @@ def throughput(result: dict[str, Any]) -> str:
 def ratio_table(result: dict[str, Any], other: str) -> str:
     at, names = loads(result), [name for name in result["speed"] if name != other]
     return table(["mode", *at], [[name, *(interval(against(result, name, other, c), 2) for c in at)] for name in names])
+
+
+def has_trees(result: dict[str, Any]) -> bool:
+    """Whether anything was measured that is an alternative to a chain of drafts."""
+    return any(name in TREES for name in result["speed"])
+
+
+def rows_table(result: dict[str, Any]) -> str:
+    """Rows and tokens of a round of chains, trees and groups; empty without trees and groups."""
+    if not has_trees(result):
+        return ""
+    header, rows = ["mode", "rows", "tokens", "× linear, B 32", "TPF"], []
+    chain = result["quality"].get("linear, B 32")
+    for name in result["speed"]:
+        computed, quality = CONTENDERS[name].rows, result["quality"][name]
+        if computed and quality:
+            tokens = quality["acceptance_length"]
+            gain = tokens / chain["acceptance_length"] if chain else None
+            rows.append([name, str(computed), *(number(value, ".2f") for value in (tokens, gain, quality["tpf"]))])
+    return table(header, rows)
 
 
 def auto_table(result: dict[str, Any]) -> str:

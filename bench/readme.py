@@ -28,9 +28,20 @@ def served() -> str:
     at = "bench/results"
     return (
         f"`make bench` ([all figures]({at}/report.md)): "
-        f"{modes_report.method(modes)}\n\n{modes_report.summary(modes)}\n\n"
+        f"{modes_report.method(modes)}\n\n{modes_report.summary(modes)}\n\n{adaptive()}"
         f"![speed-up by concurrency and mode]({at}/speedup.svg)\n"
         f"![accuracy against tokens per forward]({at}/accuracy.svg)"
+    )
+
+
+def adaptive() -> str:
+    """`auto` by load, compared with the best fixed setting and with AR; empty if no result is stored."""
+    if not (result := load("modes-auto")):
+        return ""
+    rows = "\n".join(modes_report.auto_table(result).splitlines()[:4])  # the others are in the report
+    return (
+        f"`auto` by number of clients, and under a load that moves from 1 to 32 and back, {result['plan']['rounds']} "
+        f"rounds: tokens/s as a ratio to those of the best fixed block length, and of AR.\n\n{rows}\n\n"
     )
 
 

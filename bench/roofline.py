@@ -7,6 +7,7 @@ with what `bench steps` measured here. It is not fitted to the figures it is com
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ from vllm_nld.tools.provenance import describe, provenance
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128)
 BLOCKS = (4, 8, 16, 32)
 EAGLE_DRAFTS = 5  # the usual chain length; the published figure doesn't give its own
-TREES = {15: 1.03, 31: 1.13, 64: 1.21, 128: 1.25}  # nodes: tokens per round relative to a chain of 31, on nano
+# Measured on nano, `results/modes-trees.json`: tokens of a round relative to a chain of 31 drafts, by nodes; tokens per
+# forward relative to that chain's, by groups of masks, blocks of 16.
+TREES = {31: 1.07, 48: 1.12, 64: 1.16, 96: 1.18, 128: 1.19}
+GROUPS = {1: 1.03, 2: 1.10, 4: 1.17, 8: 1.19, 16: 1.36}
 WITH_LORA = ACCEPTANCE_LENGTHS["linear, LoRA"]
 
 
@@ -56,7 +60,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "published": against_published(options.context),
         "forecast": {name: forecast(model, device) for name, device in DEVICES.items()},
         "outgrown": {
-            name: {nodes: outgrown(model, device, nodes) for nodes in TREES} for name, device in DEVICES.items()
+            name: {mode.name: outgrown(model, device, mode, [ar(), *chains()]) for mode in trees()}
+            | {
+                mode.name: outgrown(model, device, mode, [ar(), *chains(), *trees()])
+                for mode in (*published(), *groups())
+            }
+            for name, device in DEVICES.items()
         },
         "cpu": left,
         "measured": [row for steps in measured if left and steps["cpu_rates"] for row in against_steps(steps, left)],
@@ -66,13 +75,29 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def modes() -> list[Mode]:
-    """The modes to compare: AR, linear with estimated acceptance at other block lengths and with trees, and those that
-    NVIDIA published.
-    """
-    found = [ar(), *(linear(block, acceptance_length(block, WITH_LORA)) for block in BLOCKS)]
-    found += [tree(32, nodes, gain * WITH_LORA) for nodes, gain in TREES.items()]
-    found += [diffusion(32, per_forward("diffusion")), quadratic(32, per_forward("quadratic"))]
-    return [*found, *(quadratic(32, share * per_forward("quadratic"), groups) for groups, share in SPARSE.items())]
+    """The modes to compare."""
+    return [ar(), *chains(), *trees(), diffusion(32, per_forward("diffusion")), *published(), *groups()]
+
+
+def chains() -> list[Mode]:
+    """Linear, with estimated acceptance at other block lengths than 32."""
+    return [linear(block, acceptance_length(block, WITH_LORA)) for block in BLOCKS]
+
+
+def trees() -> list[Mode]:
+    """Linear with draft trees that gain as much as nano's."""
+    return [tree(32, nodes, gain * WITH_LORA) for nodes, gain in TREES.items()]
+
+
+def published() -> list[Mode]:
+    """Quadratic by NVIDIA's tokens per forward, and with as many groups as were simulated."""
+    full = per_forward("quadratic")
+    return [quadratic(32, full), *(quadratic(32, share * full, count) for count, share in SPARSE.items())]
+
+
+def groups() -> list[Mode]:
+    """Quadratic whose groups of masks gain as much as nano's."""
+    return [quadratic(16, gain * WITH_LORA / 2, count) for count, gain in GROUPS.items()]
 
 
 def per_forward(mode: str) -> float:
@@ -120,10 +145,8 @@ def crossover(model: Model, device: Device, mode: Mode) -> float:
     return float("inf")
 
 
-def outgrown(model: Model, device: Device, nodes: int) -> float:
-    """The lowest concurrency at which the best chain of drafts, or AR, is as fast as this tree; infinite if none."""
-    others = [mode for mode in modes() if mode.name.startswith(("AR", "linear, B"))]
-    own = tree(32, nodes, TREES[nodes] * WITH_LORA)
+def outgrown(model: Model, device: Device, own: Mode, others: Sequence[Mode]) -> float:
+    """The lowest concurrency at which the best of the others is as fast as this mode; infinite if none."""
     for concurrency in range(1, 1025):
         best = max(tokens_per_second(model, device, other, concurrency) for other in others)
         if best >= tokens_per_second(model, device, own, concurrency):
@@ -194,7 +217,14 @@ def report(result: dict[str, Any]) -> str:
         "from which a chain, of whatever length, or AR is as fast. The acceptance is the 8B model's chain's, times the "
         "gain of trees on nano:"
     )
-    parts.append(trees_table(result))
+    parts.append(against(result, [mode.name for mode in trees()], [mode.name for mode in chains()]))
+    rivals = [mode.name for mode in (*chains(), *trees())]
+    parts.append(
+        "Quadratic self-speculation against the fastest chain or tree, in the same way: 1 request means that it is "
+        "never faster. By NVIDIA's tokens per forward, and if groups of masks gain as much as on nano:"
+    )
+    parts.append(against(result, [mode.name for mode in published()], rivals))
+    parts.append(against(result, [mode.name for mode in groups()], rivals))
     if result["measured"]:
         cpu = result["cpu"]
         parts.append(
@@ -223,7 +253,7 @@ def winners(forecasts: dict[str, dict[str, dict[str, float]]]) -> str:
     for device, speeds in forecasts.items():
         row = [device]
         for concurrency in map(str, CONCURRENCIES):
-            lossless = [name for name in speeds if not name.startswith("diffusion")]
+            lossless = [name for name in speeds if not name.startswith(("diffusion", "quadratic, B 16"))]  # not nano's
             name = max(lossless, key=lambda mode: speeds[mode][concurrency])
             gain = speeds[name][concurrency] / speeds["AR"][concurrency]
             row.append(f"{name}: {speeds[name][concurrency]:.0f} (× {gain:.1f})")
@@ -231,15 +261,14 @@ def winners(forecasts: dict[str, dict[str, dict[str, float]]]) -> str:
     return table(["device", *map(str, CONCURRENCIES)], rows)
 
 
-def trees_table(result: dict[str, Any]) -> str:
+def against(result: dict[str, Any], names: Sequence[str], rivals: Sequence[str]) -> str:
+    """These modes at one request, relative to the fastest rival, and when they are outgrown."""
     rows = []
     for device, speeds in result["forecast"].items():
-        chain = max(speed["1"] for name, speed in speeds.items() if name.startswith("linear, B"))
-        row = [device]
-        for nodes, until in result["outgrown"][device].items():
-            row.append(f"× {speeds[f'linear, tree of {nodes}']['1'] / chain:.2f}; {figure(until)}")
-        rows.append(row)
-    return table(["device", *(f"{nodes} nodes" for nodes in TREES)], rows)
+        best = max(speeds[rival]["1"] for rival in rivals)
+        until = result["outgrown"][device]
+        rows.append([device, *(f"× {speeds[name]['1'] / best:.2f}; {figure(until[name])}" for name in names)])
+    return table(["device", *names], rows)
 
 
 def discussion() -> str:

@@ -212,16 +212,17 @@ class Probe:
         """Milliseconds of the draft adapter alone, over all layers, in a draft pass of `requests` blocks."""
         import torch
 
-        layers = [layer.self_attn.o_proj for layer in self.runner.model.pathway.layers]
-        rows, lora = requests * self.rows, layers[0].lora
-        inputs = torch.randn(rows, lora.down.input_size).to(lora.switch)
+        from vllm_nld.model.draft_lora import DraftLora
+
+        loras = [module for module in self.runner.model.pathway.modules() if isinstance(module, DraftLora)]
+        inputs = [torch.randn(requests * self.rows, lora.down.input_size).to(lora.switch) for lora in loras]
         samples = []
         with torch.inference_mode(), self.runner.model.drafting():
             for _ in range(count + 2):
                 self.synchronize()
                 begin = time.perf_counter()
-                for layer in layers:
-                    layer.lora(inputs)
+                for lora, given in zip(loras, inputs, strict=True):
+                    lora(given)
                 self.synchronize()
                 samples.append((time.perf_counter() - begin) * 1e3)
         return samples[2:]

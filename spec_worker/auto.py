@@ -13,7 +13,7 @@ what the engine does between forwards. The time before the first step after a pa
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from vllm.logger import init_logger
@@ -66,7 +66,7 @@ class Auto:
 
     def choose(
         self,
-        decodings: Iterable[Decoding],
+        decodings: Collection[Decoding],
         other_rows: int,
         other_tokens: float,
         room: int,
@@ -77,12 +77,16 @@ class Auto:
         other_rows, other_tokens: what all other requests verify or draft in a step, and the tokens that they get.
         room: the most rows that blocks may take.
         """
-        limits = Counter(one.nodes + 1 for one in decodings)
         for index, now in enumerate((other_rows, other_tokens)):
             self._others[index] += SMOOTHING * (now - self._others[index])
+        requests = len(decodings)
+        self._length = self.forced or self.controller.keep(requests, room) or self._decide(decodings, room)
+
+    def _decide(self, decodings: Collection[Decoding], room: int) -> int:
+        limits = Counter(one.nodes + 1 for one in decodings)
         others = round(self._others[0]), self._others[1]
-        load = Load(limits.total(), limits, *others, self._answers.starts, self._answers.prompts, room)
-        self._length = self.forced or (self.controller.choose(load) if limits else 1)
+        load = Load(len(decodings), limits, *others, self._answers.starts, self._answers.prompts, room)
+        return self.controller.decide(load)
 
     def step(self, verified: int, requests: int, starts: int, rows: int) -> Step:
         """The record of the step that was just scheduled. `verified`: the length of its `auto` blocks."""

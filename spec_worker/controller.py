@@ -30,6 +30,8 @@ FADE = 0.98  # what an answer counts in the average length of answers, compared 
 USUAL = 256  # tokens per answer, before anything is known
 WAITING_SHARE = 4  # if requests wait, blocks of `auto` requests leave a quarter of a step's budget for prompts
 BLOCKS = 4  # few requests decide once in so many blocks: their steps are short, and a decision takes time
+MANY = 32  # many requests decide once in a step and one more for so many of them, as a step tells more
+SIMILAR = 8  # a decision holds while the number of requests changes by at most this part of it
 TRIAL_SHARE = 0.01  # of the time that trials may cost
 TRIAL_GAP = 16  # steps between trials, at least
 
@@ -126,12 +128,20 @@ class Controller:
 
     def choose(self, load: Load) -> int:
         """The block length of the next drafts."""
+        kept = self.keep(load.requests, load.room)
+        return self.decide(load) if kept is None else kept
+
+    def keep(self, requests: int, room: int | None) -> int | None:
+        """Begin a step. Returns the block length of the latest decision, or None if it no longer holds."""
         self._step += 1
-        requests, before = load.requests, self._load.requests
-        if self._step < self._due and requests == before and (load.room is None or requests * self._kept <= load.room):
-            return self._kept
+        before = self._load.requests
+        holds = self._step < self._due and SIMILAR * abs(requests - before) <= before
+        return self._kept if holds and (room is None or requests * self._kept <= room) else None
+
+    def decide(self, load: Load) -> int:
+        """The block length of the step's drafts, by what is known now."""
         steps, self._decided = self._step - self._decided, self._step
-        self._due = self._step + max(1, BLOCKS // max(requests, 1))
+        self._due = self._step + max(BLOCKS // max(load.requests, 1), 1 + load.requests // MANY)
         self._load = load
         self._learn(steps)
         rates = self._rates(load, self.yields)

@@ -83,14 +83,14 @@ class Costs:
     def _unconfirmed(self) -> np.ndarray | float:
         """The correction of entries that no step has confirmed: as many times or as many milliseconds as the others.
 
-        The mean of the entries that have been confirmed, whichever is less: a length that is thought too cheap is
-        tried, and one that is thought too dear might never be.
+        The mean of the entries that have been confirmed, whichever adds less: a length that is thought too cheap is
+        tried, and one that is thought too dear might never be. Steps that are faster than expected are so by a factor.
         """
         known = self._seen > 0
         if not known.any():
             return 1.0
         times, more = self._factor[known].mean(), (self._base[known] * (self._factor[known] - 1)).mean()
-        return np.minimum(times, 1 + more / self._base)
+        return np.minimum(times, 1 + max(more, 0.0) / self._base) if times > 1 else times
 
     def _refresh(self) -> None:
         self._factor = np.where(self._seen > 0, self._factor, self._unconfirmed())

@@ -43,6 +43,7 @@ from tests.spec_worker.conftest import (
 from tests.spec_worker.test_diffusion import MIXTURE, answers
 from tests.spec_worker.vlm import asks
 from tests.tiny import VLM
+from vllm_nld.model.adapter import TARGETS
 from vllm_nld.nano import Prompt, checkpoint_path
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.reference.vlm import ReferenceVLM
@@ -69,8 +70,10 @@ def one_core_per_rank() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The vision-language model, which is the text model and more, with a vocabulary that two does not divide."""
-    return write_agreeable_checkpoint(tmp_path_factory.mktemp("parallel"), **VLM)
+    """The vision-language model, which is the text model and more, with a vocabulary that two does not divide, and a
+    draft adapter beside all projections.
+    """
+    return write_agreeable_checkpoint(tmp_path_factory.mktemp("parallel"), targets=tuple(TARGETS), **VLM)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,15 @@ weights are large enough that greedy output depends on the prompt and does not l
 
 import json
 import math
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from vllm_nld.model.adapter import RELEASED, features, stem
 from vllm_nld.model.checkpoint import ADAPTER_DIR, expected_shapes
 from vllm_nld.model.configs import NemotronLabsDiffusionConfig, config_class
 
@@ -106,14 +109,16 @@ def tiny_weights(config: NemotronLabsDiffusionConfig, seed: int = 0) -> dict[str
     return weights
 
 
-def tiny_adapter(config: NemotronLabsDiffusionConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+def tiny_adapter(
+    config: NemotronLabsDiffusionConfig, seed: int = 0, targets: Sequence[str] = RELEASED
+) -> dict[str, torch.Tensor]:
     """Random draft adapter tensors by PEFT name, strong enough to change drafts."""
     generator = torch.Generator().manual_seed(seed + 1)
-    inner, tensors = config.num_attention_heads * (config.head_dim or 0), {}
-    for index in range(config.num_hidden_layers):
-        name = f"base_model.model.encoder.layers.{index}.self_attn.o_proj"
+    wide, tensors = features(config), {}
+    for index, target in product(range(config.num_hidden_layers), targets):
+        (inner, outer), name = wide[target], stem(index, target)
         tensors[f"{name}.lora_A.weight"] = torch.randn(ADAPTER_RANK, inner, generator=generator) * inner**-0.5
-        tensors[f"{name}.lora_B.weight"] = torch.randn(config.hidden_size, ADAPTER_RANK, generator=generator) * 0.2
+        tensors[f"{name}.lora_B.weight"] = torch.randn(outer, ADAPTER_RANK, generator=generator) * 0.2
     return tensors
 
 
@@ -121,6 +126,7 @@ def write_tiny_checkpoint(
     path: Path,
     *,
     adapter: bool = True,
+    targets: Sequence[str] = RELEASED,
     tokenizer: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -129,8 +135,9 @@ def write_tiny_checkpoint(
 ) -> Path:
     """Write a checkpoint in the Hugging Face layout to `path`, and return the path.
 
-    adapter: write linear_spec_lora/. tokenizer: write a word-level tokenizer (id 17 is "t17") and a chat template.
-    prefix: prepended to tensor names, such as "language_model." in converted repositories. overrides: config fields.
+    adapter: write linear_spec_lora/, for these targets. tokenizer: write a word-level tokenizer (id 17 is "t17") and a
+    chat template. prefix: prepended to tensor names, such as "language_model." in converted repositories. overrides:
+    config fields.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -144,13 +151,15 @@ def write_tiny_checkpoint(
     weights = {prefix + name: tensor.to(dtype) for name, tensor in tiny_weights(config, seed).items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     if adapter:
-        write_adapter(path / ADAPTER_DIR, config, seed, dtype)
+        write_adapter(path / ADAPTER_DIR, config, seed, dtype, targets)
     if tokenizer:
         write_tokenizer(path, config)
     return path
 
 
-def write_adapter(path: Path, config: NemotronLabsDiffusionConfig, seed: int, dtype: torch.dtype) -> None:
+def write_adapter(
+    path: Path, config: NemotronLabsDiffusionConfig, seed: int, dtype: torch.dtype, targets: Sequence[str]
+) -> None:
     """Write linear_spec_lora/ in PEFT's format."""
     path.mkdir(exist_ok=True)
     settings = {
@@ -160,10 +169,10 @@ def write_adapter(path: Path, config: NemotronLabsDiffusionConfig, seed: int, dt
         "lora_alpha": ADAPTER_ALPHA,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": ["o_proj"],
+        "target_modules": list(targets),
     }
     write_json(path / "adapter_config.json", settings)
-    tensors = {name: tensor.to(dtype) for name, tensor in tiny_adapter(config, seed).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in tiny_adapter(config, seed, targets).items()}
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -5,6 +5,7 @@ import pytest
 from vllm_nld.adapter import memory
 from vllm_nld.adapter.conversations import Conversation, fit, row_of, split
 from vllm_nld.adapter.figures import Run, verdict
+from vllm_nld.model.adapter import TARGETS
 from vllm_nld.roofline.shapes import SHAPES
 
 
@@ -43,6 +44,8 @@ def test_memory_fits_the_gpus_that_it_is_meant_for() -> None:
     parts = memory.estimate(SHAPES["8b"], 128, 16, 2048, 32)
     assert parts["weights, bf16"] / 1e9 == pytest.approx(17.0, rel=0.05)
     assert sum(size for name, size in parts.items() if name != "total") == parts["total"]
+    wide = memory.estimate(SHAPES["8b"], 128, 16, 2048, 32, targets=tuple(TARGETS))
+    assert wide["adapter, gradients, optimizer"] == 16 * 34 * 128 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * 18432)
 
 
 def test_rows_of_every_format() -> None:

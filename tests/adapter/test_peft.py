@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiny import write_tiny_checkpoint
 from vllm_nld.adapter.trainer import save_adapter
+from vllm_nld.model.adapter import RELEASED, TARGETS
 from vllm_nld.reference import ReferenceModel
 
 peft = pytest.importorskip("peft", reason="in the dev extra")
 
 
-def test_peft_loads_what_is_written_and_drafts_the_same(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [RELEASED, tuple(TARGETS)], ids=["o_proj", "all"])
+def test_peft_loads_what_is_written_and_drafts_the_same(targets: tuple[str, ...], tmp_path: Path) -> None:
+    tiny_checkpoint = write_tiny_checkpoint(tmp_path / "model", targets=targets)
     ours = ReferenceModel.from_pretrained(tiny_checkpoint)
     save_adapter(ours, tmp_path)
     ours.load_adapter(tmp_path)

@@ -1,6 +1,6 @@
 """A new adapter in the server: it changes drafts only, and drafts are those that training saw."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tests.spec_worker.test_drafts import PROMPTS
 from vllm_nld.adapter.conversations import Conversation
 from vllm_nld.adapter.trainer import save_adapter
 from vllm_nld.adapter.walk import Group, blocks, drafts, rounds
+from vllm_nld.model.adapter import RELEASED
 from vllm_nld.reference import ReferenceModel, generate
 
 BLOCK = 8
@@ -57,13 +58,14 @@ def recorded() -> Iterator[list[torch.Tensor]]:
         yield seen
 
 
-def test_a_new_adapter_drafts_as_in_training_and_answers_stay_ars(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [RELEASED, ("k_proj", "v_proj", "up_proj", "down_proj")], ids=" ".join)
+def test_a_new_adapter_drafts_as_in_training_and_answers_stay_ars(targets: Sequence[str], tmp_path: Path) -> None:
     checkpoint, new = write_agreeable_checkpoint(tmp_path / "model"), tmp_path / "new"
     model = ReferenceModel.from_pretrained(checkpoint, adapter=False)
     torch.manual_seed(5)
-    model.add_adapter(6, 24)
-    for attention in model.attentions():
-        torch.nn.init.normal_(attention.lora.lora_B.weight, std=0.2)  # type: ignore[union-attr]  # added above
+    model.add_adapter(6, 24, targets)
+    for lora in model.loras():
+        torch.nn.init.normal_(lora.lora_B.weight, std=0.2)
     save_adapter(model, new)
     model.load_adapter(new)
     common: dict[str, Any] = {"block_length": BLOCK, "max_new_tokens": TOKENS, "ignore_eos": True}

@@ -1,5 +1,6 @@
 """Training on a tiny model: it learns, it goes on where it was cut, and it says what is wrong."""
 
+import argparse
 import json
 import shutil
 from dataclasses import replace
@@ -12,8 +13,10 @@ from tests.adapter.test_walk import answered
 from tests.tiny import write_tiny_checkpoint
 from vllm_nld.adapter.conversations import Conversation
 from vllm_nld.adapter.figures import Run
-from vllm_nld.adapter.trainer import ADAPTER, STATE, Settings, Trainer, measure, order
+from vllm_nld.adapter.train import SHIPPED, model_of
+from vllm_nld.adapter.trainer import ADAPTER, STATE, Settings, Trainer, measure, order, save_adapter
 from vllm_nld.model.adapter import open_adapter
+from vllm_nld.model.checkpoint import ADAPTER_DIR
 from vllm_nld.reference import ReferenceModel
 from vllm_nld.tools.cli import main
 
@@ -69,6 +72,24 @@ def test_an_interrupted_run_ends_like_a_whole_one(
     resumed.run()
     assert resumed.history == whole.history
     assert all(torch.equal(a, b) for a, b in zip(resumed.weights, whole.weights, strict=True))
+
+
+def test_targets_that_an_adapter_lacks_are_added_to_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = argparse.Namespace(seed=0, start=SHIPPED, rank=1, alpha=1.0, targets=["q_proj", "down_proj"])
+    device = torch.device("cpu")
+    model = model_of(tiny_checkpoint, options, device, torch.float32)
+    shipped = ReferenceModel.from_pretrained(tiny_checkpoint)
+    assert list(model.adapter_weights(torch.float32)[1]) == ["q_proj", "o_proj", "down_proj"]
+    tokens = torch.tensor([[5, 100, 100]])
+    assert torch.equal(model(tokens, lora=True), shipped(tokens, lora=True)), "new ones have no effect yet"
+    save_adapter(model, tmp_path / ADAPTER)
+    found = open_adapter(tmp_path / ADAPTER)
+    assert (found.rank, found.targets) == (
+        open_adapter(tiny_checkpoint / ADAPTER_DIR).rank,
+        ("q_proj", "o_proj", "down_proj"),
+    )
+    model.load_adapter(tiny_checkpoint / ADAPTER_DIR)
+    assert list(model.adapter_weights(torch.float32)[0]) == ["o_proj"], "a loaded adapter replaces the one before"
 
 
 def test_a_run_that_gains_nothing_stops(
@@ -185,6 +206,19 @@ def test_train_and_evaluate(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert "Nowhere certainly worse by more than 2%" in capsys.readouterr().out
 
 
+def test_a_step_in_bf16_is_nearly_one_in_fp32(folder: Path, tmp_path: Path) -> None:
+    """With checkpointed activations, as on a GPU; the adapter and its optimizer stay in fp32."""
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        command = ["adapter", "train", str(folder), "--prompts", str(folder / "prompts.jsonl"), "--group", "4"]
+        command += ["--steps", "1", "--device", "cpu", "--dtype", dtype, "--out", str(tmp_path / dtype)]
+        assert main(command) == 0
+        state = torch.load(tmp_path / dtype / STATE, weights_only=True)
+        assert {weight.dtype for weight in state["weights"]} == {torch.float32}
+        losses += [row["loss"] for row in state["history"] if "loss" in row]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[0] != losses[1]
+
+
 def other_model(folder: Path, tmp_path: Path) -> list[str]:
     other = write_tiny_checkpoint(tmp_path / "other", hidden_size=32)
     return ["--start", str(other / "linear_spec_lora")]
@@ -193,7 +227,7 @@ def other_model(folder: Path, tmp_path: Path) -> list[str]:
 def other_targets(folder: Path, tmp_path: Path) -> list[str]:
     shutil.copytree(folder / "linear_spec_lora", tmp_path / "wide")
     file = tmp_path / "wide" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["q_proj", "o_proj"]}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": ["lm_head", "o_proj"]}))
     return ["--start", str(tmp_path / "wide")]
 
 
@@ -211,10 +245,13 @@ BAD = {
     "unknown": (lambda folder, tmp: ["--prompts", write(tmp, '{"text": "x"}')], "'messages', 'turns' or 'prompt'"),
     "too long": (lambda folder, tmp: ["--max-length", "3"], "no prompt has an answer of at least two tokens"),
     "split": (lambda folder, tmp: ["--heldout", "0.000001"], "0 held out"),
-    "no adapter": (lambda folder, tmp: ["--start", "/none"], "/none is not a readable draft adapter"),
+    "no adapter": (
+        lambda folder, tmp: ["--start", "/none"],
+        "/none/adapter_config.json is not a readable adapter config",
+    ),
     "other model": (other_model, "must have shape"),
     "rank": (lambda folder, tmp: ["--start", "zero", "--rank", "0"], "--rank 0"),
-    "other targets": (other_targets, "has target_modules ['q_proj', 'o_proj']"),
+    "other targets": (other_targets, "has target_modules ['lm_head', 'o_proj']"),
     "full disk": (full_disk, "make room on the disk, and go on with --resume"),
     "resume": (lambda folder, tmp: ["--resume"], "there is no run to resume"),
 }

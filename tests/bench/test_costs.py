@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.roofline import TREES, best_block, crossover, forecast, outgrown
+from bench.roofline import best_block, chains, crossover, forecast, groups, outgrown, published, trees
 from vllm_nld.roofline.costs import (
     Model,
     acceptance_length,
@@ -56,9 +56,16 @@ def test_step_time_grows_with_requests_and_layers() -> None:
 @pytest.mark.parametrize("name", DEVICES)
 def test_trees_are_for_low_loads(name: str) -> None:
     device = DEVICES[name]
-    chain, grown = linear(32, 6.82), tree(32, 31, TREES[31] * 6.82)
+    chain, grown = linear(32, 6.82), tree(32, 31, 8.0)
     for requests in (1, 16, 128):
         assert step_seconds(EIGHT, device, grown, requests) == step_seconds(EIGHT, device, chain, requests)
-    until = [outgrown(EIGHT, device, nodes) for nodes in (31, 64, 128)]
+    until = [outgrown(EIGHT, device, mode, [ar(), *chains()]) for mode in trees() if mode.forwards[1] >= 32]
     assert until == sorted(until, reverse=True), "larger trees are outgrown sooner"
     assert until[0] > 1
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_groups_of_masks_are_for_low_loads(name: str) -> None:
+    device, rivals = DEVICES[name], [*chains(), *trees()]
+    for mode in (*published(), *groups()):
+        assert outgrown(EIGHT, device, mode, rivals) < 64, "rows beyond what memory hides cost time"

@@ -121,3 +121,19 @@ def test_auto_is_compared_with_the_best_setting_of_each_load() -> None:
         "| 0.80 [0.80, 0.80], AR, by request |"
     )
     assert lines[3].startswith("| auto / AR, by request | 1.80 [1.80, 1.98] |")
+
+
+def test_rows_of_a_round_next_to_what_they_yield() -> None:
+    quality = {"linear, B 32": (8.0, 4.0), "linear, tree of 31": (10.0, 5.0), "quadratic, B 16, 4 groups": (6.0, 5.5)}
+    result = {
+        "speed": dict.fromkeys(quality, {}),
+        "quality": {
+            name: dict(zip(("acceptance_length", "tpf"), found, strict=True)) for name, found in quality.items()
+        },
+    }
+    assert modes_report.rows_table(result).splitlines()[2:] == [
+        "| linear, B 32 | 64 | 8.00 | 1.00 | 4.00 |",
+        "| linear, tree of 31 | 64 | 10.00 | 1.25 | 5.00 |",
+        "| quadratic, B 16, 4 groups | 80 | 6.00 | 0.75 | 5.50 |",
+    ]
+    assert not modes_report.rows_table({"speed": {"linear, B 32": {}}})

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import ADAPTER_ALPHA, ADAPTER_RANK, VLM, tiny_adapter, tiny_config, write_json, write_tiny_checkpoint
-from vllm_nld.model.adapter import find_adapter
+from vllm_nld.model import draft_lora
+from vllm_nld.model.adapter import TARGETS, find_adapter
 from vllm_nld.model.checkpoint import ADAPTER_DIR, CheckpointError
 
 
@@ -31,7 +32,7 @@ def test_own_adapter_is_found(tiny_checkpoint: Path) -> None:
     assert adapter is not None
     adapter.check(tiny_config())
     assert (adapter.rank, adapter.scale) == (ADAPTER_RANK, ADAPTER_ALPHA / ADAPTER_RANK)
-    down, up = adapter.read(1)
+    down, up = adapter.read(1, "o_proj")
     expected = tiny_adapter(tiny_config())
     stem = "base_model.model.encoder.layers.1.self_attn.o_proj"
     assert torch.equal(down, expected[f"{stem}.lora_A.weight"])
@@ -96,10 +97,16 @@ def test_rank_stabilized_scale(tmp_path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "other target": (lambda path: change_settings(path, target_modules=["q_proj"]), r"target_modules \['q_proj'\]"),
+    "other target": (lambda path: change_settings(path, target_modules=["head"]), r"target_modules \['head'\]"),
+    "no target": (lambda path: change_settings(path, target_modules=[]), r"target_modules \[\]"),
+    "missing target": (
+        lambda path: change_settings(path, target_modules=["q_proj", "o_proj"]),
+        r"q_proj.*lora_A.*must have shape \[4, 64\], found nothing",
+    ),
     "no rank": (lambda path: change_settings(path, r=None), r"adapter_config\.json is not a readable"),
     "no scale": (lambda path: change_settings(path, lora_alpha=0), r"scale 0\.0: no effect"),
     "DoRA": (lambda path: change_settings(path, use_dora=True), r"asks for DoRA"),
+    "pattern": (lambda path: change_settings(path, alpha_pattern={"o_proj": 8}), r"rank_pattern or alpha_pattern"),
     "other rank": (
         lambda path: change_settings(path, r=8),
         r"layers\.0.*lora_A.*must have shape \[8, 128\], found \[4",
@@ -124,3 +131,27 @@ def test_damaged_adapter_is_refused(damage: Callable[[Path], object], message: s
         adapter = find_adapter(str(path), None, "auto")
         assert adapter is not None
         adapter.check(tiny_config())
+
+
+def test_ranks_share_an_adapter_as_they_share_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks and two heads of keys and values, so that each head is on two ranks."""
+    adapter = find_adapter(str(write_tiny_checkpoint(tmp_path, targets=tuple(TARGETS))), None, "auto")
+    assert adapter is not None
+    monkeypatch.setattr(draft_lora, "get_tensor_model_parallel_world_size", lambda: 4)
+    adapted = draft_lora.DraftAdapter(adapter, tiny_config(), 8, torch.device("cpu"), torch.float32)
+    for target in TARGETS:
+        downs, ups = [], []
+        for rank in range(4):
+            monkeypatch.setattr(draft_lora, "get_tensor_model_parallel_rank", lambda rank=rank: rank)
+            down, up = adapted._share(1, target)
+            downs.append(down)
+            ups.append(up)
+        whole_down, whole_up = adapter.read(1, target)
+        if target in draft_lora.ROW_PARALLEL:
+            assert torch.equal(torch.cat(downs, dim=1), whole_down) and all(torch.equal(up, whole_up) for up in ups)
+        else:
+            step = 2 if target in ("k_proj", "v_proj") else 1
+            assert torch.equal(torch.cat(ups[::step]), whole_up) and torch.equal(
+                torch.cat(ups[step - 1 :: step]), whole_up
+            )
+            assert all(torch.equal(down, whole_down) for down in downs)

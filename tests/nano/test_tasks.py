@@ -63,7 +63,7 @@ def test_answers_are_valid(category):
 
 
 def test_the_unseen_domain_is_deterministic_and_its_held_out_side_is_apart():
-    rows, held = domain.prompts(300, seed=3), domain.held_out(50)
+    rows, held = domain.prompts(300, seed=3), domain.held_out(50, 20)
     assert rows == domain.prompts(300, seed=3) != domain.prompts(300, seed=4)
     assert sum(row["category"] == domain.DOMAIN for row in rows) == 100
     asked = {row["messages"][-1]["content"] for row in rows}

@@ -83,8 +83,8 @@ def test_rows_after_the_end_are_end_tokens_with_little_weight(batch):
 def test_a_noisy_row_equals_a_draft_forward_at_inference():
     model = tiny_model().eval()
     model.add_adapter(4, 8)
-    for layer in model.encoder.layers:
-        torch.nn.init.normal_(layer.self_attn.lora.lora_B.weight, std=0.1)
+    for lora in model.loras():
+        torch.nn.init.normal_(lora.lora_B.weight, std=0.1)
     samples = [([10, 200, 11], [300, 301, 302, 303, 304, 305, EOS])]
     batch = collate(random.Random(3), samples, NoiseMix(draft=1, full=0, lengths=(4,)))
     with torch.no_grad():

@@ -32,14 +32,14 @@ class RowLora(torch.nn.Module):
 @contextmanager
 def lora_from(model: ReferenceModel, first_row: int) -> Iterator[None]:
     """Apply the adapter only to rows from `first_row` on."""
-    before = [attention.lora for attention in model.attentions()]
-    for attention in model.attentions():
-        attention.lora = RowLora(attention.lora, first_row)
+    before = [(module, target, module.loras[target]) for module, target in model.adapted() if target in module.loras]
+    for module, target, lora in before:
+        module.loras[target] = RowLora(lora, first_row)
     try:
         yield
     finally:
-        for attention, lora in zip(model.attentions(), before, strict=True):
-            attention.lora = lora
+        for module, target, lora in before:
+            module.loras[target] = lora
 
 
 def dense(

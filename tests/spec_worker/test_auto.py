@@ -36,7 +36,7 @@ def cycling(llm: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The engine, with another length in every step."""
     most = scheduler(llm).auto.controller.lengths[-1]
     lengths = itertools.cycle([8, 1, 4, most, 4, 1, 1, most, 8])
-    monkeypatch.setattr(scheduler(llm).auto.controller, "choose", lambda load: next(lengths))
+    monkeypatch.setattr(scheduler(llm).auto.controller, "keep", lambda requests, room: next(lengths))
     yield llm
 
 

@@ -233,6 +233,17 @@ def test_unconfirmed_costs_are_thought_low() -> None:
     assert (found[0], found[2]) == (pytest.approx(4 / 3 * ar, rel=0.01), pytest.approx(eight + ar / 3, rel=0.01))
 
 
+def test_steps_that_are_faster_than_calibrated_make_no_cost_negative() -> None:
+    """A busy machine was calibrated: the milliseconds that a long step saves are more than a short one takes."""
+    costs = Costs(LENGTHS, MOST)
+    for length in LENGTHS:
+        costs.calibrate(length, MOST, cpu(length, MOST))
+    before = costs.of(1)
+    for _ in range(100):
+        costs.observe(LENGTHS[-1], MOST, MOST * 2 * LENGTHS[-1], cpu(LENGTHS[-1], MOST) / 5)
+    assert costs.of(1) == pytest.approx([cost / 5 for cost in before], rel=0.01)
+
+
 def test_trees_of_each_size_have_an_average_of_their_own() -> None:
     lengths = (1, 8, 16, 65)
     tracker = Tracker(lambda half_life: TreeYields(lengths, half_life))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.scale import SCALE
 from vllm_nld.nano import heldout
 from vllm_nld.serving.modes import MODES
 from vllm_nld.tools import demo
@@ -60,8 +61,16 @@ def test_demo_and_cpu_image_use_one_unbound_thread(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.server
-def test_demo_answers_correctly_and_writes_json(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("vllm-nld")), "demo", "--json", str(tmp_path / "demo.json")]
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        pytest.param(["--vlm"], marks=pytest.mark.skipif(SCALE <= 1, reason="one more server: set NLD_TEST_SCALE=2")),
+    ],
+    ids=["nano", "nano-vlm"],
+)
+def test_demo_answers_correctly_and_writes_json(options: list[str], tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("vllm-nld")), "demo", "--json", str(tmp_path / "demo.json"), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = json.loads((tmp_path / "demo.json").read_text())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_nld.adapter.train import ZERO, add_data_arguments, conversations_of, folder_of, model_of, on_device
+from vllm_nld.model.adapter import RELEASED
 
 if TYPE_CHECKING:
     from vllm_nld.adapter.figures import Run, Verdict
@@ -63,7 +64,7 @@ def measured(options: argparse.Namespace) -> "dict[str, Run]":
     with tempfile.TemporaryDirectory() as temporary, on_device(options) as (device, dtype), torch.no_grad():
         answers = (options.out or Path(temporary)) / "answers.jsonl"
         conversations = conversations_of(options, folder, options.prompts, answers)
-        options.start, options.rank, options.alpha = ZERO, 1, 1.0
+        options.start, options.rank, options.alpha, options.targets = ZERO, 1, 1.0, RELEASED
         model = model_of(folder, options, device, dtype)
         runs = {NONE: measure(model, conversations, False, settings)}
         adapters = {SHIPPED: folder / ADAPTER_DIR, NEW: options.adapter}

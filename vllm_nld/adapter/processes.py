@@ -41,9 +41,8 @@ def first_alone(rank: int, world: int) -> Iterator[None]:
 def shard(model: ReferenceModel, device: torch.device) -> None:
     """Move this process's share of each frozen weight to the device, layer by layer, and all of the adapter."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for attention in model.attentions():
-        assert attention.lora is not None
-        attention.lora.to(device)
+    for lora in model.loras():
+        lora.to(device)
     adapter = {weight for name, weight in model.named_parameters() if "lora" in name}
     for part in (*model.encoder.layers, model):
         fully_shard(part, mesh=mesh, ignored_params=adapter)

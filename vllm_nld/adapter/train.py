@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_nld.adapter import memory
 from vllm_nld.adapter.conversations import Conversation, encode, fit, read, render, split
+from vllm_nld.model.adapter import RELEASED, TARGETS
 from vllm_nld.roofline.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", default=SHIPPED, help="shipped (default), zero, or an adapter's folder")
     parser.add_argument("--rank", type=int, default=128, help="of an adapter that starts from zero")
     parser.add_argument("--alpha", type=float, default=512, help="its output counts alpha / rank times")
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        choices=TARGETS,
+        default=RELEASED,
+        metavar="NAME",
+        help=f"projections with an adapter: {', '.join(TARGETS)} (default: o_proj, as released)",
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate (default: 2e-4)")
     parser.add_argument("--every", type=int, default=25, help="steps between measurements (default: 25)")
@@ -81,7 +90,8 @@ def train(options: argparse.Namespace) -> int:
     shape, block = shape_of(str(folder)), options.block_length or block_size(folder)
     if os.environ.get("RANK", "0") == "0":
         shares = world if options.shard else 1
-        print(memory.table(shape, options.rank, options.group, options.max_length, block, shares))
+        targets = {*options.targets, *(RELEASED if options.start == SHIPPED else ())}
+        print(memory.table(shape, options.rank, options.group, options.max_length, block, shares, targets))
     if options.estimate:
         return 0
     import torch
@@ -173,7 +183,10 @@ def block_size(folder: Path) -> int:
 def model_of(
     folder: Path, options: argparse.Namespace, device: "torch.device", dtype: "torch.dtype"
 ) -> "ReferenceModel":
-    """The frozen model with the adapter that training starts from. Raises CheckpointError if they don't fit."""
+    """The frozen model with the adapter that training starts from. Raises CheckpointError if they don't fit.
+
+    Targets that an adapter lacks are added to it, with its rank.
+    """
     import torch
 
     from vllm_nld.model.checkpoint import ADAPTER_DIR
@@ -185,9 +198,12 @@ def model_of(
     if options.start == ZERO or (options.start == SHIPPED and not shipped.is_dir()):
         if options.rank < 1 or options.alpha <= 0:
             raise ValueError(f"--rank {options.rank} and --alpha {options.alpha} must be above 0")
-        model.add_adapter(options.rank, options.alpha)
+        model.add_adapter(options.rank, options.alpha, options.targets)
     else:
         model.load_adapter(shipped if options.start == SHIPPED else Path(options.start))
+        lora, known = next(model.loras()), model.adapter_weights(dtype)[0]
+        rank = lora.lora_A.out_features
+        model.add_adapter(rank, lora.scale * rank, [target for target in options.targets if target not in known])
     return model.to(device)
 
 

@@ -233,8 +233,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 def save_adapter(model: ReferenceModel, folder: Path) -> None:
     """Write the adapter in the released layout, in bf16 as the released ones."""
-    lora = next(model.attentions()).lora
-    assert lora is not None
+    lora = next(model.loras())
     write_adapter(folder, lora.scale * lora.lora_A.out_features, model.adapter_weights(torch.bfloat16))
 
 

@@ -48,21 +48,20 @@ def find(sources: Sources, name: str) -> Body | None:
     while sources.tree(module) is None and "." in module:
         module, _, part = module.rpartition(".")
         path.insert(0, part)
-    node: ast.AST | None = sources.tree(module)
+    node: ast.Module | ast.stmt | None = sources.tree(module)
     for part in path:
         if not isinstance(node, ast.Module | ast.ClassDef):
             return None
         node = next((one for one in statements(node) if part in defined(one)), None)
-    return None if node is None else Body(_lines(sources.text(module), node))
+    return Body(_lines(sources.lines(module), node)) if isinstance(node, ast.stmt) else None
 
 
-def _lines(text: str, node: ast.AST) -> tuple[str, ...]:
-    segment = ast.get_source_segment(text, node, padded=True) or ""
-    lines = segment.splitlines()
+def _lines(source: list[str], node: ast.stmt) -> tuple[str, ...]:
+    lines = source[node.lineno - 1 : node.end_lineno]
+    lines[-1] = lines[-1].encode()[: node.end_col_offset].decode()  # without a comment behind it; ast counts bytes
     first = node.body[0] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else None
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-        begin = node.lineno  # type: ignore[attr-defined]  # a statement has one
-        del lines[first.lineno - begin : (first.end_lineno or first.lineno) - begin + 1]
+        del lines[first.lineno - node.lineno : (first.end_lineno or first.lineno) - node.lineno + 1]
     kept = [line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     return tuple(textwrap.dedent("\n".join(kept)).splitlines())
 

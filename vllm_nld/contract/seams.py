@@ -6,6 +6,7 @@ from objects vLLM hands us, and what the patches in `vllm_nld.compat` replace.
 """
 
 import ast
+import functools
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,7 +120,8 @@ class Seam:
         return ".".join(part for part in (self.module, self.name, self.member) if part)
 
 
-def seams(tested: Sources) -> list[Seam]:
+@functools.cache  # our packages stay as they are while a process runs
+def seams(tested: Sources) -> tuple[Seam, ...]:
     """All seams of our packages. `tested` is the release they were written for, which tells what overrides what."""
     found: dict[Seam, None] = {}
     for package in OURS:
@@ -133,7 +135,7 @@ def seams(tested: Sources) -> list[Seam]:
     found |= dict.fromkeys(_patched())
     for module, names in REPLACED.items():
         found |= dict.fromkeys(Seam("name", module, name, used_in=COMPAT) for name in names.split())
-    return list(found)
+    return tuple(found)
 
 
 def _patched() -> Iterator[Seam]:

@@ -6,11 +6,12 @@ members = sources.members(home)                     # methods and attributes, ba
 """
 
 import ast
+import functools
 import importlib.util
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TypeGuard
 
@@ -32,12 +33,13 @@ class Sources:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._trees: dict[str, ast.Module | None] = {}
-        self._texts: dict[str, str] = {}
+        self._lines: dict[str, list[str]] = {}
         self._members: dict[Home, dict[str, ast.AST]] = {}
         if self.tree(PACKAGE) is None:
             raise FileNotFoundError(f"{path} is neither a vLLM wheel nor a folder that contains {PACKAGE}/__init__.py")
 
     @classmethod
+    @functools.cache
     def installed(cls) -> "Sources":
         """This environment's vLLM, found without importing it. Raises FileNotFoundError if there is none."""
         spec = importlib.util.find_spec(PACKAGE)
@@ -45,7 +47,7 @@ class Sources:
             raise FileNotFoundError("vLLM is not installed: pip install 'vllm-nld[gpu]' (or [cpu])")
         return cls(Path(spec.origin).parents[1])
 
-    @cached_property
+    @functools.cached_property
     def wheel(self) -> zipfile.ZipFile | None:
         return zipfile.ZipFile(self.path) if zipfile.is_zipfile(self.path) else None
 
@@ -56,13 +58,13 @@ class Sources:
             texts = (self._read(f"{stem}.py"), self._read(f"{stem}/__init__.py"))
             text = next((text for text in texts if text is not None), None)
             self._trees[module] = None if text is None else ast.parse(text)
-            self._texts[module] = text or ""
+            self._lines[module] = re.split(r"\r?\n|\r", text or "")  # where ast ends lines
         return self._trees[module]
 
-    def text(self, module: str) -> str:
-        """The text of a module or package; "" if it doesn't exist."""
+    def lines(self, module: str) -> list[str]:
+        """The lines of a module or package, none of them if it doesn't exist."""
         self.tree(module)
-        return self._texts[module]
+        return self._lines[module]
 
     def _read(self, name: str) -> str | None:
         try:

@@ -103,7 +103,11 @@ def interrupt(*_: Any) -> None:
 
 
 def store_name(target: str) -> str:
-    return target if "://" in target else Path(target.rstrip("/")).name
+    """A URL, or a checkpoint's name: its folder's, or for nano/checkpoint the folder's above."""
+    if "://" in target:
+        return target
+    folder = Path(target).resolve()
+    return folder.parent.name if folder.name == "checkpoint" else folder.name
 
 
 def variants_of(modes: Sequence[str], baseline: str) -> list[Variant]:

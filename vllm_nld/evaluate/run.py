@@ -109,11 +109,15 @@ class Run:
         """Every row in every variant. Raises Unreachable if a server doesn't answer."""
         with asyncio.Runner() as runner:
             clients: dict[str, Any] = {}  # that keep their connections, which a request's time would otherwise include
-            for number, turn in enumerate(split(rows, self.concurrency)):
-                for variant in alternate(variants, number):
-                    if not self.known(turn, variant):
-                        self.take(turn, variant, runner, clients)
-                        self.progress(len(turn))
+            try:
+                for number, turn in enumerate(split(rows, self.concurrency)):
+                    for variant in alternate(variants, number):
+                        if not self.known(turn, variant):
+                            self.take(turn, variant, runner, clients)
+                            self.progress(len(turn))
+            finally:
+                for client in clients.values():  # connections can be closed only while their event loop runs
+                    runner.run(client.close())
 
     def take(self, rows: Sequence[Row], variant: Variant, runner: asyncio.Runner, clients: dict[str, Any]) -> None:
         """One turn, and store it."""

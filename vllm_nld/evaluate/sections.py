@@ -144,7 +144,8 @@ def decoding(mine: Mapping[str, Any]) -> Section:
         lines.append((name, str(row["tokens"]), estimate(row["tpf"]), estimate(row["acceptance_length"]), kept, rate))
     note = (
         "As the server counted them. TPF: output tokens per forward. AL: tokens per verify step, bonus token included. "
-        "Committed / rolled back: draft tokens that were kept and dropped."
+        "Committed / rolled back: draft tokens that were kept and dropped. AL and committed include drafts past "
+        "the end of an answer, as in vLLM's own metrics."
     )
     header = ("mode", "tokens", "TPF", "AL", "committed / rolled back", "committed")
     return Section("Decoding", note, header, tuple(lines) if any(row["forwards"] for row in mine.values()) else ())
@@ -157,7 +158,8 @@ def positions(mine: Mapping[str, Any]) -> Section:
         (name, *(f"{100 * shares[str(c)]:.0f} %" if str(c) in shares else NONE for c in columns))
         for name, shares in found.items()
     ]
-    note = "Share of verify steps that accepted the draft at this position of a block."
+    note = "Share of verify steps that accepted the draft at this position of a block. auto also verifies short blocks,"
+    note += " which end before the later positions."
     return Section("Acceptance by position", note, ("mode", *map(str, columns)), tuple(lines), "positions")
 
 

@@ -63,7 +63,7 @@ class NemotronLabsDiffusionModel(MistralForCausalLM):
 
     def attach(self, adapter: Adapter, tokens: int, dtype: torch.dtype) -> None:
         """Add a draft adapter, switched off, for passes of at most so many tokens. The model itself does not change."""
-        self.draft_adapter = DraftAdapter(adapter, tokens, next(self.parameters()).device, dtype)
+        self.draft_adapter = DraftAdapter(adapter, self.config, tokens, next(self.parameters()).device, dtype)
         pathway = DraftPathway.beside(self.model, self.draft_adapter)
         self.__dict__["pathway"] = pathway  # not as a submodule, because it consists of the model's submodules
 

@@ -1,16 +1,18 @@
-"""The draft adapter in the model: B·A·x on o_proj, in draft passes of modes that use it.
+"""The draft adapter in the model: B·A·x beside projections, in draft passes of modes that use it.
 
 Other forwards don't contain it, see `draft_pathway`, but for verifying forwards with rows of masks. Because one CUDA
 graph serves passes with the adapter and passes without, its output is multiplied by a switch, a number per row on the
 device: the adapter's scale where it is on, 0 where it is off. So neither torch.compile nor a graph can bake either
 state in. The adapter is separate from the base weight, which may be quantized, and from user LoRA.
 
-Tensor parallelism: o_proj is row-parallel, so A is sharded on its input like the weight, and B·A·x joins the partial
-sum before the all-reduce.
+Tensor parallelism: o_proj and down_proj are row-parallel, so A is sharded on its input like the weight, and B·A·x joins
+the partial sum before the all-reduce. The others are column-parallel, so B is sharded on its output. vLLM computes q, k
+and v at once, and gate and up: their adapters become one, with the A's stacked and the B's on a diagonal.
 """
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,26 +21,34 @@ from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_pa
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from vllm_nld.model.adapter import Adapter
+from vllm_nld.model.adapter import Adapter, features
 from vllm_nld.model.checkpoint import CheckpointError
+
+PROJECTIONS = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "o_proj": ("o_proj",),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "down_proj": ("down_proj",),
+}  # vLLM's, and the targets of an adapter that each one computes
+ROW_PARALLEL = ("o_proj", "down_proj")
 
 
 class DraftLora(nn.Module):
-    """One layer's adapter, made of vLLM's linear layers, which use the platform's best kernel."""
+    """One projection's adapter, made of vLLM's linear layers, which use the platform's best kernel."""
 
     switch: torch.Tensor  # [most tokens, 1], shared by all layers
 
     def __init__(
         self,
-        down: torch.Tensor,  # [r, in / TP], A
-        up: torch.Tensor,  # [hidden, r], B
+        down: torch.Tensor,  # [r, in], A
+        up: torch.Tensor,  # [out, r], B
         switch: torch.Tensor,  # [most tokens, 1]
     ) -> None:
         super().__init__()
         self.down, self.up = _linear(down), _linear(up)
         self.register_buffer("switch", switch, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, in / TP] -> [T, hidden]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [T, in] -> [T, out], one of them this rank's share
         """The adapter's output for x; zeros where it is off."""
         low, _ = self.down(x)
         out, _ = self.up(low)
@@ -60,22 +70,39 @@ class DraftAdapter:
     in_rows: it is part of verifying forwards, until it is switched off there; see `by_row`.
     """
 
-    def __init__(self, adapter: Adapter, tokens: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: Adapter, config: Any, tokens: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.adapter, self.features = adapter, features(config)
+        self.copies = max(1, get_tensor_model_parallel_world_size() // config.num_key_value_heads)  # of k and v
         self.switch = torch.zeros(tokens, 1, device=device, dtype=dtype)
         self.is_on = False
         self.in_rows = False
 
-    def layer(self, index: int) -> DraftLora:
-        """Read one layer's adapter and keep this rank's share."""
-        down, up = self.adapter.read(index)
-        ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
-        if down.shape[1] % ranks:
+    def layer(self, index: int) -> dict[str, DraftLora]:
+        """Read one layer's adapter; this rank's share, by vLLM's projections."""
+        found = {}
+        for projection, targets in PROJECTIONS.items():
+            if set(targets) & set(self.adapter.targets):
+                downs, ups = zip(*(self._share(index, target) for target in targets), strict=True)
+                down, up = torch.cat(downs), torch.block_diag(*ups)
+                found[projection] = DraftLora(down.to(self.switch), up.to(self.switch), self.switch)
+        return found
+
+    def _share(self, index: int, target: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's A and B of a projection; of rank 0 if it has no adapter."""
+        if target in self.adapter.targets:
+            down, up = self.adapter.read(index, target)
+        else:
+            inputs, outputs = self.features[target]
+            down, up = torch.zeros(0, inputs), torch.zeros(outputs, 0)
+        copies = self.copies if target in ("k_proj", "v_proj") else 1
+        shares, rank = get_tensor_model_parallel_world_size() // copies, get_tensor_model_parallel_rank() // copies
+        if (down.shape[1] if target in ROW_PARALLEL else len(up)) % shares:
             raise CheckpointError(
-                f"{self.adapter.path} cannot be split over {ranks} ranks", "change --tensor-parallel-size"
+                f"{self.adapter.path} cannot be split over {shares} ranks", "change --tensor-parallel-size"
             )
-        share = down.chunk(ranks, dim=1)[rank].contiguous()
-        return DraftLora(share.to(self.switch), up.to(self.switch), self.switch)
+        if target in ROW_PARALLEL:
+            return down.chunk(shares, dim=1)[rank].contiguous(), up
+        return down, up.chunk(shares)[rank]
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:

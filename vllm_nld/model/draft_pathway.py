@@ -1,4 +1,4 @@
-"""The model of draft passes with a draft adapter: the target's layers, with the adapter beside each o_proj.
+"""The model of draft passes with a draft adapter: the target's layers, with the adapter beside their projections.
 
 It shares every module and weight with the target, but is compiled and captured in CUDA graphs separately. So verifying
 forwards, and those of requests that don't draft, contain no adapter.
@@ -23,7 +23,7 @@ class DraftPathway(MistralModel):
         self.config, self.quant_config = target.config, target.quant_config
         self.embed_tokens, self.norm = target.embed_tokens, target.norm
         self.start_layer, self.end_layer = target.start_layer, target.end_layer
-        twins = [layer.with_draft_lora(adapter.layer(index)) for index, layer in enumerate(target.layers)]
+        twins = [layer.with_draft_loras(adapter.layer(index)) for index, layer in enumerate(target.layers)]
         self.layers = nn.ModuleList(twins)
 
     def forward(  # type: ignore[override]  # without pipeline stages

@@ -2,10 +2,11 @@
 
 If the server drafts, attention runs on the backend registered as CUSTOM (`attention_backend`), over the kernel that
 vLLM chose for the platform; otherwise directly on that kernel, as in stock vLLM. The twin shares every module and
-weight with the layer, except that it has the draft adapter beside its o_proj.
+weight with the layer, except that it has the draft adapter beside its projections.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,17 +23,17 @@ from vllm_nld.serving.settings import Settings
 from vllm_nld.serving.speculation import drafts_for_itself
 
 
-class OutputProjection(nn.Module):
-    """o_proj with the draft adapter beside it. `base` may be quantized, or wrapped for user LoRA."""
+class AdaptedProjection(nn.Module):
+    """A projection with the draft adapter beside it. `base` may be quantized, or wrapped for user LoRA."""
 
     def __init__(self, base: Any, lora: DraftLora) -> None:
         super().__init__()
         linear = getattr(base, "base_layer", base)  # inside user LoRA's wrapper
-        self.reduce = linear.tp_size > 1 and linear.reduce_results
+        self.reduce = linear.tp_size > 1 and getattr(linear, "reduce_results", False)  # row-parallel ones
         self.base = unreduced(base) if self.reduce else base  # the adapter's output is added before the all-reduce
         self.lora = lora
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # [T, in / TP] -> [T, hidden]
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:  # [T, in] -> [T, out]
         out = self.base(x)[0] + self.lora(x)
         return (tensor_model_parallel_all_reduce(out) if self.reduce else out), None
 
@@ -51,6 +52,15 @@ def shallow_copy(module: Any) -> Any:
     """A module with the same submodules, parameters and buffers; its submodules can be replaced independently."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
+    return twin
+
+
+def with_adapters(module: nn.Module, loras: Mapping[str, DraftLora]) -> nn.Module:
+    """A twin of an attention or MLP, with the adapters of its projections."""
+    twin: nn.Module = shallow_copy(module)
+    for name, lora in loras.items():
+        if hasattr(module, name):
+            setattr(twin, name, AdaptedProjection(getattr(module, name), lora))
     return twin
 
 
@@ -89,9 +99,8 @@ class NldDecoderLayer(MistralDecoderLayer):
         self.layer_idx = int(prefix.split(".")[-1])
         self.ada_rms_norm_t_cond = None  # the NLD family has no time conditioning
 
-    def with_draft_lora(self, lora: DraftLora) -> "NldDecoderLayer":
-        """The layer's twin with the draft adapter beside o_proj."""
-        twin = shallow_copy(self)
-        twin.self_attn = shallow_copy(self.self_attn)
-        twin.self_attn.o_proj = OutputProjection(self.self_attn.o_proj, lora)
+    def with_draft_loras(self, loras: Mapping[str, DraftLora]) -> "NldDecoderLayer":
+        """The layer's twin with draft adapters beside these projections."""
+        twin: NldDecoderLayer = shallow_copy(self)
+        twin.self_attn, twin.mlp = with_adapters(self.self_attn, loras), with_adapters(self.mlp, loras)
         return twin

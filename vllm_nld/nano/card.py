@@ -42,8 +42,8 @@ o_proj) is trained on what drafting sees, a last token and a fully masked rest, 
 4096.
 
 The adapter gains little on these tasks: it learns from the same stream as the joint stage, whose most heavily masked
-blocks already are what drafting sees. On records that the drafter has not seen, an adapter gains two
-fifths (`python -m vllm_nld.nano.domain`, docs/adapter.md).
+blocks already are what drafting sees. On records that the drafter has not seen, an adapter gains a
+third (`python -m vllm_nld.nano.domain`, docs/adapter.md).
 
 ![Loss over the steps](loss.png)
 

@@ -49,7 +49,7 @@ def prompts(count: int, seed: int) -> list[dict[str, Any]]:
     return mixed
 
 
-def held_out(count: int = 150, per_category: int = 50) -> list[dict[str, Any]]:
+def held_out(count: int = 150, per_category: int = 150) -> list[dict[str, Any]]:
     """Prompts of the domain that no seed of `prompts` draws, and ordinary ones from the held-out side."""
     return [*islice(records(random.Random("held out")), count), *rows(draw_heldout(per_category))]
 

@@ -107,7 +107,7 @@ def export(model: ReferenceModel, tokenizer: Any, folder: Path, config: dict[str
     tensors = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()}
     base = {name: weight for name, weight in tensors.items() if "lora" not in name}
     save_file(base, folder / "model.safetensors", metadata={"format": "pt"})
-    if (lora := next(model.attentions()).lora) is not None:
+    if (lora := next(model.loras(), None)) is not None:
         write_adapter(
             folder / ADAPTER_DIR, lora.scale * lora.lora_A.out_features, model.adapter_weights(torch.bfloat16)
         )

@@ -17,7 +17,7 @@ __all__ = ["Question", "Scene", "checkpoint_path", "heldout"]
 
 
 def checkpoint_path() -> Path:
-    """The folder of the checkpoint, in the Hugging Face layout. It exists once it has been trained."""
+    """The folder of the checkpoint, in the Hugging Face layout."""
     return Path(__file__).parent / "checkpoint"
 
 

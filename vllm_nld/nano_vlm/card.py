@@ -15,10 +15,11 @@ vision tower of one million. **It exists only to exercise the software.** It see
 
 ## What it was trained on
 
-Pictures that a script draws (`vllm_nld/nano_vlm/scenes.py`), 48 to 96 pixels wide: up to six colored balls, boxes,
-rings and doors; numbers; words; tables of a word and a few numbers a row. Letters stand 8 pixels apart, which is what
-one image token covers. Seven kinds of questions: which things (as a sentence, as JSON), how many of one kind, which
-number, which words, the table, one cell of it. Each has exactly one right answer. A picture and question whose hash
+Pictures that a script draws (`vllm_nld/nano_vlm/scenes.py`), 48 to 96 pixels wide: up to six balls, boxes, rings and
+doors, each of another color; numbers; words; tables of a word and a few numbers a row. Letters stand 8 pixels apart,
+which is what one image token covers. Seven kinds of questions: which things (as a sentence, as JSON), how many of one
+kind, which number, which words, the table, one cell of it. Each has exactly one right answer, in reading order. To
+count, it names all things and counts along: `red ball 1, blue box, green ball 2: 2`. A picture and question whose hash
 falls on the held-out side is never trained on; `heldout.jsonl` has 140 such, as data to draw.
 
 ## How

@@ -6,6 +6,7 @@
 Pictures have three sizes, so that a training batch can be of one size.
 """
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -88,12 +89,15 @@ def as_json(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[I
 
 
 def count(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
+    """The answer counts along, because a number alone gives a small model too little to learn from."""
     kind, number = rng.choice(THINGS), rng.randint(0, 3)
     kinds = [kind] * number
     kinds += rng.choices([other for other in THINGS if other != kind], k=rng.randint(0 if number else 1, 3))
     rng.shuffle(kinds)
     request = rng.choice((f"How often is a {kind} in the picture?", f"Count this in the picture: {kind}"))
-    return request, str(number), things(rng, size, kinds)
+    items, counted = things(rng, size, kinds), itertools.count(1)
+    steps = [f"{item.color} {item.kind}" + (f" {next(counted)}" if item.kind == kind else "") for item in items]
+    return request, f"{', '.join(steps)}: {number}", items
 
 
 def digits(rng: random.Random, size: tuple[int, int]) -> tuple[str, str, list[Item]]:
@@ -161,6 +165,12 @@ def kept_apart(asked: Question) -> bool:
     return is_heldout(json.dumps(asdict(asked.scene)) + asked.request)
 
 
+def clear(asked: Question) -> bool:
+    """Whether no two things in the picture have the same color, so that a color says which one is meant."""
+    colors = [item.color for item in asked.scene.items if item.kind != TEXT]
+    return len(set(colors)) == len(colors)
+
+
 def stream(seed: int, size: tuple[int, int] | None = None) -> Iterator[Question]:
     """Endless training questions, of one picture size or of all; the same seed gives the same ones."""
     rng = random.Random(seed)
@@ -178,7 +188,7 @@ def draw_heldout(per_category: int = 20, seed: int = 2026) -> list[Question]:
         chosen: dict[Question, None] = {}
         while len(chosen) < per_category:
             asked = question(rng, category, rng.choice(SIZES))
-            if kept_apart(asked):
+            if kept_apart(asked) and clear(asked):
                 chosen.setdefault(asked)
         found += list(chosen)
     return found

@@ -17,13 +17,13 @@ from vllm_nld.nano import train
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `vllm-nld nano-vlm train`: nano's with other defaults, and the first stage's."""
     train.add_arguments(parser)
-    parser.add_argument("--sight-steps", type=int, default=1500, help="first steps, of tower and projector alone")
+    parser.add_argument("--sight-steps", type=int, default=1000, help="first steps, of tower and projector alone")
     parser.add_argument("--cells", type=int, default=1024, help="cells of pictures in each of those steps")
     parser.set_defaults(
         out=Path("runs/nano-vlm"),
-        ar_steps=200,
-        joint_steps=1500,
-        decay_steps=1200,
+        ar_steps=150,
+        joint_steps=1800,
+        decay_steps=1400,
         adapter_steps=100,
         rows=1536,
         processes=1,

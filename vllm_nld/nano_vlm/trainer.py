@@ -22,7 +22,7 @@ from vllm_nld.nano_vlm.tasks import SIZES, draw_heldout
 from vllm_nld.nano_vlm.training import TrainedVLM, batches, encode
 from vllm_nld.reference.model import ReferenceModel
 
-PACE = 0.2  # of nano's learning rates, because the decoder is already trained
+PACE = 0.4  # of nano's learning rates, because the decoder is already trained
 
 
 class VlmTrainer(Trainer):

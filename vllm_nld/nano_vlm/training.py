@@ -18,7 +18,7 @@ from vllm_nld.nano.batches import Batch, NoiseMix, collate
 from vllm_nld.nano.batches import batches as text_batches
 from vllm_nld.nano.tokenizer import EOS
 from vllm_nld.nano_vlm.scenes import Question, draw
-from vllm_nld.nano_vlm.tasks import SIZES, stream
+from vllm_nld.nano_vlm.tasks import SIZES, clear, stream
 from vllm_nld.reference.vlm import ReferenceVLM
 
 TEXT_SHARE = 0.2  # of the batches, so that nano's own tasks are not forgotten
@@ -60,7 +60,7 @@ def picture_batches(
 ) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Endless batches of questions, each of one picture size."""
     rng = random.Random(seed)
-    streams = [stream(seed + 1 + index, size) for index, size in enumerate(SIZES)]
+    streams = [filter(clear, stream(seed + 1 + index, size)) for index, size in enumerate(SIZES)]
     while True:
         questions, samples, pixels, room = rng.choice(streams), [], [], rows
         while room > 0:

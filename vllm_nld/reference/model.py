@@ -14,20 +14,18 @@ block, and the caller drops its KV (`KVCache.truncate`).
 Letters in shapes: N sequences, T new tokens, S cached + new tokens, H query heads, G key/value heads, D head size.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from vllm_nld.model.adapter import RELEASED, TARGETS, open_adapter
 from vllm_nld.model.checkpoint import (
     ADAPTER_DIR,
-    CheckpointError,
     canonical_name,
     check_tensors,
     read_config,
@@ -57,7 +55,28 @@ class DraftLora(nn.Module):
         return self.lora_B(self.lora_A(x)) * self.scale
 
 
-class Attention(nn.Module):
+class Adapted(nn.Module):
+    """A module with draft adapters beside some of its projections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loras = nn.ModuleDict()  # by projection
+
+    def project(
+        self,
+        name: str,
+        x: torch.Tensor,  # [N, T, in]
+        lora: bool | torch.Tensor,  # the draft adapter is on: everywhere, or in the rows of a [T] bool
+    ) -> torch.Tensor:  # [N, T, out]
+        """A projection's output, with its adapter's."""
+        out: torch.Tensor = getattr(self, name)(x)
+        if lora is False or name not in self.loras:
+            return out
+        extra = self.loras[name](x)
+        return out + (extra if lora is True else extra * lora.unsqueeze(-1))
+
+
+class Attention(Adapted):
     """Grouped-query attention: project, rotate, scale queries by s(pos), attend."""
 
     def __init__(self, config: NemotronLabsDiffusionConfig, layer: int) -> None:
@@ -71,7 +90,6 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
-        self.lora: DraftLora | None = None  # on o_proj, in draft passes only
 
     def forward(
         self,
@@ -80,12 +98,12 @@ class Attention(nn.Module):
         query_scale: torch.Tensor,  # [T] or [N, 1, T] float32
         mask: torch.Tensor | None,  # broadcastable to [N, H, T, S] bool, True: attend; None: attend everywhere
         cache: KVCache | None,
-        lora: bool | torch.Tensor,  # the draft adapter is on: everywhere, or in the rows of a [T] bool
+        lora: bool | torch.Tensor,  # see `Adapted.project`
     ) -> torch.Tensor:
         n, t, _ = x.shape
         q, k, v = (
-            projection(x).view(n, t, -1, self.head_dim).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            self.project(name, x, lora).view(n, t, -1, self.head_dim).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
         )
         q, k = rotate(q, *rope), rotate(k, *rope)
         q = (q * query_scale.unsqueeze(-1)).to(q.dtype)
@@ -93,14 +111,10 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)
         k, v = k.repeat_interleave(self.group, dim=1), v.repeat_interleave(self.group, dim=1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out = out.transpose(1, 2).reshape(n, t, -1)
-        if self.lora is None or lora is False:
-            return self.o_proj(out)
-        extra = self.lora(out)
-        return self.o_proj(out) + (extra if lora is True else extra * lora.unsqueeze(-1))
+        return self.project("o_proj", out.transpose(1, 2).reshape(n, t, -1), lora)
 
 
-class MLP(nn.Module):
+class MLP(Adapted):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
@@ -109,8 +123,9 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x: torch.Tensor, lora: bool | torch.Tensor = False) -> torch.Tensor:
+        inner = F.silu(self.project("gate_proj", x, lora)) * self.project("up_proj", x, lora)
+        return self.project("down_proj", inner, lora)
 
 
 class Layer(nn.Module):
@@ -125,7 +140,7 @@ class Layer(nn.Module):
 
     def forward(self, x, rope, query_scale, mask, cache, lora):  # type: ignore[no-untyped-def]  # see Attention.forward
         x = x + self.self_attn(self.input_layernorm(x), rope, query_scale, mask, cache, lora)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x), lora)
 
 
 class Encoder(nn.Module):
@@ -225,50 +240,52 @@ class ReferenceModel(nn.Module):
             model.load_adapter(path / ADAPTER_DIR, dtype)
         return model.eval().requires_grad_(False)
 
-    def attentions(self) -> Iterator[Attention]:
-        """The attention modules in layer order."""
+    def adapted(self) -> Iterator[tuple[Adapted, str]]:
+        """Each projection that may have an adapter: its module and its name, layer by layer."""
         for layer in self.encoder.layers:
-            assert isinstance(layer, Layer)
-            yield layer.self_attn
+            for target, module in TARGETS.items():
+                yield getattr(layer, module), target
 
-    def add_adapter(self, rank: int, alpha: float) -> None:
-        """Put a fresh draft adapter on every o_proj. Its B is zero, so it has no effect until trained."""
-        for attention in self.attentions():
-            o_proj = attention.o_proj
-            attention.lora = DraftLora(o_proj.in_features, o_proj.out_features, rank, alpha / rank)
+    def loras(self) -> Iterator[DraftLora]:
+        """The draft adapters of all projections that have one."""
+        for module, target in self.adapted():
+            if target in module.loras:
+                lora = module.loras[target]
+                assert isinstance(lora, DraftLora)
+                yield lora
 
-    def adapter_weights(self, dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """A [r, in] and B [out, r] of every layer's draft adapter."""
-        loras = [attention.lora for attention in self.attentions()]
-        return [(lora.lora_A.weight.to(dtype), lora.lora_B.weight.to(dtype)) for lora in loras if lora is not None]
+    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str] = RELEASED) -> None:
+        """Put a fresh draft adapter on projections. Its B is zero, so it has no effect until trained."""
+        for module, target in self.adapted():
+            if target in targets:
+                projection = getattr(module, target)
+                fresh = DraftLora(projection.in_features, projection.out_features, rank, alpha / rank)
+                module.loras[target] = fresh
+
+    def adapter_weights(self, dtype: torch.dtype) -> list[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """A [r, in] and B [out, r] of every layer's draft adapters, by target."""
+        found: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
+        for layer in self.encoder.layers:
+            loras = {target: getattr(layer, module).loras for target, module in TARGETS.items()}
+            pairs = {target: loras[target][target] for target in loras if target in loras[target]}
+            found.append(
+                {name: (one.lora_A.weight.to(dtype), one.lora_B.weight.to(dtype)) for name, one in pairs.items()}
+            )
+        return found
 
     def load_adapter(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Load a PEFT folder (adapter_config.json, adapter_model.safetensors) whose only target is o_proj.
+        """Load a PEFT folder (adapter_config.json, adapter_model.safetensors) in place of the adapter so far.
 
-        Raises CheckpointError if a file or tensor is missing, a shape is wrong, or there are other targets.
+        Raises CheckpointError if a file or tensor is missing, a shape is wrong, or a target can't have an adapter.
         """
-        try:
-            settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-            tensors = load_file(path / "adapter_model.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} is not a readable draft adapter ({error})", "download the folder again"
-            ) from None
-        if list(settings["target_modules"]) != ["o_proj"]:
-            raise CheckpointError(
-                f"{path / 'adapter_config.json'} has target_modules {settings['target_modules']}",
-                "use the adapter of the model's own repository, whose only target is o_proj",
-            )
-        self.add_adapter(settings["r"], settings["lora_alpha"])
-        for index, attention in enumerate(self.attentions()):
-            lora = attention.lora
-            assert lora is not None  # added above
-            for name, linear in (("lora_A", lora.lora_A), ("lora_B", lora.lora_B)):
-                key = f"base_model.model.encoder.layers.{index}.self_attn.o_proj.{name}.weight"
-                shape = list(linear.weight.shape)
-                if key not in tensors or list(tensors[key].shape) != shape:
-                    found = list(tensors[key].shape) if key in tensors else "nothing"
-                    raise CheckpointError(
-                        f"{key} in {path} must have shape {shape}, found {found}", "download the folder again"
-                    )
-                linear.weight.data = tensors[key].to(dtype)
+        adapter = open_adapter(path)
+        adapter.check(self.config)
+        for module, target in self.adapted():
+            module.loras.pop(target) if target in module.loras else None
+        self.add_adapter(adapter.rank, adapter.scale * adapter.rank, adapter.targets)
+        for index, layer in enumerate(self.encoder.layers):
+            for target in adapter.targets:
+                lora = getattr(layer, TARGETS[target]).loras[target]
+                lora.lora_A.weight.data, lora.lora_B.weight.data = (
+                    weight.to(dtype) for weight in adapter.read(index, target)
+                )

@@ -42,17 +42,23 @@ def overview() -> argparse.ArgumentParser:
     return parser
 
 
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """A command's parser."""
+    module_name, text = COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=f"vllm-nld {name}", description=text)
+    importlib.import_module(module_name).add_arguments(parser)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in COMMANDS:
-            module_name, text = COMMANDS[name]
-            module = importlib.import_module(module_name)
-            parser = argparse.ArgumentParser(prog=f"vllm-nld {name}", description=text)
-            module.add_arguments(parser)
-            return module.run(parser.parse_args(words[length:]))
+            options = parser_of(name).parse_args(words[length:])
+            status: int = importlib.import_module(COMMANDS[name][0]).run(options)
+            return status
     parser = overview()
     parser.parse_args(words[:1] if words[:1] in (["-h"], ["--help"], ["--version"]) else [])
     parser.error(f"unknown command {' '.join(words[:2])!r}" if words else "missing command")
