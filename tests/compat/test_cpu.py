@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,14 @@ def test_without_use_native_kernels_triton_interprets_every_launch(
     assert not interpreted and "native" in dispatch.launched().values()
 
 
-def test_without_reuse_compiled_models_each_start_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_reuse_compiled_models_each_start_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each compiling is announced, except without the patch that does it."""
     from vllm.compilation.counter import compilation_counter as counter
 
+    caplog.set_level(logging.INFO, "vllm")
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     model = write_agreeable_checkpoint(tmp_path / "model", num_hidden_layers=1)
 
@@ -120,8 +126,20 @@ def test_without_reuse_compiled_models_each_start_compiles(tmp_path: Path, monke
 
     with without(cpu.reuse_compiled_models):
         assert start() == (1, 0)
+        assert caplog.text.count("Compiling the model's forward for this CPU") == 1
+    with without(cpu.reuse_compiled_models, cpu.announce_compiling):
         assert start() == (1, 0)
     assert start() == (0, 1)
+    for words in "Compiling the model's forward for this CPU", "Compiled the model's forward":
+        assert caplog.text.count(words) == 1
+
+
+def test_long_compiling_shows_progress(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vllm")
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    with cpu.compiling("forward of drafts", period=0.01):
+        while "Compiling the forward of drafts: 0 s so far." not in caplog.text:
+            time.sleep(0.01)
 
 
 def test_without_place_cpu_workers_on_ray_vllm_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

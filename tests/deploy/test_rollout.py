@@ -1,7 +1,10 @@
 """The canary's state machine, its settings, cohorts and window: pure functions, no Ray."""
 
 import json
+import math
 from collections import Counter
+from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -142,6 +145,43 @@ def test_p95_is_at_most_a_bucket_too_large(seconds: list[float]) -> None:
         sums.add(value)
     exact = sorted(seconds)[-(-95 * len(seconds) // 100) - 1]
     assert exact <= sums.p95 * (1 + 1e-9) and sums.p95 <= exact * GROWTH * (1 + 1e-9)
+
+
+def latencies(seed: int, slower: float) -> Iterator[tuple[float, list[Finding]]]:
+    """Twenty minutes at a request per second and deployment: what is breached, each five seconds."""
+    random, window = Random(seed), Window()
+    for now in range(1200):
+        for name, factor in ("stable", 1.0), ("canary", slower):
+            one = Tally()
+            one.add(factor * random.lognormvariate(0, 0.8))  # P95 is 3.7 times the median
+            window.add(now, name, one)
+        if now % 5 == 0:
+            canary, stable = (window.sum(now, name, LIMITS.window_s) for name in ("canary", "stable"))
+            yield now, [one for one in findings(canary, stable, LIMITS) if one.breached]
+
+
+def test_good_canary_is_not_slow_by_luck() -> None:
+    """Nor by its first requests, and one that is three times as slow is found within two minutes."""
+    for seed in range(5):
+        assert not any(found for _, found in latencies(seed, slower=1))
+        first = next(now for now, found in latencies(seed, slower=3) if found)
+        assert first < 120, (seed, first)
+    cold = tally(17)
+    cold.merge(tally(3, seconds=20.0))
+    assert not any(one.breached for one in findings(cold, tally(20), LIMITS))
+
+
+@pytest.mark.parametrize("count", [20, 60, 1000, 5000])
+def test_p95_is_at_least_that_beyond_doubt(count: int) -> None:
+    """By the binomial distribution; and not far below with many requests."""
+    from scipy.stats import binom
+
+    sums = Tally()
+    for number in range(count):
+        sums.seconds[number] += 1
+    above = count - 1 - round(math.log(sums.p95_at_least, GROWTH))
+    assert binom.sf(above, count, 0.05) < 1e-3, "so many lie above P95 hardly ever"
+    assert above / count < 0.05 + 6 / math.sqrt(count) * 0.25
 
 
 def test_window_forgets() -> None:

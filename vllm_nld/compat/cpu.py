@@ -1,7 +1,10 @@
 """What vLLM's CPU build lacks. None of it is needed with the GPU build."""
 
+import contextlib
 import importlib.util
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,50 @@ def reuse_compiled_models(module: Any) -> Iterator[Change]:
     Delete when: vLLM checks whether there is anything to finalize.
     """
     yield module.BundledAOTAutogradSerializableCallable, "finalize_loading", lambda self, vllm_config: None
+
+
+@contextlib.contextmanager
+def compiling(pathway: str, period: float = 15) -> Iterator[None]:
+    """Log that a forward is being compiled, now, every `period` seconds, and at the end."""
+    begin, done = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not done.wait(period):
+            logger.info("Compiling the %s: %.0f s so far.", pathway, time.monotonic() - begin)
+
+    logger.info(
+        "Compiling the %s for this CPU: seconds for a small model, minutes for billions of parameters. Later starts "
+        "load it; --enforce-eager does without.",
+        pathway,
+    )
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+    logger.info("Compiled the %s in %.0f s.", pathway, time.monotonic() - begin)
+
+
+@patch("vllm.compilation.decorators", not_needed=gpu_build)
+def announce_compiling(module: Any) -> Iterator[Change]:
+    """Say on the CPU what is being compiled.
+
+    Symptom: the first start of a model with billions of parameters says nothing for minutes.
+    Cause: `monitor_torch_compile` speaks only in the compilation mode of GPUs. This patch applies to every model.
+    Delete when: it speaks in every mode.
+    """
+    inherited = module.monitor_torch_compile
+
+    @contextlib.contextmanager
+    def monitor_torch_compile(*args: Any, announce_start: bool = True, **options: Any) -> Iterator[None]:
+        name = "forward of drafts" if options.get("tag") == "draft_pathway" else "model's forward"
+        speaks = compiling(name) if announce_start else contextlib.nullcontext()  # an attempt to load says nothing
+        with speaks, inherited(*args, announce_start=announce_start, **options):
+            yield
+
+    yield module, "monitor_torch_compile", monitor_torch_compile
 
 
 @patch("vllm.v1.executor.ray_executor_v2", not_needed=gpu_build)

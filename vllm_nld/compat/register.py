@@ -13,6 +13,7 @@ PATCHES: tuple[Patch, ...] = (
     cpu.request_amx_tiles,
     cpu.use_native_kernels,
     cpu.reuse_compiled_models,
+    cpu.announce_compiling,
     cpu.place_cpu_workers_on_ray,
     speculation.build_self_speculator,
     speculation.reserve_block_slots,

@@ -96,6 +96,7 @@ PATCHED = {
     "vllm.v1.worker.gpu.model_runner.GPUModelRunner": "execute_model sample_tokens",
 }
 REPLACED = {
+    "vllm.compilation.decorators": "monitor_torch_compile",
     "vllm.v1.executor.ray_executor_v2": "RayWorkerProc initialize_ray_cluster",
     "vllm.v1.metrics.stats": "RequestSpecDecodeMetrics SchedulerStats",
     "vllm.v1.worker.gpu.model_runner": "init_speculator",

@@ -85,7 +85,7 @@ def findings(canary: Tally, stable: Tally, limits: Rollback) -> list[Finding]:
     if canary.requests >= limits.min_requests:
         judge("error_rate", canary.errors / canary.requests, limits.max_error_rate, False)
     if min(canary.seconds.total(), stable.seconds.total()) >= limits.min_requests:
-        judge("latency_ratio", canary.p95 / stable.p95, limits.max_latency_ratio, False)
+        judge("latency_ratio", canary.p95_at_least / stable.p95, limits.max_latency_ratio, False)
     return found
 
 

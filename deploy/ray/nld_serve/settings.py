@@ -31,7 +31,8 @@ class Rollback(_Settings):
     min_acceptance_length: tokens per verified block; below 2, drafting does not even pay at concurrency 1.
     min_commit_ratio: accepted drafts / drafts, in [0, 1].
     max_error_rate: requests that the canary refused, lost or answered with a 5xx / its requests.
-    max_latency_ratio: the canary's P95 / the stable deployment's, from request to last byte.
+    max_latency_ratio: the canary's P95 / the stable deployment's, from request to last byte. The canary's is what it is
+        at least, beyond doubt: with twenty requests their 14th, with a thousand their 92nd percentile.
     """
 
     dry_run: bool = False
