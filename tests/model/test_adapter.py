@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import ADAPTER_ALPHA, ADAPTER_RANK, VLM, tiny_adapter, tiny_config, write_json, write_tiny_checkpoint
 from vllm_nld.model import draft_lora
-from vllm_nld.model.adapter import TARGETS, find_adapter
+from vllm_nld.model.adapter import TARGETS, find_adapter, write_adapter
 from vllm_nld.model.checkpoint import ADAPTER_DIR, CheckpointError
 
 
@@ -94,6 +94,16 @@ def test_rank_stabilized_scale(tmp_path: Path) -> None:
     change_settings(path, use_rslora=True)
     adapter = find_adapter(str(path), None, "auto")
     assert adapter is not None and adapter.scale == ADAPTER_ALPHA / 2
+
+
+@pytest.mark.parametrize("alpha", [0.4, 2**0.5, 16.0])
+def test_a_written_scale_is_the_one_that_is_read(alpha: float, tmp_path: Path) -> None:
+    path, config = write_tiny_checkpoint(tmp_path), tiny_config()
+    sizes = (2, config.num_attention_heads * config.head_dim), (config.hidden_size, 2)
+    layers = [{"o_proj": (torch.ones(sizes[0]), torch.ones(sizes[1]))} for _ in range(config.num_hidden_layers)]
+    write_adapter(path / ADAPTER_DIR, alpha, layers)
+    adapter = find_adapter(str(path), None, "auto")
+    assert adapter is not None and adapter.scale == pytest.approx(alpha / 2, abs=1e-6)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
