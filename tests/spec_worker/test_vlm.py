@@ -94,6 +94,9 @@ def test_wrong_numbers_of_images_are_refused(llm: Any) -> None:
 def profile(llm: Any) -> list[torch.Tensor]:
     """What the encoder cache holds while vLLM's start-up measures the memory of a step."""
     runner, held = parts(llm)[2], []
+    cache = runner.encoder_cache.encoder_outputs
+    known = dict(cache)  # of earlier requests
+    cache.clear()
     with pytest.MonkeyPatch.context() as patch:
         step = runner._dummy_run
 
@@ -104,6 +107,7 @@ def profile(llm: Any) -> list[torch.Tensor]:
         patch.setattr(runner, "_dummy_run", measured)
         runner.profile_run()
     assert not runner.encoder_cache.encoder_outputs, "it must be empty for the first request"
+    runner.encoder_cache.encoder_outputs.update(known)
     return held
 
 
