@@ -79,8 +79,7 @@ class Auto:
         """
         for index, now in enumerate((other_rows, other_tokens)):
             self._others[index] += SMOOTHING * (now - self._others[index])
-        requests = len(decodings)
-        self._length = self.forced or self.controller.keep(requests, room) or self._decide(decodings, room)
+        self._length = self.forced or self.controller.keep(len(decodings), room) or self._decide(decodings, room)
 
     def _decide(self, decodings: Collection[Decoding], room: int) -> int:
         limits = Counter(one.nodes + 1 for one in decodings)

