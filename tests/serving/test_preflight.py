@@ -112,9 +112,25 @@ def test_repository_in_the_cache(offline: None) -> None:
 def test_port_in_use(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {})
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
         other.bind(("127.0.0.1", 0))
-        other.listen()
         port = other.getsockname()[1]
+        assert mistake(tmp_path, port=port).startswith(f"port {port} is in use"), "by a server that is starting"
+        other.listen()
         assert mistake(tmp_path, port=port) == f"port {port} is in use: stop the other server, or choose another --port"
         assert mistake(tmp_path, port=port, headless=True) == ""
     assert "can't be used" in mistake(tmp_path, host="203.0.113.1")
+
+
+def test_port_that_a_server_has_left(tmp_path: Path) -> None:
+    """Its connections linger for a minute, and the next server may have the port."""
+    write_json(tmp_path / "config.json", {})
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            server.accept()[0].close()  # the side that closes first lingers
+    assert preflight.try_port("", port, reuse=False) is not None, "its connection is there"
+    assert mistake(tmp_path, port=port) == ""

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from vllm_nld import __version__
+from vllm_nld.tools import cli
 from vllm_nld.tools.cli import COMMANDS, main
 
 
@@ -44,3 +45,14 @@ def test_light_modules_import_neither_torch_nor_vllm(module: str) -> None:
     """vLLM and Triton import the first two in every process."""
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'vllm', 'transformers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate http://x", "tune http://x --within 1", "compare http://x http://y"])
+def test_an_extra_that_is_not_installed_is_named_before_anything_is_asked(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = cli.metadata.distributions
+    monkeypatch.setattr(cli.metadata, "distributions", lambda name: [] if name == "pandas" else installed(name=name))
+    name = command.split()[0]
+    assert main([*command.split(), "--prompts", "prompts.jsonl"]) == 2
+    assert capsys.readouterr().err == f"vllm-nld {name} needs pandas: pip install 'vllm-nld[evaluate]'\n"

@@ -16,6 +16,7 @@ import re
 import socket
 from pathlib import Path
 
+import psutil
 from pydantic import ValidationError
 
 from vllm_nld.model.checkpoint import CheckpointError, read_config
@@ -102,16 +103,31 @@ def check_port(args: argparse.Namespace) -> str:
     """The port must be free."""
     if args.headless or args.uds:
         return ""
-    family = socket.AF_INET6 if ":" in (args.host or "") else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does: not what a last server left
+    address = (args.host or "", args.port)
+    error = try_port(*address, reuse=True)  # as vLLM does: not what a last server left
+    if error is None and not leftovers(args.port):
+        error = try_port(*address, reuse=False)  # a server that is starting has the port, but does not listen yet
+    if error is None:
+        return ""
+    if error.errno == errno.EADDRINUSE:
+        return f"port {args.port} is in use: stop the other server, or choose another --port"
+    return f"port {args.port} can't be used ({error.strerror}): set --host and --port"
+
+
+def try_port(host: str, port: int, reuse: bool) -> OSError | None:
+    """Why a server can't have this address; None if it can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         try:
-            probe.bind((args.host or "", args.port))
+            probe.bind((host, port))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return f"port {args.port} is in use: stop the other server, or choose another --port"
-            return f"port {args.port} can't be used ({error.strerror}): set --host and --port"
-    return ""
+            return error
+    return None
+
+
+def leftovers(port: int) -> bool:
+    """Whether connections of an earlier server still use the port, which keeps nobody from listening there."""
+    return any(one.laddr and one.laddr.port == port for one in psutil.net_connections("tcp"))
 
 
 def refusal(error: ValidationError) -> str:

@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 from vllm_nld import __version__
 
@@ -27,6 +29,19 @@ COMMANDS = {
     "nano-vlm train": ("vllm_nld.nano_vlm.train", "train it, from the small checkpoint"),
     "nano-vlm eval": ("vllm_nld.nano_vlm.evaluate", "evaluate it on held-out pictures"),
 }
+
+EXTRAS = {name: "evaluate" for name in ("evaluate", "compare", "tune")}  # the extra that a command needs
+
+
+def lacking(extra: str) -> list[str]:
+    """The packages of an extra that are not installed."""
+    found = []
+    for requirement in metadata.requires("vllm-nld") or ():
+        wanted, _, marker = requirement.partition(";")
+        name = re.split(r"[^\w.-]", wanted.strip())[0]
+        if f'extra == "{extra}"' in marker and not any(metadata.distributions(name=name)):
+            found.append(name)
+    return found
 
 
 def overview() -> argparse.ArgumentParser:
@@ -57,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = " ".join(words[:length])
         if name in COMMANDS:
             options = parser_of(name).parse_args(words[length:])
+            if name in EXTRAS and (missing := lacking(EXTRAS[name])):
+                needs = f"needs {', '.join(missing)}: pip install 'vllm-nld[{EXTRAS[name]}]'"
+                print(f"vllm-nld {name} {needs}", file=sys.stderr)
+                return 2
             status: int = importlib.import_module(COMMANDS[name][0]).run(options)
             return status
     parser = overview()
