@@ -26,7 +26,7 @@ from vllm_nld.tools.provenance import describe, provenance
 BLOCKS = (8, 16, 32)
 GROUPS = (1, 2, 4, 5, 6, 8)  # besides all of them
 LONGEST = max(BLOCKS)
-NODES, TREE_GROUPS = (0, 31, 64), (0, 1, 2, 3, 5)  # 0 nodes: a chain; 0 groups: a draft pass per round
+TREES = {0: (0, 1, 2, 3, 4, 5), 31: (0, 1, 2, 4), 64: (0, 1, 2, 4)}  # groups by nodes; 0 nodes: a chain
 SHARE, ROWS = 0.9, 0.2  # of the full form's tokens per forward, and of its rows: what groups are meant to reach
 CLIENTS = 8
 
@@ -41,20 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Count, print the report and return the sums of every setting."""
     prompts = questions(options.model)[: options.limit or (8 if options.quick else None)]
-    served: dict[str, list[dict[str, Any]]] = {}
-    with engines() as start:
-        for adapter in ("auto", "off"):
-            engine = start(f"adapter {adapter}", serve, options.model, adapter)
-            asked = [(size, count) for size in BLOCKS for count in (*GROUPS, size) if count <= size]
-            served[adapter] = [
-                engine.ask(prompts, size, count)
-                for size, count in tqdm(dict.fromkeys(asked), desc=f"adapter {adapter}")
-            ]
-            engine.close()
     result = {
         "provenance": provenance(),
         "questions": len(prompts),
-        "served": served,
+        "served": {adapter: engine(options.model, adapter, prompts) for adapter in TITLES},
         "trees": trees(options.model, prompts),
     }
     print(report(result))
@@ -73,6 +63,14 @@ def questions(model: Path) -> list[Prompt]:
 
 
 # The engine
+
+
+def engine(model: Path, adapter: str, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Sums over the answers, by block length and groups."""
+    asked = [(size, groups) for size in BLOCKS for groups in (*GROUPS, size) if groups <= size]
+    with engines() as start:
+        child = start(f"adapter {adapter}", serve, model, adapter)
+        return [child.ask(prompts, *one) for one in tqdm(dict.fromkeys(asked), desc=f"adapter {adapter}")]
 
 
 def serve(model: Path, adapter: str, pipe: Connection) -> None:
@@ -131,7 +129,7 @@ def trees(model: Path, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     from vllm_nld.reference.generation import Output
 
     reference, found = ReferenceModel.from_pretrained(model), []
-    shapes = [Shape(LONGEST, nodes, groups) for groups in TREE_GROUPS for nodes in NODES]
+    shapes = [Shape(LONGEST, nodes, groups) for nodes, numbers in TREES.items() for groups in numbers]
     for shape in tqdm(shapes, desc="trees with groups"):
         counts, tokens = Counts(), 0
         for ids, most in prompts:
