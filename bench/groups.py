@@ -84,7 +84,7 @@ def serve(model: Path, adapter: str, pipe: Connection) -> None:
         dtype="float32",
         enforce_eager=True,
         enable_prefix_caching=False,
-        max_model_len=1024,
+        max_model_len=2 * LONGEST * (LONGEST + 1),
         max_num_seqs=CLIENTS,
         max_num_batched_tokens=CLIENTS * LONGEST * (LONGEST + 1),
         per_request_spec_decode_metrics="summary",
