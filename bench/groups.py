@@ -26,6 +26,7 @@ from vllm_nld.tools.provenance import describe, provenance
 BLOCKS = (8, 16, 32)
 GROUPS = (1, 2, 4, 5, 6, 8)  # besides all of them
 LONGEST = max(BLOCKS)
+FEW = 48  # questions that the reference answers, which takes long; they are of all kinds
 TREES = {0: (0, 1, 2, 3, 4, 5), 31: (0, 1, 2, 4), 64: (0, 1, 2, 4)}  # groups by nodes; 0 nodes: a chain
 SHARE, ROWS = 0.9, 0.2  # of the full form's tokens per forward, and of its rows: what groups are meant to reach
 CLIENTS = 8
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "provenance": provenance(),
         "questions": len(prompts),
         "served": {adapter: engine(options.model, adapter, prompts) for adapter in TITLES},
-        "trees": trees(options.model, prompts),
+        "trees": trees(options.model, prompts[:FEW]),
     }
     print(report(result))
     return result
@@ -164,7 +165,8 @@ def report(result: dict[str, Any]) -> str:
         *(f"{title}:\n\n{served(result['served'][name])}" for name, title in TITLES.items()),
         reached(result["served"]["auto"]),
         "In the reference, with the adapter: groups at the likeliest ends of a draft tree, blocks of "
-        f"{LONGEST}. Hits are of those rounds that something had to follow; beside them, the hits that the drafts' "
+        f"{LONGEST}, the first {result['trees'][0]['answers']} questions. Hits are of those rounds that something had "
+        "to follow; beside them, the hits that the drafts' "
         "probabilities let expect.",
         with_trees(result["trees"]),
     ]
