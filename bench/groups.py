@@ -30,12 +30,16 @@ FEW = 48  # questions that the reference answers, which takes long; they are of 
 TREES = {0: (0, 1, 2, 3, 4, 5), 31: (0, 1, 2, 4), 64: (0, 1, 2, 4)}  # groups by nodes; 0 nodes: a chain
 SHARE, ROWS = 0.9, 0.2  # of the full form's tokens per forward, and of its rows: what groups are meant to reach
 CLIENTS = 8
+TITLES = {"auto": "With the draft adapter in the masks' rows", "off": "Without the adapter"}
+REFERENCE = "trees"
+PARTS = (*TITLES, REFERENCE)
 
 Prompt = tuple[list[int], int]  # token ids, and output tokens at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=checkpoint_path(), help="checkpoint folder (default: nano)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="only these parts (default: all)")
     parser.add_argument("--limit", type=int, help="only this many questions (quick: 8)")
 
 
@@ -45,8 +49,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result = {
         "provenance": provenance(),
         "questions": len(prompts),
-        "served": {adapter: engine(options.model, adapter, prompts) for adapter in TITLES},
-        "trees": trees(options.model, prompts[:FEW]),
+        "served": {name: engine(options.model, name, prompts) for name in TITLES if name in options.only},
+        "trees": trees(options.model, prompts[:FEW]) if REFERENCE in options.only else [],
     }
     print(report(result))
     return result
@@ -156,24 +160,26 @@ def rows_per_round(row: dict[str, Any], rows: int) -> float:
 
 def report(result: dict[str, Any]) -> str:
     """Tables, with what to read in them."""
+    shown = result["served"]
     parts = [
         f"{result['questions']} questions of nano's held-out prompts, greedy, float32 (`python -m bench groups`; only "
         f"counts, nothing is timed). {describe(result['provenance'])}",
-        "In the engine. TPF: output tokens per forward, where a prompt counts as one. Rows: of a round, draft passes "
+        "In the engine. TPF: output tokens per forward, where a prompt counts as one forward, as in the reference, "
+        "although its last token has a step of its own; steps: the same with that step. Rows: of a round, draft passes "
         "included. In brackets: the share of the full form's, which has a group for each token of a block. Hits: the "
         "share of blocks, first ones included, that a group drafted. AL: tokens of a round.",
-        *(f"{title}:\n\n{served(result['served'][name])}" for name, title in TITLES.items()),
-        reached(result["served"]["auto"]),
-        "In the reference, with the adapter: groups at the likeliest ends of a draft tree, blocks of "
-        f"{LONGEST}, the first {result['trees'][0]['answers']} questions. Hits are of those rounds that something had "
-        "to follow; beside them, the hits that the drafts' "
-        "probabilities let expect.",
-        with_trees(result["trees"]),
+        *(f"{title}:\n\n{served(shown[name])}" for name, title in TITLES.items() if name in shown),
     ]
+    if "auto" in shown:
+        parts.append(reached(shown["auto"]))
+    if rows := result["trees"]:
+        parts.append(
+            f"In the reference, with the adapter: groups at the likeliest ends of a draft tree, blocks of {LONGEST}, "
+            f"the first {rows[0]['answers']} questions. Hits: the share of rounds which a group continued, of those that "
+            "were not the last; in brackets, what the drafts' probabilities let expect."
+        )
+        parts.append(with_trees(rows))
     return "\n\n".join(parts)
-
-
-TITLES = {"auto": "With the draft adapter in the masks' rows", "off": "Without the adapter"}
 
 
 def served(rows: Sequence[dict[str, Any]]) -> str:
@@ -188,12 +194,13 @@ def served(rows: Sequence[dict[str, Any]]) -> str:
                 str(row["block_length"]),
                 "all" if row is best else str(row["groups"]),
                 f"{per_forward(row):.2f} ({per_forward(row) / per_forward(best):.0%})",
+                f"{row['tokens'] / (2 * row['answers'] + row['rounds'] + row['passes']):.2f}",
                 f"{width:.0f} ({width / served_rows(best):.0%})",
                 f"{1 - row['passes'] / row['rounds']:.1%}",
                 f"{1 + row['accepted'] / row['rounds']:.2f}",
             ]
         )
-    return table(["block", "groups", "TPF", "rows", "hits", "AL"], lines)
+    return table(["block", "groups", "TPF", "steps", "rows", "hits", "AL"], lines)
 
 
 def served_rows(row: dict[str, Any]) -> int:

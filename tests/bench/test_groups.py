@@ -70,7 +70,7 @@ def test_shares_of_the_full_form() -> None:
     assert per_forward(few) == pytest.approx(60 / 29) and rows_per_round(few, 8) == pytest.approx(8 + 4 * 9 / 18)
     lines = served([few, full]).splitlines()[2:]
     assert lines == [
-        "| 4 | 1 | 2.07 (69%) | 10 (50%) | 50.0% | 3.22 |",
-        "| 4 | all | 3.00 (100%) | 20 (100%) | 100.0% | 3.22 |",
+        "| 4 | 1 | 2.07 (69%) | 1.94 | 10 (50%) | 50.0% | 3.22 |",
+        "| 4 | all | 3.00 (100%) | 2.73 | 20 (100%) | 100.0% | 3.22 |",
     ]
     assert reached([few, full]).endswith("none.")
