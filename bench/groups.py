@@ -175,8 +175,8 @@ def report(result: dict[str, Any]) -> str:
     if rows := result["trees"]:
         parts.append(
             f"In the reference, with the adapter: groups at the likeliest ends of a draft tree, blocks of {LONGEST}, "
-            f"the first {rows[0]['answers']} questions. Hits: the share of rounds which a group continued, of those that "
-            "were not the last; in brackets, what the drafts' probabilities let expect."
+            f"the first {rows[0]['answers']} questions. Hits: the share of rounds which a group continued, of "
+            "those that were not the last; in brackets, what the drafts' probabilities let expect."
         )
         parts.append(with_trees(rows))
     return "\n\n".join(parts)
