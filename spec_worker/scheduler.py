@@ -7,8 +7,8 @@
    load. For the same reason a preempted request of such a mode resumes at a block's start: its last token is the anchor
    of the block that it lost, so the recomputed prefix ends before it, the worker fills the block anew, and the next
    step computes both.
-3. If each number of accepted drafts has a group of masks, a prefill ends before its last token: the next step computes
-   it together with a group that drafts the first block.
+3. If a request has groups of masks, its prefill ends before its last token: the next step computes it together with a
+   group that drafts the first block.
 4. A running request that got no tokens in a step goes first in the next one, so none starves if the token budget is too
    small for all.
 """
@@ -192,7 +192,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
 
         vLLM would take them for tokens of the prompt if their logprobs are asked for.
         """
-        return self.decoding(request).full and request.sampling_params.prompt_logprobs is None
+        return self.decoding(request).groups > 0 and request.sampling_params.prompt_logprobs is None
 
     def _at_last_token(self, request: Request) -> bool:
         """Whether a prefill has only its last token left."""

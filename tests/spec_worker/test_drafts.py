@@ -67,8 +67,11 @@ def test_quadratic_rounds_equal_the_reference(groups: int, adapter: str, agreeab
             (output,) = greedy(llm, [prompt], TOKENS)
             found = Acceptance.of_metrics(llm.get_metrics()) - before
             assert token_ids([output]) == [one.tokens]
-            assert output.spec_decode_metrics.forwards + 1 == one.nfe
+            figures = output.spec_decode_metrics
+            assert figures.forwards + 1 == one.nfe
             steps = exact_steps(model, prompt, TOKENS, **common)
+            assert figures.histogram[:8] == [steps.count(length) for length in range(8)], "masks are no drafts"
+            assert figures.num_draft_tokens == 7 * len(steps)
             assert (found.drafts, found.draft_tokens, found.accepted) == (len(steps), 7 * len(steps), sum(steps))
         outputs = greedy(llm, prompts, TOKENS)
         assert token_ids(outputs) == [one.tokens for one in exact]
