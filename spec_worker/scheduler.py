@@ -163,7 +163,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
         decoding = self.decoding(request)
         takes_blocks = decoding.policy.takes_blocks
-        if not takes_blocks and not decoding.full:
+        if not takes_blocks and not decoding.groups:
             return num_new_tokens
         ends_prefill = num_new_tokens > 1 and num_computed_tokens + num_new_tokens == request.num_tokens
         if not takes_blocks:
