@@ -161,8 +161,12 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many tokens to schedule. vLLM calls this for every request, after it has applied the step's budget."""
         num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        decoding = self.decoding(request)
+        takes_blocks = decoding.policy.takes_blocks
+        if not takes_blocks and not decoding.groups:
+            return num_new_tokens
         ends_prefill = num_new_tokens > 1 and num_computed_tokens + num_new_tokens == request.num_tokens
-        if not self._takes_blocks(request):
+        if not takes_blocks:
             return num_new_tokens - 1 if ends_prefill and self._starts_in_groups(request) else num_new_tokens
         if request.spec_token_ids:
             wanted = request.num_tokens_with_spec + request.num_output_placeholders - num_computed_tokens

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
@@ -35,6 +36,22 @@ def test_without_check_arguments_first_a_wrong_path_gets_to_vllm() -> None:
         command.validate(args)
     with pytest.raises(SystemExit, match="/no/such/model does not exist"):
         command.validate(args)
+
+
+def test_without_check_arguments_first_a_refused_flag_is_a_stack_trace(tiny_checkpoint: Path) -> None:
+    """Headless, because that builds the configuration before it does anything else."""
+    import vllm.entrypoints.cli.serve as module
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    command = module.ServeSubcommand()
+    parser = command.subparser_init(FlexibleArgumentParser().add_subparsers())
+    words = [str(tiny_checkpoint), "--headless", "--additional-config", '{"nld": {"mode": "fast"}}']
+    with without(upstream.check_arguments_first), pytest.raises(ValidationError):
+        command.cmd(parser.parse_args(words))
+    with pytest.raises(SystemExit) as end:
+        command.cmd(parser.parse_args(words))
+    modes = "auto, ar, linear, quadratic, diffusion"
+    assert end.value.code == f"vllm serve: --additional-config nld.mode must be one of {modes}, not 'fast'"
 
 
 def test_the_limits_are_the_workers() -> None:

@@ -233,6 +233,11 @@ def test_rollback_outlives_judge_and_routers(tmp_path: Path) -> None:
     assert after(settings).phase is Phase.FIXED, "a damaged file is as none"
     memory.file = tmp_path / "state" / memory.file.name / "below"
     assert after(settings).phase is Phase.FIXED, "nor does a folder that can't be written end the judge"
+    memory.file = tmp_path / "state" / "folder"
+    (memory.file / "full").mkdir(parents=True)
+    assert after(settings).phase is Phase.FIXED, "nor does a file that can't be replaced"
+    left = {path.name for path in (tmp_path / "state").iterdir()}
+    assert left == {"canary.json", "folder"}, "and no attempt leaves anything behind"
 
 
 def test_judge_reads_the_drafts_of_replicas() -> None:

@@ -3,7 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+from vllm.logger import init_logger
+
 from vllm_nld.compat.patch import Change, patch
+
+logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
 
 
 @patch("vllm.v1.engine.input_processor")
@@ -33,23 +37,33 @@ def refuse_oversized_lists(module: Any) -> Iterator[Change]:
 
 @patch("vllm.entrypoints.cli.serve")
 def check_arguments_first(module: Any) -> Iterator[Change]:
-    """End `vllm serve` with one sentence if its model, tokenizer or port can't be right. Affects every model.
+    """End `vllm serve` with one sentence if its model, tokenizer, port or flags can't be right. Affects every model.
 
     Symptom: a wrong path ends in a stack trace of 69 lines, a repository without network in one of 98 lines after 91
-    seconds, a port in use in one after the model has been loaded.
+    seconds, a port in use in one after the model has been loaded, and flags that a configuration refuses in 54 lines.
     Cause: vLLM finds out when it needs them, and lets exceptions through.
-    Delete when: `ServeSubcommand.validate` checks them.
+    Delete when: `ServeSubcommand.validate` checks them, and `cmd` reports what configurations refuse.
     """
-    from vllm_nld.serving.preflight import first_mistake
+    from pydantic import ValidationError
 
-    inherited = module.ServeSubcommand.validate
+    from vllm_nld.serving.preflight import first_mistake, refusal
+
+    check, run = module.ServeSubcommand.validate, module.ServeSubcommand.cmd
 
     def validate(self: Any, args: Any) -> None:
-        inherited(self, args)
+        check(self, args)
         if why := first_mistake(args):
             raise SystemExit(f"vllm serve: {why}")
 
+    def cmd(args: Any) -> None:
+        try:
+            run(args)
+        except ValidationError as error:
+            logger.debug("Where a configuration was refused:", exc_info=True)
+            raise SystemExit(f"vllm serve: {refusal(error)}") from None
+
     yield module.ServeSubcommand, "validate", validate
+    yield module.ServeSubcommand, "cmd", staticmethod(cmd)
 
 
 @patch("vllm.v1.engine.async_llm")

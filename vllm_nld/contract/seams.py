@@ -79,7 +79,7 @@ OBJECTS = {
 PATCHED = {
     "vllm.config.speculative.SpeculativeConfig": "max_num_new_slots_for_drafting",
     "vllm.config.vllm.VllmConfig": "_set_max_num_scheduled_tokens num_lookahead_tokens",
-    "vllm.entrypoints.cli.serve.ServeSubcommand": "validate",
+    "vllm.entrypoints.cli.serve.ServeSubcommand": "cmd validate",
     "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": "to_beam_search_params "
     "to_sampling_params vllm_xargs",
     "vllm.entrypoints.openai.completion.protocol.CompletionRequest": "to_beam_search_params to_sampling_params "

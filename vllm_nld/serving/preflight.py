@@ -1,9 +1,12 @@
-"""Checks of a `vllm serve` command line before vLLM loads anything: the model, its tokenizer, the port.
+"""Mistakes on a `vllm serve` command line, each in a sentence.
 
-    if why := first_mistake(args):
+    if why := first_mistake(args):          # before vLLM loads anything: the model, its tokenizer, the port
         raise SystemExit(f"vllm serve: {why}")
+    except ValidationError as error:        # while it builds its configuration: settings and other flags
+        raise SystemExit(f"vllm serve: {refusal(error)}")
 
-vLLM finds these mistakes as well, but after a minute, and reports them as a stack trace of up to a hundred lines.
+vLLM finds these mistakes as well, the first ones after a minute, and reports them as a stack trace of up to a hundred
+lines.
 """
 
 import argparse
@@ -13,11 +16,14 @@ import re
 import socket
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from vllm_nld.model.checkpoint import CheckpointError, read_config
 from vllm_nld.model.configs import REFUSED_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")  # Hugging Face's ids; anything with a ":" is another scheme
 TIMEOUT = 10  # seconds for the Hugging Face hub to answer
+FLAGS = {"SpeculativeConfig": "--speculative-config"}  # configurations whose fields are not flags of their own
 
 
 def first_mistake(args: argparse.Namespace) -> str:
@@ -106,3 +112,15 @@ def check_port(args: argparse.Namespace) -> str:
                 return f"port {args.port} is in use: stop the other server, or choose another --port"
             return f"port {args.port} can't be used ({error.strerror}): set --host and --port"
     return ""
+
+
+def refusal(error: ValidationError) -> str:
+    """What a configuration refused: the message of the check, without pydantic's frame."""
+    found = []
+    for one in error.errors(include_url=False, include_input=False):
+        place = ".".join(map(str, one["loc"]))
+        if "error" in one.get("ctx", {}):
+            found.append(str(one["ctx"]["error"]))
+        else:
+            found.append(f"{FLAGS.get(error.title, error.title)} {place}: {one['msg']}")
+    return "; ".join(found)

@@ -10,7 +10,6 @@ no harm: the judge takes the one that is further on (`rollout.later`), and a sta
 
 import json
 import logging
-import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -44,9 +43,10 @@ class Memory:
         """Replace the file at once. If that fails, routers and judge still remind each other."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.file.parent, delete=False) as file:
-                file.write(json.dumps(asdict(state)))
-            os.replace(file.name, self.file)
+            with tempfile.TemporaryDirectory(dir=self.file.parent) as folder:  # which ends with what is in it
+                file = Path(folder, self.file.name)
+                file.write_text(json.dumps(asdict(state)))
+                file.replace(self.file)
         except OSError as reason:
             logger.warning("The canary's state can't be kept in %s: %r", self.file, reason)
 
