@@ -182,7 +182,7 @@ def test_released_shape(vocabulary: int, side: int, tmp_path: Path, monkeypatch:
     """The released config with two layers each and random weights: all of them arrive, and images of any size fit."""
     write_random_vlm(tmp_path, layers=2, tower_layers=2, vocabulary=vocabulary)
     compared = check_loading(monkeypatch, tmp_path)
-    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 8192, "max_num_batched_tokens": 1024}
+    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 4096, "max_num_batched_tokens": 1024}
     options |= {"max_num_seqs": 4, "hf_overrides": {"max_image_size": side}}
     with engine(tmp_path, additional_config={"nld": {"mode": "linear"}}, **options) as llm:
         (tmp_path / WEIGHTS).unlink()  # pytest would keep it
