@@ -40,6 +40,7 @@ def test_helm_values_fit_a_vision_language_model() -> None:
     flags = rendered_flags()
     assert flags[0] == str(nano_vlm.checkpoint_path())
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
+    parsed.model = parsed.model_tag  # as `vllm serve` does
     config = AsyncEngineArgs.from_cli_args(parsed).create_engine_config()
     model, adapter = config.model_config, draft_adapter(config)
     assert model.architecture == "NemotronLabsDiffusionVLMModel" and model.served_model_name == NAME

@@ -167,22 +167,25 @@ def test_user_lora(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "side"),
+    ("vocabulary", "side", "budget"),  # tokens per step
     [
-        pytest.param(1025, 112, id="few words, small images"),
+        pytest.param(1025, 112, 64, id="few words, small images"),
         pytest.param(
             131073,
             1400,
+            1024,
             id="as released",
             marks=pytest.mark.skipif(SCALE <= 1, reason="three gigabytes of weights: set NLD_TEST_SCALE=2"),
         ),
     ],
 )
-def test_released_shape(vocabulary: int, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_released_shape(
+    vocabulary: int, side: int, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The released config with two layers each and random weights: all of them arrive, and images of any size fit."""
     write_random_vlm(tmp_path, layers=2, tower_layers=2, vocabulary=vocabulary)
     compared = check_loading(monkeypatch, tmp_path)
-    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 8192, "max_num_batched_tokens": 1024}
+    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 4096, "max_num_batched_tokens": budget}
     options |= {"max_num_seqs": 4, "hf_overrides": {"max_image_size": side}}
     with engine(tmp_path, additional_config={"nld": {"mode": "linear"}}, **options) as llm:
         (tmp_path / WEIGHTS).unlink()  # pytest would keep it
