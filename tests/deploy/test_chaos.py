@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,6 +204,13 @@ def reported(app: Application) -> str:
     return ""
 
 
+def told(load: Load, what: str) -> None:
+    """Print the figures of a test."""
+    on = Counter(one.deployment or "none" for one in load.answers)
+    moved = sum(bool(one.failover) for one in load.answers)
+    print(f"\n{what}: {len(load.answers)} requests {dict(on)}, {moved} failed over, {len(load.failed())} failed")
+
+
 def test_only_requests_in_a_killed_process_fail(app: Application) -> None:
     """Another process in each of the canary's servers. Requests go to stable meanwhile, and nothing of them is left."""
     with Load(app.url) as load:
@@ -215,6 +223,7 @@ def test_only_requests_in_a_killed_process_fail(app: Application) -> None:
         wait_until(lambda: not any(identity(process.pid) for process in every), "all their processes end", 60)
         at = time.monotonic()
         load.wait(deployment="canary")
+    told(load, "kills of engine, worker and server")
     assert [one for one in load.failed() if one.begin > at or one.deployment != "canary"] == []
     assert len(load.failed()) <= len(load.threads)
     load.check_cohorts()
@@ -229,6 +238,7 @@ def test_killed_router(app: Application) -> None:
         actors("ServeReplica:nld:router")[0].kill()
         at = time.monotonic()
         load.wait(24)
+    told(load, "kill of a router")
     assert [one for one in load.failed() if one.begin > at] == []
     load.check_cohorts()
 
@@ -266,4 +276,4 @@ def test_bad_adapter_is_rolled_back_within_two_minutes(app: Application, model: 
     if REAL:  # test_router.py does it without a cluster
         assert canary(app, "0.25") == "canary share: 0.25"
         wait_until(lambda: reported(app) == "fixed", "another run begins", 30)
-    print(f"\nrolled back after {seconds:.0f} s")
+    told(load, f"rolled back after {seconds:.0f} s")

@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.tiny import write_json, write_tiny_checkpoint
+from vllm_nld.serving import preflight
 from vllm_nld.serving.preflight import first_mistake
 from vllm_nld.tools.server import free_port
 
@@ -22,10 +23,17 @@ def mistake(model_tag: object, **options: Any) -> str:
     return first_mistake(argparse.Namespace(**args | options))
 
 
+def use_hub(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Ask this port for repositories. Both names come from HF_ENDPOINT, when they are imported."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.ENDPOINT + template)
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The hub is out of reach, and its cache is empty."""
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    use_hub(monkeypatch, 9)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -79,6 +87,16 @@ def test_repository_without_network(offline: None, monkeypatch: pytest.MonkeyPat
     assert "HF_ENDPOINT" in why
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "unset HF_HUB_OFFLINE" in mistake("owner/name")
+
+
+@pytest.mark.timeout(30)
+def test_a_hub_that_does_not_answer_is_not_waited_for(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "TIMEOUT", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        use_hub(monkeypatch, silent.getsockname()[1])
+        assert "is out of reach (ReadTimeout)" in mistake("owner/name")
 
 
 def test_repository_in_the_cache(offline: None) -> None:
