@@ -14,8 +14,9 @@ EAGER := --flags=--enforce-eager
 endif
 PORT ?= 8000
 TESTS ?= tests
-# Test processes, of one computing thread each. The tests of a file share an engine, so they stay together.
-WORKERS ?= 2
+# Test processes, of one computing thread each; one more than two cores, because some wait. The tests of a file share an
+# engine, so they stay together.
+WORKERS ?= 3
 # A vLLM release without a CPU build, and the tests that run on its Python code.
 NEXT ?= 0.33.0
 NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_speculation.py tests/spec_worker tests/triton_cpu \
@@ -26,7 +27,7 @@ NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_specul
 NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled controller fairness inputs kernels \
 	machine mask_groups memory nano pairs quadratic sampling soak trees) \
 	$(addprefix triton_cpu/,greatest interpreter logits self_drafting trees) $(addprefix compat/,cpu hook patcher)
-NEXT_SCALE ?= 0.5
+NEXT_SCALE ?= 0.33
 
 # Imports make many objects and hardly any garbage. With Python's thresholds a fifth of the time that a process takes to
 # import vLLM goes into looking for some; this line in the environment makes tests, which start many, look less often.
@@ -35,7 +36,7 @@ FEW_COLLECTIONS := import gc, os; 'NLD_FEW_COLLECTIONS' in os.environ and gc.set
 # The many processes that tests start would otherwise compile the same modules, where this is set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo report test suite test-next serve lint types rules bench gpu-check clean
+.PHONY: help demo report test suite next test-next serve lint types rules bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 16
@@ -73,7 +74,9 @@ $(VENV)-$(NEXT)/.ready: $(VENV)/.ready tests/overlay.py tests/wheels.py
 	@echo "$(FEW_COLLECTIONS)" > $$(echo $(VENV)-$(NEXT)/lib/python*/site-packages)/few_collections.pth
 	@touch $@
 
-test-next: $(VENV)-$(NEXT)/.ready ## Run the tests that touch vLLM on the Python code of release NEXT (default: 0.33.0)
+next: $(VENV)-$(NEXT)/.ready
+
+test-next: next ## Run the tests that touch vLLM on the Python code of release NEXT (default: 0.33.0)
 	@NLD_FEW_COLLECTIONS=1 NLD_TEST_SCALE=$(NEXT_SCALE) OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 		$(VENV)-$(NEXT)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(NEXT_TESTS)
 

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "auto": "the controller of mode auto, simulated against published forward times",
     "roofline": "the predicted speed of every mode on several machines, against published and measured figures",
     "plan": "`vllm-nld plan`'s simulation against a real server: P50, P95, tokens/s",
+    "groups": "tokens per forward and rows of quadratic mode, by groups of masks, and with draft trees",
     "alarms": "how often `vllm-nld evaluate` calls AR different from AR, and how often it finds a wrong mode",
     "recovery": "how fast `auto` falls back to AR when drafts turn bad, and speeds up again afterwards",
     "runners": "AR tokens/s of vLLM's model runners on the CPU, and host time per decode step",

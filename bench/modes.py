@@ -83,7 +83,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     flags = (*(["--enforce-eager"] if options.eager or options.quick else []), *shlex.split(options.flags))
     if options.quick:
         chosen = options.only or [name for name, contender in CONTENDERS.items() if contender.quick]
-        return Plan(tuple(chosen), (1, 4), tuple(load.ramp(4)), options.rounds or 5, 4, flags)
+        return Plan(tuple(chosen), (1, 4), tuple(load.ramp(2)), options.rounds or 5, 4, flags)
     chosen, at = options.only or list(CONTENDERS), tuple(options.concurrencies or CONCURRENCIES)
     stages = () if options.steady else Plan(()).stages
     return Plan(tuple(chosen), at, stages, options.rounds or 30, flags=flags)

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bench import auto, first_token, modes_report, plots, recovery, roofline, steps
+from bench import auto, first_token, groups, modes_report, plots, recovery, roofline, steps
 from bench.contenders import AUTO, CHAINS, CONTENDERS, FIXED, TREES
 from bench.results import RESULTS, load
 
@@ -22,6 +22,7 @@ PARTS = {  # name of the result -> command
     "modes": ("modes", "--only", *(name for name in CONTENDERS if name not in TREES)),
     "modes-auto": ("modes", "--only", AUTO, *FIXED),
     "modes-trees": ("modes", *AT_SHARED_LOADS, "--only", *CHAINS[1:], *TREES),
+    "groups": ("groups",),
     "steps-nano": ("steps", "--shape", "nano", "--blocks", "1", "32", "--trees", "31", "64", "--steps", "30"),
     "steps-3b": ("steps", "--shape", "3b", "--blocks", "1", "8", "32"),
     "recovery": ("recovery",),
@@ -64,6 +65,8 @@ def text() -> str:
     ):
         if result := load(name):
             parts += [f"## {title}", modes_report.report(result)]
+    if result := load("groups"):
+        parts += ["## Groups of masks, counted", groups.report(result)]
     if result := load("recovery"):
         parts += ["## Drafts that turn bad, and good again", recovery.report(result)]
     if result := load("first-token"):

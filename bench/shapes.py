@@ -15,12 +15,12 @@ from vllm_nld.model.checkpoint import ADAPTER_DIR
 from vllm_nld.roofline.shapes import SHAPES, Shape
 
 
-def write_vlm(folder: Path, layers: int, tower_layers: int) -> Path:
-    """Write the released vision-language model with fewer layers. It comes without an adapter."""
+def write_vlm(folder: Path, layers: int, tower_layers: int, vocabulary: int = 131073) -> Path:
+    """Write the released vision-language model with fewer layers, or words. It comes without an adapter."""
     from vllm_nld.model.checkpoint import expected_shapes
     from vllm_nld.model.configs import RELEASED_TOWER, VLM_ARCHITECTURE, NemotronLabsDiffusionVLMConfig
 
-    raw = config(replace(SHAPES["8b"], vocabulary=131073), layers)
+    raw = config(replace(SHAPES["8b"], vocabulary=vocabulary), layers)
     raw |= {"architectures": [VLM_ARCHITECTURE], "model_type": NemotronLabsDiffusionVLMConfig.model_type}
     raw["vision_config"] = RELEASED_TOWER | {"model_type": "pixtral", "num_hidden_layers": tower_layers}
     write_json(folder / "config.json", raw)

@@ -37,7 +37,10 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
     ) -> SpecDecodingStats | None:
-        """vLLM calls this for each block. Taken blocks are left out of vLLM's own counts: nothing is verified."""
+        """vLLM calls this for each block, and then adds all of its draft tokens to the request's own figures.
+
+        Taken blocks are left out of vLLM's counts, because nothing is verified, and so are masks.
+        """
         request = self.requests[request_id]
         decoding = self.decoding(request)
         mode, tree = decoding.policy, decoding.block_length if decoding.tree_nodes else 0
@@ -46,10 +49,14 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
         valid = num_draft_tokens - (num_invalid_spec_tokens or {}).get(request_id, 0)
         masks = max(valid - decoding.drafts, 0) if decoding.groups else 0
         passes = self.rounds.note(request_id, mode.name, valid - masks, num_accepted_tokens, tree, masks)
+        if (figures := request.spec_decode_metrics) is not None:
+            figures.num_draft_tokens -= masks if passes is not None else valid
+            if passes is None:
+                figures.histogram[num_accepted_tokens] -= 1
+            else:
+                figures.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
         if passes is None:
             return spec_decoding_stats
-        if request.spec_decode_metrics is not None:
-            request.spec_decode_metrics.forwards += passes + 1  # type: ignore[attr-defined]  # see compat
         if mode.by_load and self.auto is not None:
             self.auto.note(request_id, valid, num_accepted_tokens)
         if mode.takes_blocks:

@@ -7,8 +7,8 @@
    load. For the same reason a preempted request of such a mode resumes at a block's start: its last token is the anchor
    of the block that it lost, so the recomputed prefix ends before it, the worker fills the block anew, and the next
    step computes both.
-3. If each number of accepted drafts has a group of masks, a prefill ends before its last token: the next step computes
-   it together with a group that drafts the first block.
+3. If a request has groups of masks, its prefill ends before its last token: the next step computes it together with a
+   group that drafts the first block.
 4. A running request that got no tokens in a step goes first in the next one, so none starves if the token budget is too
    small for all.
 """
@@ -161,8 +161,12 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many tokens to schedule. vLLM calls this for every request, after it has applied the step's budget."""
         num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        decoding = self.decoding(request)
+        takes_blocks = decoding.policy.takes_blocks
+        if not takes_blocks and not decoding.groups:
+            return num_new_tokens
         ends_prefill = num_new_tokens > 1 and num_computed_tokens + num_new_tokens == request.num_tokens
-        if not self._takes_blocks(request):
+        if not takes_blocks:
             return num_new_tokens - 1 if ends_prefill and self._starts_in_groups(request) else num_new_tokens
         if request.spec_token_ids:
             wanted = request.num_tokens_with_spec + request.num_output_placeholders - num_computed_tokens
@@ -188,7 +192,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
 
         vLLM would take them for tokens of the prompt if their logprobs are asked for.
         """
-        return self.decoding(request).full and request.sampling_params.prompt_logprobs is None
+        return self.decoding(request).groups > 0 and request.sampling_params.prompt_logprobs is None
 
     def _at_last_token(self, request: Request) -> bool:
         """Whether a prefill has only its last token left."""

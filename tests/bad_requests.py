@@ -11,6 +11,7 @@ NUMBERS_OUTSIDE = st.one_of(
 NO_NUMBERS = st.one_of(st.booleans(), st.text(max_size=8), st.lists(st.integers(0, 9), max_size=3), st.none())
 NO_WHOLE_NUMBERS = st.one_of(NO_NUMBERS, st.floats(allow_nan=False, allow_infinity=False))
 NO_SHARES = st.one_of(NO_NUMBERS, NUMBERS_OUTSIDE)
+MIXTURES = st.floats(allow_nan=False, allow_infinity=False).filter(lambda weight: weight != 1)
 BIG = 2**62
 NO_MODES = st.one_of(
     st.text(max_size=12), st.integers(-5, 5), st.booleans(), st.lists(st.text(max_size=3), max_size=2)
@@ -29,6 +30,7 @@ BAD_VALUES: dict[str, tuple[dict[str, Any], st.SearchStrategy[Any]]] = {
     "nld_block_length": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(2, 32))),
     "nld_tree_nodes": ({"nld_mode": "linear"}, st.one_of(NO_WHOLE_NUMBERS, outside(0, 512))),
     "nld_groups": ({"nld_mode": "quadratic"}, st.one_of(NO_WHOLE_NUMBERS, outside(1, 32))),
+    "nld_verifier_mix": ({"nld_mode": "quadratic"}, NO_NUMBERS | MIXTURES),
     "nld_max_denoise_steps": ({"nld_mode": "diffusion"}, st.one_of(NO_WHOLE_NUMBERS, outside(1, 31))),
     "diffusion_mode": ({}, NO_MODES.filter(lambda mode: mode is not None)),
     "ar_mode": (

@@ -1,13 +1,15 @@
 """What test files share: the tiny random checkpoint and a server on nano; and the order of the files."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
 
+from tests import warm
 from tests.tiny import write_tiny_checkpoint
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.tools.server import Server
@@ -47,6 +49,7 @@ FIRST = [
     "spec_worker/test_compiled.py",
     "spec_worker/test_machine.py",
 ]
+WARM = pytest.StashKey[warm.Warm]()
 RANKS = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}
 
 
@@ -67,6 +70,32 @@ def nano_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("nano_server") / "log"
     with Server(checkpoint_path(), flags, log=log, environment={"VLLM_API_KEY": KEY}) as server:
         yield server
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that would be spawned are forked from this one, which saves them the time to import vLLM."""
+    monkeypatch.setitem(warm.CONTEXTS, "spawn", warm.CONTEXTS["fork"])
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # threads are bound where they start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With several test processes, their servers come from one that has imported vLLM; without GPUs, which a process
+    that forks must not have used."""
+    if getattr(config.option, "numprocesses", None) and not torch.cuda.is_available():
+        config.stash[WARM] = warm.Warm()
+    elif warm.ADDRESS in os.environ:
+        inherited = Server.launch
+
+        def launch(server: Server, output: IO[bytes]) -> Any:
+            return warm.launch(server.command, output, server.environment) or inherited(server, output)
+
+        Server.launch = launch  # type: ignore[method-assign]  # in this process only
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if process := config.stash.get(WARM, None):
+        process.close()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -122,6 +122,8 @@ def test_two_ranks_equal_one(
     assert {extra.get("nld_mode") for extra in ASKED} == {None, "ar", "linear", "quadratic", "diffusion"}
     if executor == "ray":
         request.getfixturevalue("ray_address")
+    else:
+        request.getfixturevalue("forked")
     options = {"worker_extension_cls": "tests.ranks.Rank"} if executor == "mp" else {}
     with ranks(checkpoint, executor, **linear(32, groups=GROUPS), **LOGITS, **options) as llm:
         assert llm.llm_engine.vllm_config.parallel_config.distributed_executor_backend == executor
@@ -149,7 +151,8 @@ def test_server_with_two_ranks_and_two_api_servers(tmp_path: Path) -> None:
     flags = ["--served-model-name", "nano", "--dtype", "float32", "--enforce-eager", "--max-num-seqs", "8"]
     flags += ["--additional-config", json.dumps({"nld": {"mode": "linear"}}), "--tensor-parallel-size", "2"]
     flags += ["--api-server-count", "2", "--per-request-spec-decode-metrics", "summary"]
-    with Server(checkpoint_path(), flags, log=tmp_path / "log") as server:
+    unbound = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with Server(checkpoint_path(), flags, log=tmp_path / "log", environment=unbound) as server:
 
         def one(prompt: Prompt) -> Any:
             with connect(server) as client:

@@ -106,11 +106,24 @@ DECODING = (
     ),
     Panel(
         "Groups of masks",
-        "In quadratic mode: the share of blocks that a group drafted in a verifying forward, without a draft pass, and "
-        "the mean rows of masks per block. Empty if no request has groups.",
+        "In quadratic mode: blocks per second that a group drafted in a verifying forward, and those that took a draft "
+        "pass because no group fitted. Empty if no request has groups.",
         [
-            ("drafted by groups {{mode}}", f"{total('nld:group_hits_total')} / {GROUPED}"),
-            ("masks per block {{mode}}", f"{total('nld:mask_rows_total')} / {GROUPED}"),
+            ("hits {{mode}}", f"{total('nld:group_hits_total')} and {GROUPED}"),
+            ("misses {{mode}}", f"{total('nld:group_misses_total')} and {GROUPED}"),
+        ],
+    ),
+    Panel(
+        "Rows of a verifying forward",
+        "Mean rows per request: the last token, the drafts or a tree's nodes, and masks. A GPU has them for free up to "
+        "some hundreds in a step; beyond that, shorter blocks, fewer nodes or fewer groups are faster.",
+        [
+            (
+                "{{mode}}",
+                f"1 + ({total('nld:draft_tokens_total')} + {total('nld:mask_rows_total')}) "
+                f"/ ({total('nld:blocks_committed_total')} > 0)",
+            ),
+            ("masks {{mode}}", f"{total('nld:mask_rows_total')} / {GROUPED}"),
         ],
     ),
     Panel(

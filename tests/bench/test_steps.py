@@ -10,7 +10,7 @@ from bench.__main__ import main
 from bench.parts import DRAFT, HOST, PARTS, SAMPLING, VERIFY, VERIFY_LOGITS
 
 
-def test_quick_run_on_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_run_on_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str], forked: None) -> None:
     file = tmp_path / "steps.json"
     main(["steps", "--quick", "--shape", "nano", "--json", str(file)])
     assert "| 32 | 1 |" in capsys.readouterr().out

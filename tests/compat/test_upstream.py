@@ -1,6 +1,7 @@
 """vLLM's own bugs."""
 
 import asyncio
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_without_check_arguments_first_a_refused_flag_is_a_stack_trace(tiny_chec
         command.cmd(parser.parse_args(words))
     modes = "auto, ar, linear, quadratic, diffusion"
     assert end.value.code == f"vllm serve: --additional-config nld.mode must be one of {modes}, not 'fast'"
+    assert len(ForkingPickler.dumps(command.cmd)), "it travels to API servers, among their arguments"
 
 
 def test_the_limits_are_the_workers() -> None:

@@ -59,6 +59,13 @@ def deploy(dashboard: str, file: Path) -> None:
     subprocess.run([serve, "deploy", str(file), "--address", dashboard], check=True)
 
 
+def update(dashboard: str, file: Path) -> None:
+    """Deploy a config in place of another one, or as the first, and wait until it runs."""
+    deploy(dashboard, file)
+    time.sleep(5)  # it may still be said to run as it was
+    wait_until(lambda: running(dashboard), "the application runs", timeout=600)
+
+
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 300) -> float:
     """Wait for the condition and return how many seconds it took."""
     begin = time.monotonic()

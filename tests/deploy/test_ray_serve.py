@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from bench.prometheus import prometheus
-from tests.deploy.application import Application, canary, cluster, config, deploy, running, wait_until
+from tests.deploy.application import Application, canary, cluster, config, deploy, running, update, wait_until
+from tests.deploy.vlm import NAME, assert_sees, ray_config
 from tests.metrics.prom import needs_prometheus
 from tests.ray_cluster import actors
 from tests.scale import SCALE
@@ -43,8 +44,13 @@ def dashboard() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def app(dashboard: str, tmp_path_factory: pytest.TempPathFactory) -> Application:
-    port = free_port()
+def port() -> int:
+    """The application's. Serve can't change it while the cluster runs."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def app(dashboard: str, port: int, tmp_path_factory: pytest.TempPathFactory) -> Application:
     deploy(dashboard, config(tmp_path_factory.mktemp("serve") / "serve.yaml", port, 2))
     seconds = wait_until(lambda: running(dashboard), "the application runs")
     print(f"\nThe application was up after {seconds:.0f} s.")
@@ -221,14 +227,10 @@ def test_killed_replica_comes_back(app: Application) -> None:
     assert not alive, "the server and its engine end with their actor"
 
 
-def test_killed_ray_worker_restarts_the_replica(app: Application, dashboard: str, tmp_path: Path) -> None:
+def test_killed_ray_worker_restarts_the_replica(app: Application, port: int, tmp_path: Path) -> None:
     """A replica whose two ranks run on Ray: if one is killed, the server ends and Serve starts another."""
-    port = int(app.url.rpartition(":")[2])
     flags = """--tensor-parallel-size 2 --distributed-executor-backend ray --additional-config '{"nld": {}}'"""
-    file = config(tmp_path / "serve.yaml", port, 1, stable=flags)
-    deploy(dashboard, file)
-    time.sleep(5)
-    wait_until(lambda: running(dashboard), "the application runs", timeout=600)
+    update(app.dashboard, config(tmp_path / "serve.yaml", port, 1, stable=flags))
     with Load(app) as load:
         begin = time.monotonic()
         wait_until(lambda: len(load.since(begin)) >= 20, "answers")
@@ -246,3 +248,32 @@ def test_killed_ray_worker_restarts_the_replica(app: Application, dashboard: str
     assert failed and all("send it again" in answer.failure or "EngineCore" in answer.failure for answer in failed)
     with contextlib.suppress(psutil.NoSuchProcess):
         assert before[0].status() == psutil.STATUS_ZOMBIE, "the other rank's process ended too"
+
+
+def answers_about_pictures(app: Application, deployment: str) -> list[str]:
+    """The answers of one deployment, once the routers have learned that all requests are for it."""
+    by: list[str] = []
+    hooks: Any = {"response": [lambda response: by.append(response.headers["x-nld-deployment"])]}
+    with httpx.Client(event_hooks=hooks, timeout=300) as http:
+        client = openai.OpenAI(base_url=f"{app.url}/v1", api_key="none", max_retries=0, http_client=http)
+        wait_until(lambda: bool(client.models.list().data) and by[-8:] == [deployment] * 8, f"{deployment} answers")
+        by.clear()
+        answers = assert_sees(client)
+    assert set(by) == {deployment}
+    return answers
+
+
+def test_vision_language_model(dashboard: str, port: int, tmp_path: Path) -> None:
+    """serve-vlm.yaml: both deployments answer questions about pictures through the router, and with the same text."""
+    from nld_serve.replica import draft_counts
+
+    update(dashboard, ray_config(tmp_path / "serve.yaml", port))
+    app = Application(f"http://127.0.0.1:{port}", dashboard)
+    canary(app, "rollback")
+    stable = answers_about_pictures(app, "stable")
+    canary(app, "1")
+    assert answers_about_pictures(app, "canary") == stable
+    [drafting] = targets(app)["canary"]
+    drafts = draft_counts(httpx.get(f"http://{drafting}/metrics", timeout=30).text)
+    print(f"\n{NAME} answers {stable}; the canary: {dict(drafts)}")
+    assert drafts["accepted"] > 0, "the text model's adapter drafts for it"

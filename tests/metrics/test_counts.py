@@ -137,7 +137,11 @@ def test_trees_are_counted(linear_engine: Counted, reference: ReferenceModel, pr
 
 
 def test_groups_are_counted(linear_engine: Counted, reference: ReferenceModel, prompts: list[list[int]]) -> None:
-    """Each block comes from a group or from a draft pass. Masks are no draft tokens."""
+    """Each block comes from a group or from a draft pass. Masks are no draft tokens.
+
+    The first block comes from masks, if the prompt's last token is not the only one that is left to compute.
+    """
+    prompts = [prompt for prompt in prompts if len(prompt) % 32 != 1]  # of the others all but one may be cached
     options: dict[str, Any] = {"mode": "quadratic", "block_length": 5, "ignore_eos": True, "groups": 2}
     expected = [generate(reference, prompt, max_new_tokens=TOKENS, **options) for prompt in prompts]
     counted_alone(linear_engine, prompts, nld_mode="quadratic", nld_block_length=5)

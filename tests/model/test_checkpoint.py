@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.shapes import write_vlm
 from tests.tiny import VLM, tiny_config, tiny_raw_config, write_tiny_checkpoint
 from vllm_nld.model.checkpoint import (
     ADAPTER_DIR,
@@ -53,6 +54,23 @@ def test_released_vision_language_model() -> None:
     assert len(shapes) == 531
     assert sum(name.startswith("encoder.vision_tower.") for name in shapes) == 218
     assert sum(map(math.prod, shapes.values())) == pytest.approx(8.92e9, rel=1e-3)
+
+
+def test_every_released_tensor_is_checked(tmp_path: Path) -> None:
+    """The released shapes with two layers each: every tensor must be there, with its shape, and no other beside it."""
+    write_vlm(tmp_path, layers=2, tower_layers=2)
+    config, shapes = NemotronLabsDiffusionVLMConfig(**read_config(tmp_path)), read_shapes(tmp_path)
+    check_tensors(config, shapes, where=tmp_path)
+    assert len(shapes) == 3 + 2 * 9 + 2 + 2 * 9 + 4
+    for name, (rows, *rest) in shapes.items():
+        wider = (rows + 1, *rest)
+        for changed, message in (
+            ({one: shape for one, shape in shapes.items() if one != name}, f"lacks 1 tensor(s), the first {name}"),
+            (shapes | {name: wider}, f"{name} in {tmp_path} has shape {list(wider)}, but config.json asks for"),
+            (shapes | {f"{name}_": wider}, f"has the tensor {name}_, which the model does not know"),
+        ):
+            with pytest.raises(CheckpointError, match=re.escape(message)):
+                check_tensors(config, changed, where=tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["encoder.", "", "model."])

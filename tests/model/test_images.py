@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mistral_common.protocol.instruct.chunk import ImageChunk
 from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
 from PIL import Image
 
@@ -39,13 +40,17 @@ def test_grid(width: int, height: int) -> None:
     assert tokens.count(19) == columns * rows and tokens.count(20) == rows - 1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (28, 29), (90, 31), (1401, 3), (300, 1500)], ids=str)
-def test_tokens_are_those_of_the_encoder(size: tuple[int, int]) -> None:
-    pixels, tokens = RELEASED(picture(*size))
+@pytest.mark.parametrize("size", [(1, 1), (28, 29), (90, 31), (1401, 3), (300, 1500), (1, 8000), (8000, 700)], ids=str)
+def test_pixels_and_tokens_are_those_of_mistral_common(size: tuple[int, int]) -> None:
+    """Byte for byte."""
+    image = picture(*size)
+    pixels, tokens = RELEASED(image)
+    exact = ORACLE(ImageChunk(image=image))
+    assert (pixels.dtype, pixels.shape) == (np.float32, exact.image.shape)
+    assert pixels.tobytes() == exact.image.tobytes()
+    assert tokens == [18, *exact.tokens]
     columns, rows = RELEASED.cells(*size)
-    assert pixels.shape == (3, rows * 28, columns * 28) and pixels.dtype == np.float32
-    assert tokens == RELEASED.tokens(columns, rows)
-    assert tokens[0] == 18 and tokens[-1] == 21
+    assert pixels.shape == (3, rows * 28, columns * 28) and tokens == RELEASED.tokens(columns, rows)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "1", "P"])

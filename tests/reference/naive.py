@@ -213,8 +213,6 @@ def quadratic(
     nfe, rounds = 1, list[int]()
     (first, *_), _ = drafted = predict(prompt, k)
     tokens = [first]
-    if groups is not None:
-        nfe, drafted = nfe + 1, draft(prompt + tokens)
     while len(tokens) < limit:
         nfe += 1
         base, (block, confidence) = tokens[:-1], drafted
@@ -228,6 +226,4 @@ def quadratic(
         drafted = nexts[a - 1]
         if groups is not None and a - 1 not in expected(confidence) and len(tokens) < limit:
             nfe, drafted = nfe + 1, draft(prompt + tokens)
-    if groups is not None and limit == 1:
-        nfe = 1
     return tokens, nfe, rounds

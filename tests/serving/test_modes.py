@@ -66,6 +66,11 @@ TREE_DEFAULTS: dict[str, tuple[ServerModes, dict[str, Any], Decoding]] = {
     "another mode": (TREES, {"nld_mode": "diffusion"}, Decoding("diffusion", 32, 0.9)),
     "a threshold": (TREES, {"nld_draft_threshold": 0.5}, Decoding("linear", 32, 0.5)),
     "the server's groups": (SPARSE, {"nld_mode": "quadratic"}, Decoding("quadratic", 32, groups=4)),
+    "AR's verifier": (
+        SPARSE,
+        {"nld_mode": "quadratic", "nld_verifier_mix": 1.0},
+        Decoding("quadratic", 32, groups=4),
+    ),
     "fewer groups": (SPARSE, {"nld_mode": "quadratic", "nld_groups": 1}, Decoding("quadratic", 32, groups=1)),
     "no more groups than tokens": (
         SPARSE,
@@ -178,7 +183,14 @@ REFUSED: dict[str, tuple[ServerModes, dict[str, Any], str]] = {
     "a verifier that is not AR's": (
         SPARSE,
         {"nld_mode": "quadratic", "nld_verifier_mix": 0.5},
-        "nld_verifier_mix is unknown; known are nld_mode",
+        "nld_verifier_mix must be 1, not 0.5: the AR pathway alone verifies drafts",
+    ),
+    "a verifier of another mode": (SPARSE, {"nld_verifier_mix": 1}, "nld_verifier_mix has no use in mode 'linear'"),
+    "groups below 0": (SPARSE, {"nld_mode": "quadratic", "nld_groups": -1}, "nld_groups must lie in [1, 4], not -1"),
+    "groups as text": (
+        SPARSE,
+        {"nld_mode": "quadratic", "nld_groups": "x"},
+        "nld_groups must be an integer in [1, 4], not 'x'",
     ),
     "more groups than the server's": (
         SPARSE,

@@ -17,6 +17,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "full quadratic": {"mode": "quadratic"},
     "sparse quadratic": {"mode": "quadratic", "groups": 4, "block_length": 8},
     "groups on request": {"groups": 2},
+    "AR's verifier": {"verifier_mix": 1.0},
     "drafts on request": {"mode": "ar", "allowed_modes": ("ar", "linear"), "block_length": 8},
 }
 
@@ -61,6 +62,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "groups as text": ({"groups": "2"}, r"nld\.groups must be an integer, not '2'"),
     "no groups": ({"groups": 0}, r"nld\.groups must be at least 1, not 0"),
     "more groups than drafts": ({"groups": 9, "block_length": 8}, r"nld\.groups must be at most block_length 8.*not 9"),
+    "a lossy verifier": ({"verifier_mix": 0.5}, r"nld\.verifier_mix must be 1, not 0\.5: .*would be lossy"),
+    "no verifier": ({"verifier_mix": None}, r"nld\.verifier_mix must be 1, not None"),
+    "verifier as text": ({"verifier_mix": "1"}, r"nld\.verifier_mix must be 1, not '1'"),
+    "verifier as bool": ({"verifier_mix": True}, r"nld\.verifier_mix must be 1, not True"),
+    "groups below 0": ({"groups": -1}, r"nld\.groups must be at least 1, not -1"),
     "groups of nobody": (
         {"groups": 2, "allowed_modes": ["auto", "linear"]},
         r"nld\.groups 2 has no use without mode 'quadratic' in allowed_modes",

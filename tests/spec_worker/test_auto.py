@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.engines import engine
+from tests.scale import spread
 from tests.spec_worker.batches import BLOCK, Ask, together, tokens, watched
 from tests.spec_worker.conftest import TOKENS, allow_async, linear, metric
 from tests.spec_worker.leaks import assert_nothing_left
@@ -17,7 +18,7 @@ NODES = 20  # of the trees, where the server has trees
 TIGHT = {"max_num_batched_tokens": 48, "num_gpu_blocks_override": 12, "max_num_seqs": 6}
 
 
-@pytest.fixture(scope="module", params=["sync", "async", "sync, trees", "async, trees"])
+@pytest.fixture(scope="module", params=spread(["async, trees", "async", "sync, trees", "sync"]))
 def llm(request: pytest.FixtureRequest, agreeable_checkpoint: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         if "async" in request.param:

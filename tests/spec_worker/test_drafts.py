@@ -1,6 +1,7 @@
 """What is drafted, not only what comes out: rounds and acceptance equal the reference's loop, prompt by prompt."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from tests.engines import engine, greedy, random_prompts
+from tests.scale import spread
 from tests.spec_worker.acceptance import Acceptance, exact_steps
 from tests.spec_worker.batches import BLOCK, watched
 from tests.spec_worker.conftest import TOKENS, VOCAB, allow_async, linear, metric, token_ids
@@ -21,19 +23,19 @@ from vllm_nld.reference.sampling import softmax
 PROMPTS = random_prompts(6, VOCAB, longest=150, seed=7)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"draft_lora": "off"},
-        {"draft_threshold": 0.45},
-        {"draft_threshold": 1.0},
-        {"tree_nodes": 7},
-        {"tree_nodes": 20},
-    ],
-    ids=["adapter", "no adapter", "threshold", "one a pass", "tree as large as the chain", "tree"],
-)
-def test_rounds_equal_the_reference(settings: dict[str, Any], agreeable_checkpoint: Path) -> None:
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adapter": {},
+    "no adapter": {"draft_lora": "off"},
+    "one a pass": {"draft_threshold": 1.0},
+    "tree": {"tree_nodes": 20},
+    "tree as large as the chain": {"tree_nodes": 7},
+    "threshold": {"draft_threshold": 0.45},
+}
+
+
+@pytest.mark.parametrize("name", spread([*SETTINGS]))
+def test_rounds_equal_the_reference(name: str, agreeable_checkpoint: Path) -> None:
+    settings = SETTINGS[name]
     model = ReferenceModel.from_pretrained(agreeable_checkpoint, adapter=settings.get("draft_lora") != "off")
     with engine(agreeable_checkpoint, **linear(8, **settings)) as llm:
         for prompt in PROMPTS:
@@ -49,13 +51,12 @@ def test_rounds_equal_the_reference(settings: dict[str, Any], agreeable_checkpoi
             assert found.drafts == len(exact.rounds)
 
 
-@pytest.mark.parametrize("groups", [None, 1, 3], ids=["all groups", "1 group", "3 groups"])
-@pytest.mark.parametrize("adapter", ["auto", "off"])
-def test_quadratic_rounds_equal_the_reference(adapter: str, groups: int | None, agreeable_checkpoint: Path) -> None:
-    """Tokens, rounds and forwards, of each prompt alone and of all of them together."""
+@pytest.mark.parametrize(("groups", "adapter"), spread([*product((0, 1, 3), ("auto", "off"))]))
+def test_quadratic_rounds_equal_the_reference(groups: int, adapter: str, agreeable_checkpoint: Path) -> None:
+    """Tokens, rounds and forwards, of each prompt alone and of all of them together; 0 are all groups."""
     model = ReferenceModel.from_pretrained(agreeable_checkpoint, adapter=adapter == "auto")
     prompts = [prompt for prompt in PROMPTS if len(prompt) > 1]  # the full form starts beside a prompt's last token
-    common: dict[str, Any] = {"mode": "quadratic", "block_length": 8, "groups": groups or 0, "ignore_eos": True}
+    common: dict[str, Any] = {"mode": "quadratic", "block_length": 8, "groups": groups, "ignore_eos": True}
     exact = [generate(model, prompt, max_new_tokens=TOKENS, **common) for prompt in prompts]
     assert sum(max(one.rounds) > 1 for one in exact) > 2, "drafts are accepted"
     settings: dict[str, Any] = {"mode": "quadratic", "draft_lora": adapter} | ({"groups": groups} if groups else {})
@@ -66,8 +67,11 @@ def test_quadratic_rounds_equal_the_reference(adapter: str, groups: int | None, 
             (output,) = greedy(llm, [prompt], TOKENS)
             found = Acceptance.of_metrics(llm.get_metrics()) - before
             assert token_ids([output]) == [one.tokens]
-            assert output.spec_decode_metrics.forwards + 1 == one.nfe
+            figures = output.spec_decode_metrics
+            assert figures.forwards + 1 == one.nfe
             steps = exact_steps(model, prompt, TOKENS, **common)
+            assert figures.histogram[:8] == [steps.count(length) for length in range(8)], "masks are no drafts"
+            assert figures.num_draft_tokens == 7 * len(steps)
             assert (found.drafts, found.draft_tokens, found.accepted) == (len(steps), 7 * len(steps), sum(steps))
         outputs = greedy(llm, prompts, TOKENS)
         assert token_ids(outputs) == [one.tokens for one in exact]

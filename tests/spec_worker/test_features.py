@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.engines import engine
+from tests.scale import spread
 from tests.spec_worker.conftest import allow_async, linear, metric
 from tests.spec_worker.features import (
     CHANGING,
@@ -36,9 +37,10 @@ def ar() -> dict[str, list[Any]]:
         return ask(llm, FEATURES)
 
 
-@pytest.fixture(
-    scope="module", params=["sync", "async", "sync, trees", "async, trees", "sync, groups", "async, groups"]
-)
+WAYS = ["async, trees", "sync", "async", "sync, groups", "sync, trees", "async, groups"]
+
+
+@pytest.fixture(scope="module", params=spread(WAYS))
 def drafted(request: pytest.FixtureRequest) -> Iterator[tuple[dict[str, list[Any]], dict[str, list[Any]]]]:
     """Greedy answers to FEATURES and sampled ones to SAMPLED."""
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.engines import engine, greedy, random_prompts
+from tests.scale import spread
 from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, allow_async, ar_tokens, linear, metric, token_ids
 from tests.spec_worker.leaks import assert_nothing_left
 from tests.tiny import CONFIG
@@ -114,12 +115,13 @@ GROUPS = {
 ALL = CASES | TREES | GROUPS
 
 
-@pytest.mark.parametrize("case", ALL.values(), ids=ALL)
-def test_matrix(case: Case, asks: list[Ask], agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", spread([*ALL]))
+def test_matrix(name: str, asks: list[Ask], agreeable_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """540 requests with chains: block lengths, thresholds, adapter, concurrency 1 to 16, preemption, sync and async.
 
     As many with trees, and with groups of masks.
     """
+    case = ALL[name]
     if case.asynchronous:
         allow_async(monkeypatch)
     with engine(agreeable_checkpoint, **(linear(case.block_length, **case.settings) | case.options)) as llm:

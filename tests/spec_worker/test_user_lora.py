@@ -1,11 +1,13 @@
 """User LoRA beside every mode: each request of a mixed batch verifies and drafts with its own adapter."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.engines import engine, random_prompts
+from tests.scale import spread
 from tests.spec_worker.batches import BLOCK, Ask, together, tokens
 from tests.spec_worker.conftest import VOCAB, allow_async, linear, metric
 from tests.spec_worker.loras import OPTIONS, UserLora, two_loras
@@ -32,11 +34,10 @@ def loras(agreeable_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return two_loras(agreeable_checkpoint, tmp_path_factory.mktemp("loras"))
 
 
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("modes", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize(("batch", "schedule"), spread([*product(BATCHES, ("sync", "async"))]))
 def test_every_request_keeps_its_own_adapter(
-    modes: list[dict[str, Any]],
-    asynchronous: bool,
+    batch: str,
+    schedule: str,
     agreeable_checkpoint: Path,
     loras: list[UserLora],
     monkeypatch: pytest.MonkeyPatch,
@@ -49,13 +50,13 @@ def test_every_request_keeps_its_own_adapter(
     cases = [
         (Ask(prompt, extra, lora.request, {"max_tokens": 12 + 3 * index}), lora.model)
         for index, prompt in enumerate(PROMPTS)
-        for extra in modes
+        for extra in BATCHES[batch]
         for lora in loras
     ]
-    if asynchronous:
+    if schedule == "async":
         allow_async(monkeypatch)
     with engine(agreeable_checkpoint, **linear(BLOCK), **OPTIONS) as llm:
-        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == asynchronous
+        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == (schedule == "async")
         found = tokens(together(llm, [ask for ask, _ in cases]))
         drafts = metric(llm, "spec_decode_num_drafts")
     exact = [ask.rounds(model) for ask, model in cases]

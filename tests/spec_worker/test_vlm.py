@@ -8,9 +8,9 @@ import pytest
 import torch
 from vllm.exceptions import VLLMValidationError
 
-from bench.shapes import write_vlm
 from tests.engines import engine
 from tests.pictures import picture
+from tests.released import WEIGHTS, check_loading, write_random_vlm
 from tests.scale import SCALE
 from tests.spec_worker import vlm
 from tests.spec_worker.conftest import allow_async, linear, metric, token_ids, write_agreeable_checkpoint
@@ -23,8 +23,8 @@ from vllm_nld.model.images import Images
 from vllm_nld.reference.vlm import ReferenceVLM
 from vllm_nld.tools.generator import Generator, result
 
-BLOCK, TOKENS = 8, 20
-OPTIONS = linear(BLOCK, groups=2) | {"limit_mm_per_prompt": {"image": 3}}
+BLOCK, TOKENS, CONCURRENCY = 8, 20, 8
+OPTIONS = linear(BLOCK, groups=2) | {"limit_mm_per_prompt": {"image": 3}, "max_num_seqs": CONCURRENCY}
 # Images of up to 43 tokens: a step's budget ends inside them, and KV blocks are too few for all requests.
 TIGHT = {"max_num_batched_tokens": 40, "num_gpu_blocks_override": 12}
 
@@ -55,7 +55,7 @@ def test_vision_features_equal_the_reference(llm: Any, reference: ReferenceVLM) 
 
 
 def test_tokens_and_forwards_equal_the_reference(llm: Any, reference: ReferenceVLM) -> None:
-    """All modes at once. The number of forwards of diffusion, too."""
+    """All modes, eight requests at a time. The number of forwards of diffusion, too."""
     asked = asks(32)
     for ask, found in zip(asked, vlm.run(llm, asked, TOKENS), strict=True):
         exact = ask.exact(reference, BLOCK, TOKENS)
@@ -112,10 +112,10 @@ def profile(llm: Any) -> list[torch.Tensor]:
 
 
 def test_memory_is_profiled_with_the_largest_images(llm: Any) -> None:
-    """As many as fit into the encoder cache, or as all 16 requests may have."""
+    """As many as fit into the encoder cache, or as all requests may have."""
     held, cache = profile(llm), parts(llm)[1].encoder_cache_manager
     assert {features.shape for features in held} == {(36, 64)}
-    assert len(held) == min(cache.cache_size // 36, 16 * 3)
+    assert len(held) == min(cache.cache_size // 36, CONCURRENCY * 3)
 
 
 def test_generator(llm: Any, reference: ReferenceVLM) -> None:
@@ -148,7 +148,8 @@ def test_tight(asynchronous: bool, checkpoint: Path, reference: ReferenceVLM, mo
 
 
 def test_one_at_a_time(checkpoint: Path, reference: ReferenceVLM) -> None:
-    with engine(checkpoint, **OPTIONS, max_num_seqs=1, enable_prefix_caching=False) as llm:
+    """Concurrency 1, without a prefix cache."""
+    with engine(checkpoint, **OPTIONS | {"max_num_seqs": 1, "enable_prefix_caching": False}) as llm:
         asked = asks(16, seed=2)
         assert token_ids(vlm.run(llm, asked, TOKENS)) == [ask.exact(reference, BLOCK, TOKENS).tokens for ask in asked]
 
@@ -165,19 +166,37 @@ def test_user_lora(checkpoint: Path, tmp_path: Path) -> None:
     assert found[0::2] != found[1::2], "the adapters must change the answers, or this test proves nothing"
 
 
-@pytest.mark.skipif(SCALE <= 1, reason="three gigabytes of weights: set NLD_TEST_SCALE=2")
-def test_released_shape(tmp_path: Path) -> None:
-    """The released config with two layers each, whose tensors are all zero: it loads, and images of any size fit."""
-    write_vlm(tmp_path, layers=2, tower_layers=2)
-    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 8192, "max_num_batched_tokens": 1024}
-    with engine(tmp_path, additional_config={"nld": {"mode": "linear"}}, max_num_seqs=4, **options) as llm:
-        assert parts(llm)[2].model.lm_head.weight.shape[0] >= 131073
+@pytest.mark.parametrize(
+    ("vocabulary", "side", "budget"),  # tokens per step
+    [
+        pytest.param(1025, 112, 64, id="few words, small images"),
+        pytest.param(
+            131073,
+            1400,
+            1024,
+            id="as released",
+            marks=pytest.mark.skipif(SCALE <= 1, reason="three gigabytes of weights: set NLD_TEST_SCALE=2"),
+        ),
+    ],
+)
+def test_released_shape(
+    vocabulary: int, side: int, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released config with two layers each and random weights: all of them arrive, and images of any size fit."""
+    write_random_vlm(tmp_path, layers=2, tower_layers=2, vocabulary=vocabulary)
+    compared = check_loading(monkeypatch, tmp_path)
+    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 4096, "max_num_batched_tokens": budget}
+    options |= {"max_num_seqs": 4, "hf_overrides": {"max_image_size": side}}
+    with engine(tmp_path, additional_config={"nld": {"mode": "linear"}}, **options) as llm:
+        (tmp_path / WEIGHTS).unlink()  # pytest would keep it
+        assert compared == [parts(llm)[2].model]
+        assert compared[0].lm_head.weight.shape[0] >= vocabulary
         large = picture(3000, 3000)
         found = vlm.run(
             llm, [Ask([1, START, 5], [image], asked) for image in (large, PICTURES[0]) for asked in vlm.ASKED[:2]], 4
         )
         assert [len(one.token_ids) for one in found] == [4] * 4
-        assert {features.shape for features in profile(llm)} == {(2500, 4096)}
+        assert {features.shape for features in profile(llm)} == {((side // 28) ** 2, 4096)}
 
 
 def test_text_alone(checkpoint: Path, reference: ReferenceVLM) -> None:

@@ -65,7 +65,7 @@ def test_other_modes_equal_the_reference(generator: Generator, checkpoint: Path)
 
 @pytest.mark.parametrize(("block_length", "groups"), [(8, 2), (16, 3), (3, 3)])
 def test_quadratic_equals_the_reference(block_length: int, groups: int, generator: Generator, checkpoint: Path) -> None:
-    """Blocks of 3 with 3 groups are the full form, which starts after the prompt, so that needs a token before."""
+    """Blocks of 3 with 3 groups are the full form. Masks beside a prompt's last token need a token before it."""
     model, prompts = ReferenceModel.from_pretrained(checkpoint), [prompt for prompt in PROMPTS if len(prompt) > 1]
     options = {"block_length": block_length, "groups": groups}
     found = generator.quadratic_spec_generate(prompts, TOKENS, **options)

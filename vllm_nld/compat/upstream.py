@@ -1,6 +1,7 @@
 """vLLM's own bugs, which show with other models too. The patches are limited to NLD models where that is possible."""
 
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 from vllm.logger import init_logger
@@ -55,6 +56,7 @@ def check_arguments_first(module: Any) -> Iterator[Change]:
         if why := first_mistake(args):
             raise SystemExit(f"vllm serve: {why}")
 
+    @wraps(run)  # several API servers start with its arguments, pickled, and it is among them
     def cmd(args: Any) -> None:
         try:
             run(args)

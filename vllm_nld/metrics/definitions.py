@@ -103,7 +103,8 @@ GROUP_HITS = Metric(
 GROUP_MISSES = Metric(
     "nld:group_misses",
     COUNTER,
-    "Draft blocks that took a draft pass although their requests have groups: the first ones, and where none fitted.",
+    "Draft blocks that took a draft pass although their requests have groups: none fitted what was accepted, or there "
+    "was no room.",
     ("mode",),
 )
 MASK_ROWS = Metric("nld:mask_rows", COUNTER, "Rows of masks beside the blocks that were verified.", ("mode",))

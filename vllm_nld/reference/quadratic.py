@@ -4,11 +4,13 @@ The forward holds the block, [last token, drafts], and groups of B masks. The bl
 group draft the next block in case exactly the drafts up to the group's end are accepted. They see nothing after it, and
 the draft adapter is on in their rows only.
 
-Full form: a group for each acceptance length, B + B² rows, so the next drafts are always there. The first ones come
-from masks after the prompt. NFE = 1 + rounds. With the adapter off this is the released algorithm.
+The first drafts come from masks after the prompt.
 
-Sparse form: groups for the likeliest acceptance lengths only. If another one occurs, and after the prefill, a draft
-forward drafts as in linear mode. NFE = 1 + rounds + draft forwards.
+Full form: a group for each acceptance length, B + B² rows, so the next drafts are always there. NFE = 1 + rounds. With
+the adapter off this is the released algorithm.
+
+Sparse form: groups for the likeliest acceptance lengths only. If another one occurs, a draft forward drafts as in
+linear mode. NFE = 1 + rounds + draft forwards.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,6 @@ from typing import Self
 import torch
 
 from vllm_nld.reference import masks
-from vllm_nld.reference.ar import next_token
 from vllm_nld.reference.generation import Output
 from vllm_nld.reference.model import KVCache, ReferenceModel
 from vllm_nld.reference.sampling import draw, softmax, target_probs, without
@@ -125,13 +126,7 @@ def decode_quadratic(model: ReferenceModel, prompt: list[int], settings: Setting
     """
     cache = KVCache(model.config.num_hidden_layers)
     sparse = 0 < settings.groups < settings.block_length
-    block: Block | None
-    if sparse:
-        output.emit(next_token(model, cache, prompt, settings, output.forced))
-        output.nfe += 1
-        block = None
-    else:
-        block = first_block(model, cache, prompt, settings, output)
+    block: Block | None = first_block(model, cache, prompt, settings, output)
     while not output.done:
         block = block or draft_block(model, cache, settings, output)
         ends = likeliest_ends(block.confidence, settings.groups) if sparse else range(len(block.tokens))

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_nld.serving.decoding import RECORD
-from vllm_nld.serving.modes import AUTO, FIELDS, MODES
+from vllm_nld.serving.modes import AUTO, CONSTANTS, FIELDS, MODES
 
 WHERE = "vllm_xargs"
 MODE = "nld_mode"
+KNOWN = (MODE, *FIELDS, *CONSTANTS)
 
 # In SGLang `ar_mode` is a separate boolean, and its confidence threshold applies to both drafting modes.
 SGLANG = {
@@ -39,8 +40,8 @@ def own_fields(extra: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = {name: value for name, value in extra.items() if name.startswith("nld_")}
     for name in own:
-        if name not in (MODE, *FIELDS):
-            raise ValueError(f"{WHERE}.{name} is unknown; known are {', '.join((MODE, *FIELDS))}")
+        if name not in KNOWN:
+            raise ValueError(f"{WHERE}.{name} is unknown; known are {', '.join(KNOWN)}")
     theirs = {name: value for name, value in extra.items() if name in SGLANG_NAMES}
     if own and theirs:
         raise ValueError(f"{WHERE} mixes {next(iter(own))} with {next(iter(theirs))}: use the nld_ names only")

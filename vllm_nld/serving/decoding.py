@@ -59,11 +59,6 @@ class Decoding:
         """At most this many draft tokens are verified per step: a tree's nodes, or one for each drafted position."""
         return self.tree_nodes or self.drafts
 
-    @property
-    def full(self) -> bool:
-        """Whether there is a group of masks for each number of accepted drafts."""
-        return self.groups == self.block_length
-
     def scheduled(self, limit: int) -> int:
         """The draft tokens of a step, at most `limit`: a tree's nodes, or a chain and then whole groups of masks."""
         if not self.groups:

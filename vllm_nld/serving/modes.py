@@ -28,6 +28,10 @@ FIELDS: dict[str, str] = {
     "nld_groups": "groups",
 }
 
+# Request fields whose only value is what every server does. They are known, so that a request that wants something else
+# is told why not.
+CONSTANTS = ("nld_verifier_mix",)
+
 # Sampling parameters that shift the AR pathway's probabilities, of which drafts know nothing, and their neutral values.
 SHIFTS: dict[str, Any] = {
     "presence_penalty": 0.0,
@@ -82,7 +86,7 @@ class Mode:
     refused: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.fields if name not in FIELDS]:
+        if unknown := [name for name in self.fields if name not in (*FIELDS, *CONSTANTS)]:
             raise ValueError(f"mode {self.name!r} has unknown request fields: {', '.join(unknown)}")
         if self.drafting is None and (self.fields or self.accept == "take"):
             raise ValueError(f"mode {self.name!r} drafts nothing, so it has no fields and no blocks to take")
@@ -129,7 +133,7 @@ MODES: dict[str, Mode] = {
         Mode(
             "quadratic",
             "the pass that verifies a block also drafts the next one: the same output as ar",
-            fields=("nld_block_length", "nld_groups"),
+            fields=("nld_block_length", "nld_groups", "nld_verifier_mix"),
             drafting=Drafting("draft", adapter=True, sampling="draft"),
             grouped=True,
         ),

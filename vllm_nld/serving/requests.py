@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vllm_nld.serving.aliases import MODE, WHERE, is_own, own_fields
+from vllm_nld.serving.aliases import KNOWN, MODE, WHERE, is_own, own_fields
 from vllm_nld.serving.decoding import RECORD, Decoding
 from vllm_nld.serving.modes import AUTO, DEFAULT, FIELDS, MODES
 from vllm_nld.serving.settings import FIELD as SETTINGS
-from vllm_nld.serving.settings import MOST_NODES, Settings
+from vllm_nld.serving.settings import MOST_NODES, Settings, check_verifier
 from vllm_nld.serving.speculation import block_length, drafts_for_itself
 from vllm_nld.serving.trees import obstacle
 
@@ -106,7 +106,7 @@ class ServerModes:
         try:
             decoding = Decoding(**record)
         except TypeError:
-            raise ValueError(f"{WHERE}.{RECORD} is unknown; known are {', '.join((MODE, *FIELDS))}") from None
+            raise ValueError(f"{WHERE}.{RECORD} is unknown; known are {', '.join(KNOWN)}") from None
         fits = decoding.block_length <= self.block_length and decoding.tree_nodes <= self.most_nodes
         fits &= decoding.groups <= self.groups
         if decoding.mode not in (self.modes or (self.mode,)) or not fits:
@@ -126,7 +126,8 @@ class ServerModes:
                     f"{WHERE}.{field} has no use in mode {name!r}, only in {' and '.join(users)}: "
                     "remove it, or set nld_mode"
                 )
-        values = {FIELDS[field]: self._value(field, asked) for field in mode.fields}
+        check_verifier(f"{WHERE}.nld_verifier_mix", asked.get("nld_verifier_mix", 1))
+        values = {FIELDS[field]: self._value(field, asked) for field in mode.fields if field in FIELDS}
         if mode.grouped and "nld_groups" not in asked:
             values["groups"] = min(values["groups"], values["block_length"])
         decoding = Decoding(name, **(values | self._one_way(values, asked)))

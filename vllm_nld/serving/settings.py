@@ -35,6 +35,8 @@ class Settings:
         mode, trees of at most this many.
     groups: in quadratic mode, groups of masks for this many numbers of accepted drafts; None: for each. Quadratic mode
         is offered if this is set, or if mode or allowed_modes names it.
+    verifier_mix: the AR pathway's weight in the verifier's distribution. Only 1 is served: with less, the diffusion
+        pathway would have a say in what is accepted, and the output would be lossy.
     min_acceptance_length: in auto mode, blocks that are expected to yield fewer tokens per round are not drafted, so
         requests decode as in ar instead; at least 1.
     expected_acceptance_length: tokens per round that you expect of this model and traffic, at least 1. It changes
@@ -53,6 +55,7 @@ class Settings:
     draft_threshold: float = 0.0
     tree_nodes: int = 0
     groups: int | None = None
+    verifier_mix: float = 1
     min_acceptance_length: float = 1.0
     expected_acceptance_length: float | None = None
     draft_lora: str = "auto"
@@ -80,6 +83,7 @@ class Settings:
                 f"{FIELD}.groups must be at most block_length {self.block_length}, a group for each number of accepted "
                 f"drafts, not {self.groups}"
             )
+        check_verifier(f"{FIELD}.verifier_mix", self.verifier_mix)
         _check_length("min_acceptance_length", self.min_acceptance_length)
         if self.expected_acceptance_length is not None:
             _check_length("expected_acceptance_length", self.expected_acceptance_length)
@@ -154,6 +158,15 @@ class Settings:
                 if difflib.get_close_matches(str(name).lower(), ["nld"], cutoff=0.75):
                     raise ValueError(f"--additional-config {name} is unknown: did you mean nld?")
         return cls.parse(additional.get("nld"))
+
+
+def check_verifier(name: str, value: Any) -> None:
+    """Raise ValueError for a verifier that is not the AR pathway alone. `name`: the field, as the user wrote it."""
+    if isinstance(value, bool) or value != 1:
+        raise ValueError(
+            f"{name} must be 1, not {value!r}: the AR pathway alone verifies drafts. Mixed with the diffusion pathway, "
+            "decoding would be lossy: its output would not be AR's"
+        )
 
 
 def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
