@@ -113,9 +113,10 @@ def sample(llm: Any, count: int, **params: Any) -> list[tuple[int, ...]]:
 def test_samples_follow_the_ar_distribution(name: str, llm: Any, small_checkpoint: Path) -> None:
     probs = ar_probs(ReferenceModel.from_pretrained(small_checkpoint), **CASES[name])
     before = metric(llm, "spec_decode_num_accepted_tokens")
-    counts = Counter(sample(llm, SAMPLES, **CASES[name]))
     grouped = Settings.of(llm.llm_engine.vllm_config).groups  # masks beside the prompt draft worse on random weights
-    assert metric(llm, "spec_decode_num_accepted_tokens") - before > SAMPLES / (50 if grouped else 5), (
+    passes: dict[str, Any] = {"prompt_logprobs": 0} if grouped else {}  # so a draft pass drafts the first block
+    counts = Counter(sample(llm, SAMPLES, **CASES[name], **passes))
+    assert metric(llm, "spec_decode_num_accepted_tokens") - before > SAMPLES / (10 if grouped else 5), (
         "few drafts are accepted"
     )
     found = fit(counts, probs)
