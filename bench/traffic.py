@@ -87,7 +87,7 @@ class Driver:
     def steps(self, count: int) -> tuple[int, float]:
         """Run some steps; output tokens and seconds. New requests replace those that end, outside the time."""
         if self._auto is not None:
-            self._auto.finish(None, busy=False)  # the time since the last step was another engine's
+            self._auto.finish(None, busy=False, outputs=())  # the time since the last step was another engine's
         tokens, seconds = 0, 0.0
         for _ in range(count):
             begin = time.perf_counter()

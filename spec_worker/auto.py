@@ -3,8 +3,7 @@
     auto.choose(decodings, other_rows, other_tokens, room)     # while a step is scheduled
     step = auto.step(verified, requests, starts, rows)         # what the step is about to do; travels with it
     auto.note(request_id, drafted, accepted)                   # each block that the step verified
-    auto.cut(request_id, kept)                                 # the output stopped inside that block
-    auto.finish(step, busy)                                    # when the step's output has arrived
+    auto.finish(step, busy, outputs)                           # when the step's output has arrived
     auto.ended(prompt, tokens)                                 # a request ended
 
 A step's time is the time since the previous output arrived: the draft pass that followed it, the verifying forward, and
@@ -13,7 +12,7 @@ what the engine does between forwards. The time before the first step after a pa
 
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from vllm.logger import init_logger
@@ -57,8 +56,7 @@ class Auto:
         self._length = 1  # of the latest choice
         self._others = [0.0, 0.0]  # rows and tokens per step of all other requests, smoothed
         self._answers = Answers()
-        self._blocks: tuple[list[int], list[int]] = ([], [])  # drafted and accepted tokens of the step's blocks
-        self._noted = ""  # the request of the latest block
+        self._blocks: dict[str, tuple[int, int]] = {}  # drafted and accepted tokens of the step's blocks, by request
         self._arrived, self._busy = 0.0, False  # when the latest output arrived, and whether there was more to do
         self._lengths: Counter[int] = Counter()  # choices since the last report
         self._fallback, self._told = 0.0, 0.0
@@ -102,27 +100,25 @@ class Auto:
 
     def note(self, request_id: str, drafted: int, accepted: int) -> None:
         """Count a block that the step verified."""
-        self._noted = request_id
-        self._blocks[0].append(drafted)
-        self._blocks[1].append(accepted)
-
-    def cut(self, request_id: str, kept: int) -> None:
-        """Count only so many drafts of the latest block, if it is this request's. Drafts after a stop yield nothing."""
-        if self._blocks[1] and self._noted == request_id:
-            self._blocks[1][-1] = kept
+        self._blocks[request_id] = drafted, accepted
 
     def ended(self, prompt: int, tokens: int) -> None:
         """Count an `auto` request that ended: the rows of its prompt that were computed, and the tokens that it got."""
         if self.forced is None:
             self._answers.count(prompt, tokens)
 
-    def finish(self, step: Step | None, busy: bool) -> None:
-        """Count a step whose output has arrived. `busy`: there is more to do."""
+    def finish(self, step: Step | None, busy: bool, outputs: Iterable[Any]) -> None:
+        """Count a step whose output has arrived. Drafts that were accepted after a stop yielded nothing.
+
+        busy: there is more to do.
+        outputs: vLLM's EngineCoreOutput of each request that got tokens.
+        """
         before, now = self._arrived, time.perf_counter()
         self._arrived, self._busy = now, busy
-        blocks, self._blocks = self._blocks, ([], [])
         if step is None or not step.requests:
+            self._blocks = {}
             return
+        blocks = self._take_blocks(outputs)
         milliseconds = 1e3 * (now - (step.begun if step.resumed else before))
         if self.forced is not None:
             if step.verified == self.forced and not step.starts:
@@ -134,6 +130,17 @@ class Auto:
         tokens = step.requests + sum(blocks[1])
         self._measured += SMOOTHING * (1e3 * tokens / milliseconds - self._measured)
         self._watch(milliseconds / 1e3, now)
+
+    def _take_blocks(self, outputs: Iterable[Any]) -> tuple[list[int], list[int]]:
+        """The drafted tokens of the step's blocks, and those of them that requests got."""
+        blocks, self._blocks = self._blocks, {}
+        if not blocks:
+            return [], []
+        for output in outputs:
+            block, got = blocks.get(output.request_id), len(output.new_token_ids) - 1
+            if block is not None and got < block[1]:
+                blocks[output.request_id] = block[0], max(got, 0)
+        return [drafted for drafted, _ in blocks.values()], [accepted for _, accepted in blocks.values()]
 
     def _watch(self, seconds: float, now: float) -> None:
         """Add up the time in AR because of poor acceptance, and say so."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
+from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_nld.serving.decoding import RECORD
@@ -39,6 +40,7 @@ def calibrate(core: Any) -> None:
                 measured += 1
     core.scheduler.reset_prefix_cache()
     core.scheduler.make_stats()  # what they counted is nobody's
+    freeze_gc_heap()  # as vLLM does at the end of start-up: what these steps have left lives as long as the engine
     logger.info("Measured %d rounds for mode auto in %.1f s.", measured, time.perf_counter() - begun)
 
 

@@ -65,16 +65,6 @@ class RoundStats(Scheduler if TYPE_CHECKING else object):  # type: ignore[misc] 
             spec_decoding_stats, num_draft_tokens - masks, num_accepted_tokens, num_invalid_spec_tokens, request_id
         )
 
-    def _update_request_with_output(
-        self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
-    ) -> tuple[list[int], bool]:
-        """As vLLM's, which drops tokens after a stop. A round did not yield them, so `auto` is told of it."""
-        accepted = len(new_token_ids)
-        kept, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
-        if self.auto is not None and 0 < len(kept) < accepted:
-            self.auto.cut(request.request_id, len(kept) - 1)
-        return kept, stopped
-
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's statistics, with the rounds since the last call."""
         stats, rounds = super().make_stats(*args, **kwargs), self.rounds.take()

@@ -39,7 +39,9 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         self.default = modes.default
         self.auto = Auto(self.vllm_config) if AUTO in modes.modes else None
         self._decodings: dict[str, Decoding] = {}
-        self._by_load = 0  # how many of them leave the number of drafts to the load
+        self._by_load = 0  # how many of them leave the number of drafts to the load,
+        self._draft = 0  # draft at all,
+        self._bound = 0  # take blocks or have groups of masks, so that not every number of tokens suits them
         self._plan: Plan = {}
         self._has_grammar = False
         self._overdue: set[str] = set()
@@ -50,15 +52,25 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         known = self._decodings.get(request.request_id)
         if known is None:
             known = self._decodings[request.request_id] = Decoding.of(request.sampling_params) or self.default
-            self._by_load += known.policy.by_load
+            self._count(known, 1)
         return known
+
+    def _count(self, decoding: Decoding, change: int) -> None:
+        self._by_load += change * decoding.policy.by_load
+        self._draft += change * (decoding.drafts > 0)
+        self._bound += change * (decoding.policy.takes_blocks or decoding.groups > 0)
+
+    def add_request(self, request: Request) -> None:
+        """As vLLM's, after counting what the request needs: steps that need none of it skip it for all requests."""
+        self.decoding(request)
+        super().add_request(request)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         known = self._decodings.pop(request.request_id, None)
-        if known is not None and known.policy.by_load:
-            self._by_load -= 1
+        if known is not None:
+            self._count(known, -1)
             prompt = self._prompted.pop(request.request_id, 0)
-            if self.auto is not None and request.num_output_tokens:
+            if known.policy.by_load and self.auto is not None and request.num_output_tokens:
                 self.auto.ended(prompt, request.num_output_tokens)
         return super()._free_request(request, *args, **kwargs)
 
@@ -67,7 +79,7 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         super()._update_after_schedule(scheduler_output)
         limit = scheduler_output.num_spec_tokens_to_schedule  # from the server's schedule of draft lengths, if any
-        scheduled = [self.requests[name] for name in scheduler_output.num_scheduled_tokens]
+        scheduled = [self.requests[name] for name in scheduler_output.num_scheduled_tokens] if self._draft else []
         step = self._choose_length(scheduled, scheduler_output) if self._by_load else None
         self._plan = {request.request_id: n for request in scheduled if (n := self._drafts(request, limit))}
         scheduler_output.num_spec_tokens_to_schedule = max(self._plan.values(), default=0)
@@ -129,7 +141,9 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         """As vLLM's, then tell the controller of `auto` what the step took and yielded."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self.auto is not None:
-            self.auto.finish(getattr(scheduler_output, "nld_step", None), bool(self.running or self.waiting))
+            yielded = (output for some in outputs.values() for output in some.outputs)
+            step = getattr(scheduler_output, "nld_step", None)
+            self.auto.finish(step, bool(self.running or self.waiting), yielded)
         return outputs
 
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
@@ -161,10 +175,9 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """How many tokens to schedule. vLLM calls this for every request, after it has applied the step's budget."""
         num_new_tokens = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
-        decoding = self.decoding(request)
-        takes_blocks = decoding.policy.takes_blocks
-        if not takes_blocks and not decoding.groups:
+        if not self._bound:
             return num_new_tokens
+        takes_blocks = self._takes_blocks(request)
         ends_prefill = num_new_tokens > 1 and num_computed_tokens + num_new_tokens == request.num_tokens
         if not takes_blocks:
             return num_new_tokens - 1 if ends_prefill and self._starts_in_groups(request) else num_new_tokens

@@ -23,7 +23,8 @@ def start(path: Path, **options: Any) -> Any:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    return EngineArgs(model=str(path), skip_tokenizer_init=True, dtype="float32", **options).create_engine_config()
+    options = {"skip_tokenizer_init": True, "dtype": "float32"} | options
+    return EngineArgs(model=str(path), **options).create_engine_config()
 
 
 def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -168,6 +169,22 @@ def test_eager_mode_without_a_compiler(tiny_checkpoint: Path, monkeypatch: pytes
     assert start(tiny_checkpoint).compilation_config.mode != CompilationMode.NONE
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert start(tiny_checkpoint).compilation_config.mode == CompilationMode.NONE
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs compute bfloat16")
+@pytest.mark.parametrize(
+    ("capability", "dtype", "said"),
+    [("AVX2", "bfloat16", True), ("AVX2", "float32", False), ("AVX512", "bfloat16", False)],
+)
+def test_names_the_faster_dtype(
+    capability: str, dtype: str, said: bool, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(startup.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(startup.logger, "warning", lambda text, *values: warnings.append(text % values))
+    start(tiny_checkpoint, dtype=dtype)
+    assert any("no AVX-512, so bfloat16 is slow" in line and "--dtype float32" in line for line in warnings) is said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs have this by default")

@@ -16,7 +16,7 @@ import torch
 from tests.tiny import write_tiny_checkpoint
 from vllm_nld.tools.cli import main
 from vllm_nld.tools.doctor import Check
-from vllm_nld.tools.doctor.machine import advice
+from vllm_nld.tools.doctor.machine import advice, check_cpu
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("vllm-nld"))
@@ -75,6 +75,14 @@ def test_the_short_report_is_short(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_advises_on_threads(load: float, threads: str | None, bind: str | None, said: str) -> None:
     assert said in advice(2, load, threads, bind)
+
+
+def test_advises_on_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_nld.serving import startup  # imports vLLM
+
+    for emulates in (True, False):
+        monkeypatch.setattr(startup, "emulates_half_precision", lambda said=emulates: said)
+        assert ("--dtype float32" in check_cpu().detail) is emulates
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

@@ -83,6 +83,8 @@ def check_cpu() -> Check:
     """Cores, and the instruction sets that vLLM's CPU build uses."""
     import torch
 
+    from vllm_nld.serving.startup import emulates_half_precision
+
     features = {
         "AVX2": torch.cpu._is_avx2_supported(),
         "AVX-512": torch.cpu._is_avx512_supported(),
@@ -92,4 +94,5 @@ def check_cpu() -> Check:
     has = ", ".join(name for name, present in features.items() if present) or "none of AVX2, AVX-512, bf16, AMX"
     usable = features["AVX2"] or platform.machine() != "x86_64"
     cores = len(os.sched_getaffinity(0))
-    return Check("device", usable, f"CPU, {cores} cores, {has}", "vLLM's CPU build needs AVX2 on x86")
+    slow = ". Without AVX-512 bfloat16 is slow: serve with --dtype float32" if emulates_half_precision() else ""
+    return Check("device", usable, f"CPU, {cores} cores, {has}{slow}", "vLLM's CPU build needs AVX2 on x86")
