@@ -41,18 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trouble", nargs="+", choices=list(TROUBLES), default=list(TROUBLES), help="what makes them bad"
     )
     parser.add_argument("--eager", action="store_true", help="no torch.compile (quick: always)")
+    parser.add_argument("--dtype", default="auto", help="of the weights (default: the checkpoint's)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the report and return every window."""
     cycles = options.cycles or (2 if options.quick else 30)
     with engines() as start:
-        arguments = (options.model, options.requests, options.eager or options.quick)
+        arguments = (options.model, options.requests, options.eager or options.quick, options.dtype)
         pair = {mode: start(mode, serve, mode, *arguments) for mode in (AUTO, AR)}
         windows = {name: measure(pair, name, cycles) for name in options.trouble}
     result = {
         "provenance": provenance(),
         "model": "nano" if options.model == checkpoint_path() else options.model.name,
+        "dtype": options.dtype,
         "requests": options.requests,
         "cycles": cycles,
         "windows": windows,
@@ -89,8 +91,9 @@ def alternating(names: Sequence[str] | dict[str, Any], turn: int) -> list[str]:
 
 def report(result: dict[str, Any]) -> str:
     """Markdown: speed of `auto` relative to AR by steps since the change, for each trouble."""
+    model = result["model"] if result.get("dtype", "auto") == "auto" else f"{result['model']} in {result['dtype']}"
     parts = [
-        f"{result['model']}, {result['requests']} requests at a time, {result['cycles']} changes each way. Tokens/s of "
+        f"{model}, {result['requests']} requests at a time, {result['cycles']} changes each way. Tokens/s of "
         f"`auto`, AR = 1, by steps since the change. {describe(result['provenance'])}"
     ]
     for trouble, phases in result["windows"].items():
@@ -132,13 +135,14 @@ def verdict(phase: str, cycles: Sequence[dict[str, list[Window]]]) -> str:
 # The child process
 
 
-def serve(mode: str, model: Path, requests: int, eager: bool, pipe: Connection) -> None:
+def serve(mode: str, model: Path, requests: int, eager: bool, dtype: str, pipe: Connection) -> None:
     """Load the engine and answer questions."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # step by step, and the adapter is within reach
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
-    llm = LLM(str(model), max_num_seqs=requests, max_model_len=1024, enforce_eager=eager, enable_prefix_caching=False)
+    options: dict[str, Any] = {"max_num_seqs": requests, "max_model_len": 1024, "enable_prefix_caching": False}
+    llm = LLM(str(model), enforce_eager=eager, dtype=dtype, **options)
     driver = Driver(llm, mode, requests)
     answers: dict[str, Callable[[Any], Any]] = {"traffic": driver.turn_to, "steps": driver.steps}
     pipe.send("ready")

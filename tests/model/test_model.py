@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tests.engines import engine, full_logits, greedy, random_prompts
+from tests.quantized import needs_kernel, quantize, scheme
 from tests.tiny import CONFIG, VLM, write_json, write_tiny_checkpoint
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.reference.model import KVCache
@@ -74,38 +75,6 @@ def test_converted_research_layout_loads(tmp_path: Path) -> None:
     )
 
 
-def int8(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:  # [out, in]
-    """A scale for each row. Returns what is stored, by suffix of the name, and what it stands for."""
-    scale = weight.abs().amax(dim=1, keepdim=True) / 127
-    rounded = (weight / scale).round()
-    return {"weight": rounded.to(torch.int8), "weight_scale": scale}, rounded * scale
-
-
-def int4(weight: torch.Tensor, group: int = 32) -> tuple[dict[str, torch.Tensor], torch.Tensor]:  # [out, in]
-    """A scale for each group of a row, eight values in a word. Returns the same."""
-    parts = weight.unflatten(1, (-1, group))
-    scale = parts.abs().amax(dim=2) / 7
-    rounded = (parts / scale[..., None]).round()
-    words = (rounded.flatten(1).to(torch.int64) + 8).unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)
-    stored = {"weight_packed": words.sum(-1).to(torch.int32), "weight_scale": scale}
-    return stored | {"weight_shape": torch.tensor(weight.shape)}, (rounded * scale[..., None]).flatten(1)
-
-
-def scheme(bits: int) -> dict[str, Any]:
-    """The config of compressed-tensors: int8 weights and activations, or int4 weights."""
-    weights = {"num_bits": bits, "type": "int", "symmetric": True, "dynamic": False}
-    group = {"targets": ["Linear"], "weights": weights | {"strategy": "group", "group_size": 32}}
-    if bits == 8:
-        activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-        group |= {"weights": weights | {"strategy": "channel"}, "input_activations": activations}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "int-quantized" if bits == 8 else "pack-quantized",
-        "ignore": ["diffusion_head", "re:.*vision_tower.*", "re:.*multi_modal_projector.*"],
-        "config_groups": {"group_0": group},
-    }
-
-
 @pytest.mark.parametrize(
     ("kind", "fields", "bits"),
     [(ReferenceModel, {}, 8), (ReferenceVLM, VLM, 4)],
@@ -115,14 +84,9 @@ def test_compressed_tensors_checkpoint_loads(
     kind: type[ReferenceModel], fields: dict[str, Any], bits: int, tmp_path: Path
 ) -> None:
     """Packed names and the ignore list work with the weight mapping. 8-bit activations change logits by about 1 %."""
+    needs_kernel(bits)
     path = write_tiny_checkpoint(tmp_path, quantization_config=scheme(bits), **fields)
-    tensors, weights = {}, {}
-    for name, tensor in load_file(path / "model.safetensors").items():
-        stored, weights[name] = {"weight": tensor}, tensor
-        if "_proj." in name and "vision" not in name:
-            stored, weights[name] = (int8 if bits == 8 else int4)(tensor)
-        tensors |= {name.removesuffix("weight") + suffix: part.contiguous() for suffix, part in stored.items()}
-    save_file(tensors, path / "model.safetensors")
+    weights = quantize(path / "model.safetensors", bits)
     prompts = random_prompts(4, VOCAB, longest=60, seed=2)
     with engine(path, dtype="bfloat16", **LOGITS) as llm:
         outputs = greedy(llm, prompts, 1, logprobs=-1)
