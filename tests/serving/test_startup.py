@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import write_json, write_tiny_checkpoint
 from vllm_nld.compat import versions
-from vllm_nld.serving import startup
+from vllm_nld.serving import cpu, startup
 from vllm_nld.tools.server import vllm_command
 
 
@@ -181,7 +181,7 @@ def test_names_the_faster_dtype(
 ) -> None:
     warnings: list[str] = []
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(startup.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(startup.logger, "warning", lambda text, *values: warnings.append(text % values))
     start(tiny_checkpoint, dtype=dtype)
     assert any("no AVX-512, so bfloat16 is slow" in line and "--dtype float32" in line for line in warnings) is said

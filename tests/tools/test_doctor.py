@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.tiny import write_tiny_checkpoint
+from vllm_nld.serving import cpu
 from vllm_nld.tools.cli import main
 from vllm_nld.tools.doctor import Check
 from vllm_nld.tools.doctor.machine import advice, check_cpu
@@ -78,10 +79,8 @@ def test_advises_on_threads(load: float, threads: str | None, bind: str | None, 
 
 
 def test_advises_on_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_nld.serving import startup  # imports vLLM
-
     for emulates in (True, False):
-        monkeypatch.setattr(startup, "emulates_half_precision", lambda said=emulates: said)
+        monkeypatch.setattr(cpu, "emulates_half_precision", lambda said=emulates: said)
         assert ("--dtype float32" in check_cpu().detail) is emulates
 
 

@@ -5,12 +5,10 @@ the user sees, and not buried in a worker's log.
 """
 
 import os
-import platform
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
@@ -18,6 +16,7 @@ from vllm_nld.compat.versions import check_vllm_version
 from vllm_nld.model.checkpoint import CheckpointError, check_tensors, read_config, read_shapes
 from vllm_nld.model.configs import VLM_ARCHITECTURE, NemotronLabsDiffusionVLMConfig
 from vllm_nld.serving.configure import configure
+from vllm_nld.serving.cpu import emulates_half_precision
 from vllm_nld.serving.speculation import draft_adapter, drafts_for_itself
 
 if TYPE_CHECKING:
@@ -137,13 +136,8 @@ def size_cpu_cache(vllm_config: "VllmConfig") -> None:
     )
 
 
-def emulates_half_precision() -> bool:
-    """Whether this CPU computes bfloat16 and float16 number by number: an x86 processor without AVX-512."""
-    return platform.machine() in ("x86_64", "AMD64") and "AVX512" not in torch.backends.cpu.get_cpu_capability()
-
-
 def warn_of_emulation(model_config: "ModelConfig") -> None:
-    """On such a CPU, name the dtype that is faster. It costs twice the memory, so the choice is the user's."""
+    """Name the dtype that is faster on a CPU that emulates the model's. It takes twice the memory: the user chooses."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu() and model_config.dtype.itemsize < 4 and emulates_half_precision():

@@ -148,6 +148,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def serve_and_ask(checkpoint: Path, prompts: list[Prompt], log: Path) -> list[Answer]:
     """All answers, prompt by prompt and mode by mode, from one server, after one warm-up request per mode."""
     import openai
+    import torch
+
+    from vllm_nld.serving.cpu import emulates_half_precision
 
     def progress(seconds: float) -> None:
         print(
@@ -158,6 +161,8 @@ def serve_and_ask(checkpoint: Path, prompts: list[Prompt], log: Path) -> list[An
 
     arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
     arguments += ["--additional-config", json.dumps({"nld": {"groups": 2}})]  # so that every mode is offered
+    if not torch.cuda.is_available() and emulates_half_precision():
+        arguments += ["--dtype", "float32"]
     environment = {**ONE_THREAD, **os.environ}
     with Server(checkpoint, arguments, log=log, environment=environment, progress=progress) as server:
         print()

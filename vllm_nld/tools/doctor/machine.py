@@ -83,7 +83,7 @@ def check_cpu() -> Check:
     """Cores, and the instruction sets that vLLM's CPU build uses."""
     import torch
 
-    from vllm_nld.serving.startup import emulates_half_precision
+    from vllm_nld.serving.cpu import emulates_half_precision
 
     features = {
         "AVX2": torch.cpu._is_avx2_supported(),
