@@ -1,7 +1,7 @@
 """Attention with row masks on the CPU, beside vLLM's kernel, which takes no mask.
 
-Requests with a mask: read the request's pages and compute softmax(scale · q · k + bias) · v in float32. Two matrix
-products and a softmax per request and layer, at about twice the cost of vLLM's kernel.
+Requests with a mask: read their pages and compute softmax(scale · q · k + bias) · v in float32. Requests of similar
+size are padded to the largest of them, and share two matrix products and a softmax per layer.
 
 The other requests of the batch keep vLLM's kernel. It takes whole batches only, so for its sake a request with a mask
 pretends to have no prefix: that costs next to nothing, and its output is overwritten.
@@ -11,24 +11,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from vllm import envs
 from vllm._custom_ops import cpu_attn_get_scheduler_metadata
 
 from attention_backend.kernels.pages import packing
-from attention_backend.rows import RowMask, unpack
+from attention_backend.rows import RowMask
 
 SCORES = 1 << 24  # scores held at once, 64 MiB
+SIMILAR = 1.5  # requests are padded to at most this many times their rows and tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Masked:
-    """One request with a mask."""
+class Batch:
+    """R requests with a mask, padded to T rows, n pages and S tokens."""
 
-    rows: slice  # T of the step's rows
-    length: int  # S: its prefix and its T rows
-    pages: torch.Tensor  # [ceil(S / P)] int64
-    bias: torch.Tensor  # [T, T] float32, 0 or -inf, added to the scores of its own rows
+    rows: torch.Tensor | slice  # [R · T] int64, rows of the step; a shorter request's last row is there again
+    pages: torch.Tensor  # [R, n] int64; likewise
+    length: int  # S
+    bias: torch.Tensor  # [R, T, W] float32, 0 or -inf, added to the scores of the last W tokens
+    padded: tuple[tuple[int, int], ...]  # which requests are shorter, and their tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +40,7 @@ class Step:
 
     mask: RowMask
     others: Any  # the metadata for vLLM's kernel; None if every request has a mask
-    masked: tuple[Masked, ...]
+    batches: tuple[Batch, ...]
 
 
 def attend(
@@ -57,46 +60,89 @@ def attend(
     if step.others is not None:
         kernel(step.others)
     pages = packing(layer.isa, kv_cache.shape[2], impl.head_size, kv_cache.dtype)
-    for request in step.masked:
-        keys, values = pages.read(kv_cache, request.pages)
-        keys, values = keys[:, : request.length], values[:, : request.length]
-        output[request.rows] = _attend(query[request.rows].float(), keys, values, request.bias, impl.scale)
+    for batch in step.batches:
+        keys, values = (tokens[:, : batch.length] for tokens in pages.read(kv_cache, batch.pages))
+        groups = len(keys) // len(batch.bias)
+        for request, length in batch.padded:  # a NaN that an earlier request has left there would count
+            for tokens in (keys, values):
+                tokens[request * groups : (request + 1) * groups, length:] = 0
+        asked = query[batch.rows].float().view(*batch.bias.shape[:2], *query.shape[1:])
+        output[batch.rows] = _attend(asked, keys, values, batch.bias, impl.scale).flatten(0, 1).to(output.dtype)
 
 
 def _attend(
-    query: torch.Tensor,  # [T, H, D] float32
-    keys: torch.Tensor,  # [G, S, D] float32, the request's own rows last
-    values: torch.Tensor,  # [G, S, D] float32
-    bias: torch.Tensor,  # [T, T] float32
+    query: torch.Tensor,  # [R, T, H, D] float32
+    keys: torch.Tensor,  # [R · G, S, D] float32
+    values: torch.Tensor,  # [R · G, S, D] float32
+    bias: torch.Tensor,  # [R, T, W] float32
     scale: float,
-) -> torch.Tensor:  # [T, H, D] float32
-    heads, (groups, length, _) = query.shape[1], keys.shape
-    own = len(bias)
+) -> torch.Tensor:  # [R, T, H, D] float32
+    requests, heads, length, width = len(query), query.shape[2], keys.shape[1], bias.shape[2]
     outputs = []
-    size = max(1, SCORES // (heads * length))
-    for rows, among in zip(query.split(size), bias.split(size), strict=True):
-        count = len(rows)
-        grouped = (rows * scale).unflatten(1, (groups, -1)).permute(1, 2, 0, 3)  # [G, H / G, rows, D]
-        scores = torch.bmm(grouped.flatten(1, 2), keys.transpose(1, 2))
-        scores.view(groups, -1, count, length)[..., length - own :] += among
-        out = torch.bmm(scores.softmax(dim=-1), values)  # [G, H / G · rows, D]
-        outputs.append(out.view(groups, -1, count, out.shape[-1]).permute(2, 0, 1, 3).flatten(1, 2))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    size = max(1, SCORES // (requests * heads * length))
+    for rows, among in zip(query.split(size, dim=1), bias.split(size, dim=1), strict=True):
+        grouped = (rows * scale).unflatten(2, (len(keys) // requests, -1)).permute(0, 2, 3, 1, 4)
+        shape = grouped.shape  # [R, G, H / G, rows, D]
+        scores = torch.bmm(grouped.flatten(2, 3).flatten(0, 1), keys.transpose(1, 2))  # [R · G, H / G · rows, S]
+        scores.view(*shape[:4], length)[..., length - width :] += among[:, None, None]
+        out = torch.bmm(scores.softmax(dim=-1), values)
+        outputs.append(out.view(shape).permute(0, 3, 1, 2, 4).flatten(2, 3))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 def _prepare(impl: Any, layer: Any, metadata: Any, mask: RowMask, dtype: torch.dtype, page_size: int) -> Step:
-    starts, lengths = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()  # host tensors
-    masked = []
-    for request in mask.requests.tolist():
-        rows, length = slice(starts[request], starts[request + 1]), lengths[request]
-        among = unpack(mask.bits[rows], rows.stop - rows.start)
-        bias = torch.zeros(among.shape).masked_fill_(~among, float("-inf"))
-        pages = metadata.block_table[request, : -(-length // page_size)].long()
-        masked.append(Masked(rows, length, pages, bias))
+    rows = metadata.query_start_loc.diff().numpy()[mask.requests].tolist()  # host tensors
+    lengths = metadata.seq_lens.numpy()[mask.requests].tolist()
+    alike = (mask.requests[some] for some in _alike(rows, lengths, impl.num_heads))
+    batches = tuple(_batch(metadata, mask, requests, page_size) for requests in alike)
     others = None
-    if len(masked) < len(lengths):
+    if len(rows) < len(metadata.seq_lens):
         others = _without_prefix(impl, layer, metadata, mask, dtype)
-    return Step(mask, others, tuple(masked))
+    return Step(mask, others, batches)
+
+
+def _alike(rows: list[int], lengths: list[int], heads: int) -> list[list[int]]:
+    """Which requests to compute at once, as their indices: T rows and S tokens each."""
+    found: list[list[int]] = []
+    least = most = (0, 0)
+    for index in sorted(range(len(rows)), key=lambda index: (lengths[index], rows[index])):
+        size = rows[index], lengths[index]
+        grown = max(most[0], size[0]), max(most[1], size[1])
+        shrunk = min(least[0], size[0]), min(least[1], size[1])
+        scores = (len(found[-1]) + 1) * heads * grown[0] * grown[1] if found else 0
+        similar = all(large <= SIMILAR * small for large, small in zip(grown, shrunk, strict=True))
+        if found and similar and scores <= SCORES:
+            found[-1].append(index)
+            least, most = shrunk, grown
+        else:
+            found.append([index])
+            least = most = size
+    return [sorted(some) for some in found]  # their rows may be adjacent, then
+
+
+def _batch(metadata: Any, mask: RowMask, requests: np.ndarray, page_size: int) -> Batch:
+    starts, lengths = metadata.query_start_loc.numpy(), metadata.seq_lens.numpy()[requests]
+    counts = starts[requests + 1] - starts[requests]
+    most, length = int(counts.max()), int(lengths.max())
+    rows = starts[requests][:, None] + np.minimum(np.arange(most), counts[:, None] - 1)
+    pages = np.minimum(np.arange(-(-length // page_size)), (lengths[:, None] - 1) // page_size)
+    bits = mask.bits.numpy()[rows].view(np.uint8)
+    sees = np.unpackbits(bits, axis=-1, bitorder="little").view(bool)  # [R, T, at least T]
+    first = int((lengths - counts).min())  # the tokens before it are in every row's sight
+    bias = np.full((len(requests), most, length - first), -np.inf, dtype=np.float32)
+    for request, (count, tokens) in enumerate(zip(counts.tolist(), lengths.tolist(), strict=True)):
+        own = tokens - count - first
+        bias[request, :, :own] = 0
+        bias[request, :, own : own + count][sees[request, :, :count]] = 0
+    flat = rows.flatten()
+    adjacent = len(flat) == 1 + flat[-1] - flat[0] and (np.diff(flat) == 1).all()
+    return Batch(
+        slice(int(flat[0]), int(flat[-1]) + 1) if adjacent else torch.from_numpy(flat).long(),
+        metadata.block_table[requests].long().gather(1, torch.from_numpy(pages).long()),
+        length,
+        torch.from_numpy(bias),
+        tuple((request, tokens) for request, tokens in enumerate(lengths.tolist()) if tokens < length),
+    )
 
 
 def _without_prefix(impl: Any, layer: Any, metadata: Any, mask: RowMask, dtype: torch.dtype) -> Any:

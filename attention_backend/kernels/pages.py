@@ -23,17 +23,22 @@ class Order:
 
     def read(
         self,
-        pages: torch.Tensor,  # [N, G, P · D]
-        wanted: torch.Tensor,  # [n] int64, indices in N
-    ) -> torch.Tensor:  # [G, n · P, D] float32
+        pages: torch.Tensor,  # [R, n, G, P · D]
+    ) -> torch.Tensor:  # [R · G, n · P, D] float32
         """The tokens of these pages, in order."""
         if self.strides is None:
-            return pages[wanted][..., self.places].transpose(0, 1).flatten(1, 2).float()
-        shape, outer = (*pages.shape[:2], *self.places.shape), pages.stride()[:2]
-        tokens = pages.as_strided(shape, (*outer, *self.strides))  # [N, G, P, D]
-        if self.strides[0] < self.strides[1]:  # stay transposed: it is faster to copy and to multiply with
-            return tokens.permute(1, 3, 0, 2)[:, :, wanted].flatten(2).float().transpose(1, 2)
-        return tokens.transpose(0, 1)[:, wanted].flatten(1, 2).float()
+            tokens = pages[..., self.places]
+        else:
+            shape, outer = (*pages.shape[:3], *self.places.shape), pages.stride()[:3]
+            tokens = pages.as_strided(shape, (*outer, *self.strides))
+            if self.strides[0] < self.strides[1]:  # stay transposed: it is faster to copy and to multiply with
+                return _copy(tokens.permute(0, 2, 4, 1, 3)).flatten(3).flatten(0, 1).transpose(1, 2)
+        return _copy(tokens.transpose(1, 2)).flatten(2, 3).flatten(0, 1)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """In this order in memory, and in float32, in one go."""
+    return torch.empty(tensor.shape).copy_(tensor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +51,12 @@ class Packing:
     def read(
         self,
         cache: torch.Tensor,  # [N, G, P, 2 D]
-        wanted: torch.Tensor,  # [n] int64, indices in N
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # [G, n · P, D] float32 each
-        """Keys and values of these pages, in order."""
-        halves = cache.view(*cache.shape[:2], 2, -1)
-        return self.key.read(halves[:, :, 0], wanted), self.value.read(halves[:, :, 1], wanted)
+        wanted: torch.Tensor,  # [R, n] int64, indices in N
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [R · G, n · P, D] float32 each
+        """Keys and values of these pages of R requests, in order."""
+        pages = cache.flatten(1).index_select(0, wanted.flatten())
+        pages = pages.view(*wanted.shape, cache.shape[1], 2, -1)  # [R, n, G, 2, P · D]
+        return self.key.read(pages[..., 0, :]), self.value.read(pages[..., 1, :])
 
 
 @cache

@@ -48,4 +48,4 @@ def test_a_served_model_computes_row_masks(tiny_checkpoint: Path, monkeypatch: p
     assert masked == plain
     assert all(step.masked_step.mask is step.row_mask for step in steps)
     assert max(step.max_query_len for step in steps) > 32
-    assert max(len(step.masked_step.masked) for step in steps) > 1
+    assert max(len(step.masked_step.batches[0].bias) for step in steps) > 1
