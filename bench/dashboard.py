@@ -9,6 +9,7 @@ Titles, queries and legends come from deploy/grafana/dashboards/vllm-nld.json, t
 import argparse
 import json
 import re
+import sys
 import tempfile
 import threading
 import time
@@ -89,7 +90,7 @@ def draw(panel: dict[str, Any], axes: Any, server: Prometheus, span: Span) -> in
         axes.set_xlim(0, span.end - span.start)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
-        if series:
+        if any(name for name, *_ in series):
             axes.legend(fontsize=6, loc="upper left", ncols=1 + len(series) // 7, framealpha=0.6)
     if not series:
         axes.text(0.5, 0.5, "no data", ha="center", transform=axes.transAxes, color="grey")
@@ -195,7 +196,10 @@ def run(options: argparse.Namespace) -> dict[str, int]:
     """Draw the image and return the number of series by panel."""
     if options.prometheus:
         now = time.time()
-        found = picture(Prometheus(options.prometheus), Span(now - options.last, now, 60), options.out)
+        try:
+            found = picture(Prometheus(options.prometheus), Span(now - options.last, now, 60), options.out)
+        except (OSError, ValueError) as error:
+            sys.exit(f"{options.prometheus} can't be asked: {error}. --prometheus takes its URL: http://HOST:9090")
     else:
         found = draw_nano(options.out, 20 if options.quick else 80)
     for title, count in found.items():

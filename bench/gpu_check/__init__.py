@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from bench.gpu_check.conduct import Conductor
     from bench.gpu_check.plan import plan
     from bench.gpu_check.record import Finding, Setting
-    from bench.gpu_check.report import headline, markdown
+    from bench.gpu_check.report import NO_GPU, headline, markdown
     from vllm_nld.tools.provenance import describe, provenance
 
     setting = Setting(torch.cuda.is_available(), options.quick, options.options)
@@ -69,6 +69,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     command = f"python -m bench gpu_check{' --quick' if options.quick else ''}"
     minutes = options.minutes or (10 if setting.gpu else 20)
     jobs = options.jobs or (6 if setting.gpu else 1)
+    if not setting.gpu:
+        print(f"{NO_GPU} It takes up to {minutes:g} minutes.", flush=True)
     conductor = Conductor(setting, options.out, say, begun + 60 * minutes, jobs)
     conductor.run(items)
     print(f"\n{headline(conductor.found)} in {time.monotonic() - begun:.0f} s: {report}", flush=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from bench.gpu_check.record import VERDICTS, Comparison, Finding, Setting, Subject
 from vllm_nld.evaluate.spread import table
 
+NO_GPU = "There is no GPU here: every line is in its CPU form, and times mean nothing."
+
 
 def headline(found: Mapping[str, Finding]) -> str:
     """How many findings of each verdict."""
@@ -19,7 +21,7 @@ def markdown(
     """All lines so far, most important first; what has not been reached is said to be missing."""
     parts = [f"# gpu-check\n\n`{command}`: {headline(found) or 'nothing yet'}.\n\n{about}"]
     if not setting.gpu:
-        parts.append("There is no GPU here: every line is in its CPU form, and times mean nothing.")
+        parts.append(NO_GPU)
     for group in dict.fromkeys(item.group for item in items):
         lines = [line for item in items if item.group == group for line in item.lines()]
         rows = [[found[line].verdict, line, escaped(found[line].text)] for line in lines if line in found]

@@ -34,6 +34,9 @@ def test_a_loss_anywhere_beyond_the_margin_is_refused() -> None:
     few = ["chat"] * 4
     noisy = verdict(runs([4, 4, 4, 4], few), runs([2, 5, 3, 5], few), margin=0.02)
     assert noisy.good and noisy.unclear == ("all", "chat"), "four prompts don't tell"
+    for count, worse in ((1, ()), (5, ()), (6, ("all", "chat"))):
+        told = verdict(runs([4] * count, ["chat"] * count), runs([3] * count, ["chat"] * count), margin=0.02)
+        assert told.worse == worse and told.unclear == (() if worse else ("all", "chat")), "five may be an accident"
     with pytest.raises(ValueError, match="different conversations"):
         verdict(old, runs([4], ["code"]), margin=0.02)
 

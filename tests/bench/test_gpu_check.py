@@ -233,6 +233,7 @@ def test_the_command_on_this_machine(tmp_path: Path, capsys: pytest.CaptureFixtu
     options = ["gpu_check", "--quick", "--only", "machine", "--out", str(tmp_path / "out")]
     result = main([*options, "--json", str(tmp_path / "result.json")])
     printed = capsys.readouterr().out
+    assert printed.startswith("There is no GPU here"), "before minutes of work that say nothing about one"
     for line, found in result["findings"].items():
         assert f"{found['verdict']:<7} {line}: " in printed
         assert found["verdict"] in (OK, FIGURE, SKIPPED), found

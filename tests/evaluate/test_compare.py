@@ -101,6 +101,21 @@ def test_too_few_prompts_are_unclear(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*words, "--unclear-is-worse"]) == 1
 
 
+def test_a_single_turn_is_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for side in "ab":
+        store, *_ = simulate(tmp_path / side, {"linear": 0.0}, count=8)
+    change_answers(store, slower)
+    change_turns(store, rejecting)
+    words = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "report")]
+    assert main(words) == 0
+    found = {
+        verdict["name"]: verdict["outcome"]
+        for verdict in json.loads((tmp_path / "report/compare.json").read_text())["modes"]["linear"]
+    }
+    assert {found[name] for name in ("E2E P50", "E2E P95", "acceptance length")} == {UNCLEAR}
+    assert found["TPF"] == OK == found["failures"], "where nothing changed, more prompts are not needed"
+
+
 @pytest.mark.parametrize(
     ("change", "more_is_worse", "outcome"),
     [

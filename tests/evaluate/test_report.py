@@ -70,6 +70,13 @@ def test_words_stay_with_the_baseline_if_nothing_is_faster(tmp_path: Path) -> No
     assert paragraphs(found, variants, "ar")[0].startswith("Use `ar`: no other mode was faster")
 
 
+def test_words_recommend_nothing_after_a_single_turn(tmp_path: Path) -> None:
+    """A slow moment would have hit one mode alone."""
+    found, _, _, variants = found_of(tmp_path, count=LEAST)
+    assert found[ALL]["linear"]["speedup"][1] > 1 and found[ALL]["linear"]["pairs"] == 1
+    assert paragraphs(found, variants, "ar")[0].startswith("Use `ar`: no other mode was faster than it beyond doubt")
+
+
 def test_words_name_what_a_person_must_check(tmp_path: Path) -> None:
     store, rows, variants = simulate(tmp_path, FAULTS)
     for variant, changes in (("ar", {}), ("linear", {"finish": "length"}), ("diffusion", {})):

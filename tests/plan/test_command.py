@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_nld.plan.report import answer, order
 from vllm_nld.plan.search import fewest
 from vllm_nld.tools.cli import main
 
@@ -58,9 +59,23 @@ def test_a_plan_says_how_many_and_what_they_cost(tmp_path: Path, capsys: pytest.
         assert row["cost_per_million"] == pytest.approx(1e6 / rate * row["gpus"] * price / 3600)
         below = row["tried"].get(str(row["replicas"] - 1))
         assert row["replicas"] == 1 or below is None or below["p95"]["latency"] > 1.5 or below["growth"] > 0.1
-    cheapest = min(rows.values(), key=lambda row: row["cost_per_million"])
+    cheapest = min(rows.values(), key=order)
+    assert cheapest["cost_per_million"] == pytest.approx(
+        min(row["cost_per_million"] for row in rows.values()), abs=0.01
+    )
     out = capsys.readouterr().out
     assert f"Cheapest: {cheapest['gpus']} × {cheapest['gpu']} in mode {cheapest['mode']}" in out
+
+
+@pytest.mark.parametrize("costs", [(None, None), (0.1131, 0.1138)], ids=["no prices", "the same price"])
+def test_of_fleets_that_cost_the_same_the_faster_one_is_the_answer(costs: tuple[float | None, float | None]) -> None:
+    """The rest of the cost per token is which requests the measured time happened to end with."""
+    rows = [
+        {"gpu": "H100", "mode": mode, "gpus": 1, "cost_per_million": cost, "figures": {"p95": {"latency": latency}}}
+        for mode, cost, latency in zip(("ar", "auto"), costs, (3.7, 1.2), strict=True)
+    ]
+    told = answer({"model": "8b", "traffic": "a trace", "targets": {}, "searched": True, "rows": rows})
+    assert "1 × H100 in mode auto" in told
 
 
 def test_ten_times_the_traffic_takes_about_ten_times_the_gpus(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ Intervals are 95 % bootstrap intervals over conversations. Two adapters are comp
 pair, so that hard prompts affect both alike.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 RESAMPLES = 2000
+FEWEST = 6  # prompts of a certain loss: by chance, all of five change in the same direction in 6 % of cases
 Trace = list[tuple[int, int, int]]  # emitted, accepted and drafted tokens of each round of a conversation
 
 
@@ -101,6 +103,8 @@ def change(old: Run, new: Run) -> Change:
 def verdict(old: Run, new: Run, margin: float) -> Verdict:
     """Whether the new adapter may be used: nowhere worse than the old one by more than the margin.
 
+    Fewer prompts than FEWEST do not tell: resamples of one or two have no spread, or hardly any.
+
     Raises ValueError if the runs are not over the same conversations.
     """
     if list(old.categories) != list(new.categories):
@@ -108,7 +112,8 @@ def verdict(old: Run, new: Run, margin: float) -> Verdict:
     names: Iterable[str | None] = (None, *dict.fromkeys(old.categories))
     changes = {name or "all": change(old.of(name), new.of(name)) for name in names}
     losses = {name: found for name, found in changes.items() if found.change < -margin}
-    worse = tuple(name for name, found in losses.items() if found.high < 0)
+    prompts = {**Counter(old.categories), "all": len(old.categories)}
+    worse = tuple(name for name, found in losses.items() if found.high < 0 and prompts[name] >= FEWEST)
     return Verdict(changes, worse, tuple(name for name in losses if name not in worse))
 
 

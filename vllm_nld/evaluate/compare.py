@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modes", nargs="+", metavar="MODE", help="as in evaluate (default: what each server does)")
     limits, default = parser.add_argument_group("limits"), Limits()
     for name, what in (
-        ("accuracy-drop", "percentage points of accuracy"),
-        ("latency-growth", "per cent of a latency"),
-        ("acceptance-drop", "per cent of acceptance length or TPF"),
-        ("more-failures", "percentage points of failed requests"),
+        ("accuracy-drop", "percentage points of accuracy that B may lose"),
+        ("latency-growth", "per cent by which a latency of B may be longer"),
+        ("acceptance-drop", "per cent of acceptance length or TPF that B may lose"),
+        ("more-failures", "percentage points of requests that may fail beyond those that fail in A"),
     ):
         value = 100 * getattr(default, NAMES[name])
         limits.add_argument(
-            f"--max-{name}", type=float, default=value, metavar="X", help=f"{what} that B may lose (default: {value:g})"
+            f"--max-{name}", type=float, default=value, metavar="X", help=f"{what} (default: {value:g})"
         )
     limits.add_argument(
         "--unclear-is-worse", action="store_true", help="what these prompts can't decide counts as worse"

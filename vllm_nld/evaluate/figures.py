@@ -104,6 +104,7 @@ def one(
         "e2e": quantiles(list(whole["seconds"])),
         "tokens_per_s": st.ratio([t.tokens for t in taken.values()], [t.seconds for t in taken.values()]),
         "speedup": speedup(taken, theirs),
+        "pairs": sum(name in theirs for name in taken),
         "gpu_seconds": gpu_seconds,
         "cost": None if price is None else scaled(gpu_seconds, price / 3600),
         "failed": len(mine) - len(whole),

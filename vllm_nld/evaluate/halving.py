@@ -29,7 +29,7 @@ class Target:
 
     @property
     def words(self) -> str:
-        late = f" and an E2E P95 of at most {self.p95:g} s" if self.p95 is not None else ""
+        late = f", with an E2E P95 of at most {self.p95:g} s" if self.p95 is not None else ""
         return f"at most {100 * self.within:g} points less accurate than the baseline{late}"
 
 

@@ -109,7 +109,8 @@ def search(
             left = [variant for variant in left if variant.name in names]
         if not left:
             break
-        print(f"{len(left)} settings and {baseline.name}, prompts {done + 1} to {count}", file=sys.stderr)
+        settings = "1 setting" if len(left) == 1 else f"{len(left)} settings"
+        print(f"{settings} and {baseline.name}, prompts {done + 1} to {count}", file=sys.stderr)
         take(options, rows[done:count], [baseline, *left], store, server)
         done = count
         reached |= {variant.name: count for variant in [baseline, *left]}

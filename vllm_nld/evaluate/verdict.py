@@ -4,14 +4,15 @@
         verdict.name, verdict.outcome           # OK, WORSE or UNCLEAR
 
 A measure is WORSE if its limit is exceeded beyond doubt, OK if that is ruled out, and UNCLEAR if neither is
-sure.
+sure. A slow moment affects all prompts of a turn, so a single turn leaves doubt about every change of speed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_nld.evaluate import statistics as st
+from vllm_nld.evaluate.counts import Counts
 from vllm_nld.evaluate.figures import both
 from vllm_nld.evaluate.run import Turn
 
@@ -43,10 +44,14 @@ class Verdict:
     relative: bool
 
 
-def judge(name: str, change: st.Estimate | None, limit: float, *, relative: bool, more_is_worse: bool) -> Verdict:
-    """Compare a change's interval with its limit."""
+def judge(
+    name: str, change: st.Estimate | None, limit: float, *, relative: bool, more_is_worse: bool, single: bool = False
+) -> Verdict:
+    """Compare a change's interval with its limit. single: from one turn, which proves only that all is equal."""
     if change is None:
         return Verdict(name, MISSING, None, limit, relative)
+    if single and change[0] != (1 if relative else 0):
+        return Verdict(name, UNCLEAR, change, limit, relative)
     sign = 1 if more_is_worse else -1
     _, low, high = change
     best, worst = sorted((sign * low, sign * high))
@@ -58,7 +63,7 @@ def verdicts(
     mine_a: Any, mine_b: Any, turns_a: Mapping[str, Turn], turns_b: Mapping[str, Turn], limits: Limits
 ) -> list[Verdict]:
     """B against A: accuracy, failures, latency P50 and P95, time to the first token, acceptance, tokens per forward."""
-    slower = 1 + limits.latency
+    slower, single = 1 + limits.latency, sum(name in turns_a for name in turns_b) < 2
     whole_a, whole_b = (found[found["error"].isna()] for found in (mine_a, mine_b))
     b_seconds, a_seconds = both(whole_b, whole_a, "seconds")
     b_firsts, a_firsts = both(whole_b, whole_a, "firsts")
@@ -72,11 +77,13 @@ def verdicts(
         ("E2E P95", (b_seconds, a_seconds), 0.95),
         ("TTFT P95", firsts, 0.95),
     ):
-        judged.append(judge(name, st.quantile_ratio(*pair, q), slower, relative=True, more_is_worse=True))
+        change = st.quantile_ratio(*pair, q)
+        judged.append(judge(name, change, slower, relative=True, more_is_worse=True, single=single))
     fewer = 1 - limits.acceptance
     for name, above, below in (("acceptance length", "verified", "steps"), ("TPF", "tokens", "forwards")):
-        change = counted(turns_b, turns_a, above, below)
-        judged.append(judge(name, change, fewer, relative=True, more_is_worse=False))
+        shared = both_counted(turns_b, turns_a)
+        change = counted(shared, above, below)
+        judged.append(judge(name, change, fewer, relative=True, more_is_worse=False, single=len(shared) == 1))
     return judged
 
 
@@ -99,13 +106,14 @@ def failures(ours: Any, theirs: Any) -> st.Estimate | None:
     return found.difference, found.low, found.high
 
 
-def counted(ours: Mapping[str, Turn], theirs: Mapping[str, Turn], above: str, below: str) -> st.Estimate | None:
-    """The ratio of two counts, relative to theirs, over the turns that both servers counted."""
-    shared = [
-        (ours[name].counts, theirs[name].counts)
-        for name in ours
-        if name in theirs and ours[name].counts is not None and theirs[name].counts is not None
-    ]
+def both_counted(ours: Mapping[str, Turn], theirs: Mapping[str, Turn]) -> list[tuple[Counts, Counts]]:
+    """What both servers counted in the turns that both counted."""
+    pairs = [(ours[name].counts, theirs[name].counts) for name in ours if name in theirs]
+    return [(mine, other) for mine, other in pairs if mine is not None and other is not None]
+
+
+def counted(shared: Sequence[tuple[Counts, Counts]], above: str, below: str) -> st.Estimate | None:
+    """The ratio of two of our counts, relative to theirs; None without turns."""
     mine, other = ([pair[side] for pair in shared] for side in (0, 1))
     parts = [([getattr(c, above) for c in side], [getattr(c, below) for c in side]) for side in (mine, other)]
     return st.ratio_of_ratios(parts[0], parts[1]) if shared else None

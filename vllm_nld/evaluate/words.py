@@ -26,12 +26,17 @@ def acceptable(row: Mapping[str, Any], margin: float = MARGIN) -> bool:
     return not worse and pair["difference"] >= -margin
 
 
+def surely_faster(row: Mapping[str, Any]) -> bool:
+    """Whether a variant is faster than the baseline beyond doubt; a single turn leaves doubt."""
+    return row["speedup"] is not None and row["pairs"] > 1 and row["speedup"][1] > 1
+
+
 def choose(by_variant: Mapping[str, Mapping[str, Any]], baseline: str, margin: float = MARGIN) -> str:
     """The fastest acceptable variant; the baseline unless another one is faster for sure."""
     faster = {
         name: row["speedup"][0]
         for name, row in by_variant.items()
-        if name != baseline and acceptable(row, margin) and row["speedup"] is not None and row["speedup"][1] > 1
+        if name != baseline and acceptable(row, margin) and surely_faster(row)
     }
     return max(faster, key=faster.__getitem__) if faster else baseline
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, checkpoint: Path | None = Non
     parser.add_argument(
         "--checkpoint", type=Path, default=checkpoint or checkpoint_path(), help="another folder in the same layout"
     )
-    parser.add_argument("--limit", type=int, help="this many prompts only, drawn over the categories")
+    parser.add_argument("--limit", type=int, help="this many prompts only, the same ones every time")
     parser.add_argument("--quick", action="store_true", help="same as --limit 22")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--card", action="store_true", help="write the table into the checkpoint's README.md")

@@ -21,12 +21,17 @@ def answer(plan: Mapping[str, Any]) -> str:
     if not rows:
         return f"{head}\nNo fleet that was tried meets this: see --max-replicas, another mode, or another kind of GPU."
     priced = [row for row in rows if row["cost_per_million"] is not None]
-    key = "cost_per_million" if priced else "gpus"
-    best = min(priced or rows, key=lambda row: (row[key], row["gpus"]))
+    best = min(priced or rows, key=order)
     fleet = f"{best['gpus']} × {best['gpu']} in mode {best['mode']}"
     if priced:
         return f"{head}\nCheapest: {fleet}, {best['cost_per_million']:.2f} per million output tokens."
     return f"{head}\nFewest GPUs: {fleet}."
+
+
+def order(row: Mapping[str, Any]) -> tuple[float, int, float]:
+    """What a fleet costs, to the cent that is printed, and its GPUs; of equals, the faster one comes first."""
+    cost = row["cost_per_million"]
+    return 0.0 if cost is None else round(cost, 2), row["gpus"], row["figures"]["p95"]["latency"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

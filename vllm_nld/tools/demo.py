@@ -152,12 +152,12 @@ def serve_and_ask(checkpoint: Path, prompts: list[Prompt], log: Path) -> list[An
 
     from vllm_nld.serving.cpu import emulates_half_precision
 
+    starting = f"Starting vllm serve on {checkpoint.parent.name.replace('_', '-')} ..."
+    print(starting, end=" ", flush=True)
+
     def progress(seconds: float) -> None:
-        print(
-            f"\rStarting vllm serve on {checkpoint.parent.name.replace('_', '-')} ... {seconds:.0f} s ",
-            end="",
-            flush=True,
-        )
+        if sys.stdout.isatty():  # in a file it would be one long line
+            print(f"\r{starting} {seconds:.0f} s ", end="", flush=True)
 
     arguments = ["--served-model-name", "nano", "--enforce-eager", "--max-num-seqs", "16"]
     arguments += ["--additional-config", json.dumps({"nld": {"groups": 2}})]  # so that every mode is offered
