@@ -14,6 +14,9 @@ from typing import Any
 from bench.turns import Turns
 
 
+GRACE = 20.0  # seconds that an engine has to end by itself
+
+
 class Engine:
     """A child process, the pipe to it, and its turns with other engines."""
 
@@ -50,8 +53,11 @@ class Engine:
         self._turns.give(None)
 
     def close(self) -> None:
+        """End it, even if one of its threads keeps it from ending."""
         self._turns.drop(self._name)
         self._process.terminate()
+        self._process.join(GRACE)
+        self._process.kill()
         self._process.join()
 
 

@@ -152,7 +152,8 @@ def test_server_with_two_ranks_and_two_api_servers(tmp_path: Path) -> None:
     flags += ["--additional-config", json.dumps({"nld": {"mode": "linear"}}), "--tensor-parallel-size", "2"]
     flags += ["--api-server-count", "2", "--per-request-spec-decode-metrics", "summary"]
     unbound = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    with Server(checkpoint_path(), flags, log=tmp_path / "log", environment=unbound) as server:
+    # Five processes start, which takes a slow machine minutes.
+    with Server(checkpoint_path(), flags, log=tmp_path / "log", environment=unbound, timeout=500) as server:
 
         def one(prompt: Prompt) -> Any:
             with connect(server) as client:

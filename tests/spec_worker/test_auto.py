@@ -119,9 +119,15 @@ def test_tokens_after_a_stop_do_not_count(llm: Any, prompts: list[list[int]], ex
     """A round yields what its request gets, however many drafts after the stop were right."""
     auto, accepted = scheduler(llm).auto, []
     prompt, text = next((p, e) for p, e in zip(prompts, expected, strict=True) if e.index(e[5]) == 5)
-    finish, auto.forced = auto.finish, BLOCK
+    take, auto.forced = auto._take_blocks, BLOCK
+
+    def take_blocks(outputs: Any) -> tuple[list[int], list[int]]:
+        drafted, counts = take(outputs)
+        accepted.extend(counts)
+        return drafted, counts
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auto, "finish", lambda *args: (accepted.extend(auto._blocks[1]), finish(*args)))
+        patch.setattr(auto, "_take_blocks", take_blocks)
         try:
             (answer,) = tokens(together(llm, [Ask(prompt, {}, sampling={"stop_token_ids": [text[5]]})]))
         finally:
