@@ -13,7 +13,6 @@ from typing import Any
 
 from bench.turns import Turns
 
-
 GRACE = 20.0  # seconds that an engine has to end by itself
 
 
