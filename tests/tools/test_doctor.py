@@ -17,7 +17,7 @@ from tests.tiny import write_tiny_checkpoint
 from vllm_nld.serving import cpu
 from vllm_nld.tools.cli import main
 from vllm_nld.tools.doctor import Check
-from vllm_nld.tools.doctor.machine import advice, check_cpu
+from vllm_nld.tools.doctor.machine import check_cpu, check_threads
 
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("vllm-nld"))
@@ -74,8 +74,14 @@ def test_the_short_report_is_short(capsys: pytest.CaptureFixture[str]) -> None:
         (3.0, "1", "nobind", "Steady, and enough for small models"),
     ],
 )
-def test_advises_on_threads(load: float, threads: str | None, bind: str | None, said: str) -> None:
-    assert said in advice(2, load, threads, bind)
+def test_advises_on_threads(
+    load: float, threads: str | None, bind: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    for name, value in {"OMP_NUM_THREADS": threads, "VLLM_CPU_OMP_THREADS_BIND": bind}.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    assert said in check_threads().detail
 
 
 def test_advises_on_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
