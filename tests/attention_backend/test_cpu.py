@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="runs the CPU 
 CONFIG = "vllm.v1.attention.backends.cpu_attn.get_current_vllm_config"
 
 
-def layers(step: Step, *masks: RowMask | None) -> list[torch.Tensor]:  # [T, H, D] each
+def layers(step: Step, *masks: RowMask | None, unused: float = 7.0) -> list[torch.Tensor]:  # [T, H, D] each
     """The step through the backend: cache update, metadata, and one layer per mask."""
     from vllm import _custom_ops as ops
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata, _get_attn_isa
@@ -33,7 +33,7 @@ def layers(step: Step, *masks: RowMask | None) -> list[torch.Tensor]:  # [T, H, 
         impl = backend.get_impl_cls()(heads, size, step.scale, groups, None, None, "auto")
     isa = _get_attn_isa(step.dtype, step.page_size, size, "auto")
     layer = SimpleNamespace(isa=isa, _k_scale_float=1.0, _v_scale_float=1.0)
-    cache = torch.full((step.pages, groups, step.page_size, 2 * size), 7.0, dtype=step.dtype)
+    cache = torch.full((step.pages, groups, step.page_size, 2 * size), unused, dtype=step.dtype)
     for request, (key, value) in enumerate(zip(step.keys, step.values, strict=True)):
         impl.do_kv_cache_update(layer, key, value, cache, step.slots(request))
     schedule = ops.cpu_attn_get_scheduler_metadata(
@@ -83,6 +83,15 @@ def test_requests_without_a_mask_keep_their_kernel(step: Step) -> None:
     plain, mixed = layers(step, None, step.mask)
     rows = step.plain_rows()
     assert torch.equal(plain[rows], mixed[rows])
+
+
+@settings(max_examples=scaled(40), deadline=None, derandomize=True)
+@given(steps([32]))
+def test_what_a_page_held_before_does_not_count(step: Step) -> None:
+    """Not even NaN, although requests are padded to the largest of those that are computed at once."""
+    (clean,), (output,) = layers(step, step.mask), layers(step, step.mask, unused=float("nan"))
+    masked = ~step.plain_rows()
+    assert torch.equal(clean[masked], output[masked])
 
 
 @settings(max_examples=scaled(20), deadline=None, derandomize=True)
