@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 def _int8(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:  # [out, in]
     """A scale for each row. Returns what is stored, by suffix of the name, and what it stands for.
 
-    Seven of the eight bits are used, because the kernel's sums of two products saturate on CPUs without VNNI.
+    On CPUs without VNNI the kernel's sums of two products would saturate, so there seven of the eight bits are used.
     """
-    scale = weight.abs().amax(dim=1, keepdim=True) / 63
+    most = 127 if torch.cuda.is_available() or torch.cpu._is_vnni_supported() else 63
+    scale = weight.abs().amax(dim=1, keepdim=True) / most
     rounded = (weight / scale).round()
     return {"weight": rounded.to(torch.int8), "weight_scale": scale}, rounded * scale
 

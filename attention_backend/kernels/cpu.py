@@ -17,9 +17,9 @@ from vllm import envs
 from vllm._custom_ops import cpu_attn_get_scheduler_metadata
 
 from attention_backend.kernels.pages import packing
-from attention_backend.rows import RowMask
+from attention_backend.rows import RowMask, unpack
 
-SCORES = 1 << 24  # scores held at once, 64 MiB
+SCORES = 1 << 24  # scores held at once, 64 MiB; also the keys, and the values, of requests that are computed at once
 SIMILAR = 1.5  # requests are padded to at most this many times their rows and tokens
 
 
@@ -93,7 +93,8 @@ def _attend(
 def _prepare(impl: Any, layer: Any, metadata: Any, mask: RowMask, dtype: torch.dtype, page_size: int) -> Step:
     rows = metadata.query_start_loc.diff().numpy()[mask.requests].tolist()  # host tensors
     lengths = metadata.seq_lens.numpy()[mask.requests].tolist()
-    alike = (mask.requests[some] for some in _alike(rows, lengths, impl.num_heads))
+    width = impl.num_kv_heads * impl.head_size
+    alike = (mask.requests[some] for some in _alike(rows, lengths, impl.num_heads, width))
     batches = tuple(_batch(metadata, mask, requests, page_size) for requests in alike)
     others = None
     if len(rows) < len(metadata.seq_lens):
@@ -101,17 +102,17 @@ def _prepare(impl: Any, layer: Any, metadata: Any, mask: RowMask, dtype: torch.d
     return Step(mask, others, batches)
 
 
-def _alike(rows: list[int], lengths: list[int], heads: int) -> list[list[int]]:
-    """Which requests to compute at once, as their indices: T rows and S tokens each."""
+def _alike(rows: list[int], lengths: list[int], heads: int, width: int) -> list[list[int]]:
+    """Which requests, of so many rows and tokens, to compute at once, as their indices. width: of a token's key."""
     found: list[list[int]] = []
     least = most = (0, 0)
     for index in sorted(range(len(rows)), key=lambda index: (lengths[index], rows[index])):
         size = rows[index], lengths[index]
         grown = max(most[0], size[0]), max(most[1], size[1])
         shrunk = min(least[0], size[0]), min(least[1], size[1])
-        scores = (len(found[-1]) + 1) * heads * grown[0] * grown[1] if found else 0
+        held = (len(found[-1]) + 1) * grown[1] * max(heads * grown[0], width) if found else 0
         similar = all(large <= SIMILAR * small for large, small in zip(grown, shrunk, strict=True))
-        if found and similar and scores <= SCORES:
+        if found and similar and held <= SCORES:
             found[-1].append(index)
             least, most = shrunk, grown
         else:
@@ -126,8 +127,7 @@ def _batch(metadata: Any, mask: RowMask, requests: np.ndarray, page_size: int) -
     most, length = int(counts.max()), int(lengths.max())
     rows = starts[requests][:, None] + np.minimum(np.arange(most), counts[:, None] - 1)
     pages = np.minimum(np.arange(-(-length // page_size)), (lengths[:, None] - 1) // page_size)
-    bits = mask.bits.numpy()[rows].view(np.uint8)
-    sees = np.unpackbits(bits, axis=-1, bitorder="little").view(bool)  # [R, T, at least T]
+    sees = unpack(mask.bits[rows.astype(np.int64)], most).numpy()  # [R, T, T]
     first = int((lengths - counts).min())  # the tokens before it are in every row's sight
     bias = np.full((len(requests), most, length - first), -np.inf, dtype=np.float32)
     for request, (count, tokens) in enumerate(zip(counts.tolist(), lengths.tolist(), strict=True)):
