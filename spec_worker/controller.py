@@ -31,8 +31,9 @@ USUAL = 256  # tokens per answer, before anything is known
 WAITING_SHARE = 4  # if requests wait, blocks of `auto` requests leave a quarter of a step's budget for prompts
 BLOCKS = 4  # few requests decide once in so many blocks: their steps are short, and a decision takes time
 MANY = 32  # many requests decide once in 1 + requests // MANY steps, because each step tells more
+AR_STEPS = 16  # AR is decided on once in so many steps: they are short, and tell nothing of blocks
 SIMILAR = 8  # a decision holds while the number of requests changes by at most this part of it
-TRIAL_SHARE = 0.01  # of the time that trials may cost
+TRIAL_SHARE = 0.0075  # of the time that trials may cost
 TRIAL_GAP = 16  # steps between trials, at least
 
 
@@ -118,13 +119,15 @@ class Controller:
         self._missed = 0.0  # what another length would have gained, as a share of a step, since it became the best
         self._trial = 0  # index of the length on trial
         self._again = False  # the trial went well, so it is repeated
-        self._credit = 0.0  # milliseconds that trials may cost
+        self._credit = 0.0  # milliseconds that trials may cost, since the choice became AR if it is,
+        self._charged = 0.0  # and that the latest one was expected to cost
         self._load = Load(0)  # the latest
         self._used = [0] * len(self.lengths)  # the step in which each length was last used
         self._step = 0
         self._decided, self._due = 0, 0  # the step of the latest decision, and of the next one
         self._kept = self.lengths[0]  # what is used between decisions
         self._blocks: tuple[list[int], list[int]] = ([], [])  # drafted and accepted tokens since the latest decision
+        self._rounds = 0  # steps that verified them
 
     def choose(self, load: Load) -> int:
         """The block length of the next drafts."""
@@ -141,15 +144,15 @@ class Controller:
     def decide(self, load: Load) -> int:
         """The block length of the step's drafts, by what is known now."""
         steps, self._decided = self._step - self._decided, self._step
-        self._due = self._step + max(BLOCKS // max(load.requests, 1), 1 + load.requests // MANY)
         self._load = load
-        self._learn(steps)
+        self._learn()
         rates = self._rates(load, self.yields)
         best = max(range(len(rates)), key=rates.__getitem__)
         self._settle(best, rates, steps)
         assert self._current is not None
         index = self._current if rates[self._current] else best  # if there is no room for the choice
         self._kept = self.lengths[index]
+        self._due = self._step + self._pause(load)
         self.predicted = rates[index]
         self.fallback = self._current == 0 and self._usually_drafts(load)
         if index == self._current:
@@ -157,10 +160,17 @@ class Controller:
         self._used[index] = self._step
         return self.lengths[index]
 
+    def _pause(self, load: Load) -> int:
+        """Steps until the next decision, if nothing happens."""
+        roomy = load.room is None or load.requests * self.lengths[1] <= load.room
+        usual = max(BLOCKS // max(load.requests, 1), 1 + load.requests // MANY)
+        return max(usual, AR_STEPS) if self._current == 0 and roomy else usual
+
     def verified(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
         """Count the blocks that a step verified, and repeat a trial that went well."""
         if not drafted:
             return
+        self._rounds += 1
         self._blocks[0].extend(drafted)
         self._blocks[1].extend(accepted)
         length = self.lengths[self._trial]
@@ -171,13 +181,15 @@ class Controller:
             self._again = found > self.predicted * (self.costs.of(count)[self._trial] + prompts)
             if self._again:
                 self._due = 0
+                self._credit += self._charged  # because it cost nothing
+                self._charged = 0.0
 
-    def _learn(self, steps: int) -> None:
+    def _learn(self) -> None:
         """Update the yields with the blocks of the latest steps."""
-        if self._blocks[0]:
-            self.survival.observe(*self._blocks, steps)
+        if self._rounds:
+            self.survival.observe(*self._blocks, self._rounds)
             self.yields = self.survival.yields(self.lengths[1])
-            self._blocks = ([], [])
+            self._blocks, self._rounds = ([], []), 0
 
     def took(self, length: int, requests: int, rows: int, milliseconds: float) -> None:
         """Count a step's time.
@@ -217,13 +229,18 @@ class Controller:
         """Change the choice if others have been better for long enough, or at once if the load is another one."""
         requests, settled = self._load.requests, self._settled
         if self._current is None or max(requests, settled) >= OTHER_LOAD * min(requests, settled):
-            self._current, self._missed, self._settled = best, 0.0, requests
+            self._change(best)
         elif best == self._current or not rates[self._current]:
             self._missed = 0.0
         else:
             self._missed += steps * (min(rates[best] / rates[self._current], GAIN) - 1)
             if self._missed >= PATIENCE * (GAIN - 1):
-                self._current, self._missed, self._settled = best, 0.0, requests
+                self._change(best)
+
+    def _change(self, index: int) -> None:
+        if index == 0 != self._current:
+            self._credit = 0.0  # trials cost little until now, and cost much from here on
+        self._current, self._missed, self._settled = index, 0.0, self._load.requests
 
     def _on_trial(self, load: Load, rates: Sequence[float]) -> int:
         """The index to use in this step: the choice, or a length next to it."""
@@ -234,11 +251,12 @@ class Controller:
         again, self._again = self._again and self._trial in around, False
         if not again:
             self._trial = min(around, key=self._used.__getitem__)
-        loss = self._loss(load, rates)
+        loss = max(self._loss(load, rates), 0.0)
         due = self._credit >= loss and self._step - max(self._used[i] for i in around) >= TRIAL_GAP
         if not (again or due):
             return self._current
-        self._credit -= max(loss, 0.0)
+        self._credit -= loss
+        self._charged = loss
         return self._trial
 
     def _loss(self, load: Load, rates: Sequence[float]) -> float:

@@ -10,6 +10,7 @@ product. Between measured numbers of requests it is interpolated; beyond them it
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,12 +28,13 @@ class Costs:
 
     def __init__(self, lengths: Sequence[int], most: int) -> None:
         self.lengths = tuple(lengths)
-        self._sizes = np.array([*(2**power for power in range(most.bit_length()) if 2**power < most), most])
+        self._sizes = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
         self._measured: list[dict[int, float]] = [{} for _ in lengths]  # ratio to the guess, by number of requests
-        self._base = np.array([[guess(length, size) for size in self._sizes] for length in lengths])
-        self._factor = np.ones_like(self._base)
-        self._seen = np.zeros(self._base.shape, dtype=np.int64)
-        self._latest = np.zeros_like(self._seen)  # the number of each entry's latest observation
+        # By length and size, in plain numbers, which a step updates faster than an array.
+        self._base = [[guess(length, size) for size in self._sizes] for length in lengths]
+        self._factor = [[1.0] * len(self._sizes) for _ in lengths]
+        self._seen = [[0] * len(self._sizes) for _ in lengths]
+        self._latest = [[0] * len(self._sizes) for _ in lengths]  # the number of each entry's latest observation
         self._counts = np.arange(most + 1)
         self._table = np.zeros((len(lengths), most + 1))
         self._outdated: set[int] = set()  # rows of the table
@@ -48,13 +50,13 @@ class Costs:
             sizes = sorted(near)
             ratio = np.interp(np.log(self._sizes), np.log(sizes), [near[size] for size in sizes])
             expected = ratio * [guess(self.lengths[row], size) for size in self._sizes]
-            self._base[row] = np.maximum.accumulate(expected)
+            self._base[row] = np.maximum.accumulate(expected).tolist()
         self._refresh()
 
     def of(self, requests: int) -> list[float]:
         """Milliseconds of a step in which this many requests have blocks, for each length."""
         for row in self._outdated:
-            self._table[row] = np.interp(self._counts, self._sizes, self._base[row] * self._factor[row])
+            self._table[row] = np.interp(self._counts, self._sizes, np.multiply(self._base[row], self._factor[row]))
         self._outdated.clear()
         found: list[float] = self._table[:, min(requests, self._table.shape[1] - 1)].tolist()
         return found
@@ -66,39 +68,50 @@ class Costs:
             return
         row = self.lengths.index(length)
         size = min(round(math.log2(requests)), len(self._sizes) - 1)
-        own = float(np.interp(requests, self._sizes, self._base[row] * self._factor[row]))
+        own = self._own(row, requests)
         expected = max(own + extra * self.per_row, 1e-6)
-        self._seen[row, size] += 1
-        most = MOST_CHANGE if self._seen[row, size] > FEW else UNKNOWN
+        self._seen[row][size] += 1
+        seen = self._seen[row][size]
+        most = MOST_CHANGE if seen > FEW else UNKNOWN
         change = min(max(milliseconds / expected, 1 / most), most)
         self._observations += 1
-        age, self._latest[row, size] = self._observations - self._latest[row, size], self._observations
+        age, self._latest[row][size] = self._observations - self._latest[row][size], self._observations
         faded = min(1 - (1 - LEAST_RATE) ** age, MOST_RATE)  # the machine may have changed meanwhile
-        self._factor[row, size] *= change ** max(faded, 1 / (1 + self._seen[row, size]))
-        if self._seen[row, size] <= FEW or self._observations % REFRESH == 0:
+        self._factor[row][size] *= change ** max(faded, 1 / (1 + seen))
+        if seen <= FEW or self._observations % REFRESH == 0:
             self._refresh()  # unconfirmed entries follow the mean of the confirmed ones
         else:
             self._outdated.add(row)
 
-    def _unconfirmed(self) -> np.ndarray | float:
+    def _own(self, row: int, requests: int) -> float:
+        """An entry of the table as it is now, whether or not it is outdated."""
+        right = bisect_left(self._sizes, requests, hi=len(self._sizes) - 1)
+        left = max(right - 1, 0)
+        low, high = (self._base[row][at] * self._factor[row][at] for at in (left, right))
+        share = (requests - self._sizes[left]) / max(self._sizes[right] - self._sizes[left], 1)
+        return low + min(share, 1.0) * (high - low)
+
+    @staticmethod
+    def _unconfirmed(base: np.ndarray, factor: np.ndarray, known: np.ndarray) -> np.ndarray | float:
         """The correction of entries that no step has confirmed: as many times or as many milliseconds as the others.
 
         The mean of the entries that have been confirmed, whichever adds less: a length that is thought too cheap is
         tried, and one that is thought too dear might never be. Steps that are faster than expected are so by a factor.
         """
-        known = self._seen > 0
         if not known.any():
             return 1.0
-        times, more = self._factor[known].mean(), (self._base[known] * (self._factor[known] - 1)).mean()
-        return np.minimum(times, 1 + max(more, 0.0) / self._base) if times > 1 else times
+        times, more = factor[known].mean(), (base[known] * (factor[known] - 1)).mean()
+        return np.minimum(times, 1 + max(more, 0.0) / base) if times > 1 else times
 
     def _refresh(self) -> None:
-        self._factor = np.where(self._seen > 0, self._factor, self._unconfirmed())
+        base, factor, known = np.array(self._base), np.array(self._factor), np.array(self._seen) > 0
+        factor = np.where(known, factor, self._unconfirmed(base, factor, known))
+        self._factor = factor.tolist()
         self._outdated.clear()
-        corrected = self._base * self._factor
+        corrected = base * factor
         for row, values in enumerate(corrected):
             self._table[row] = np.interp(self._counts, self._sizes, values)
-        most = int(self._sizes[-1])
+        most = self._sizes[-1]
         added = most * (rows_per_request(self.lengths[-1]) - rows_per_request(self.lengths[0]))
         self.per_row = max(0.0, float(corrected[-1, -1] - corrected[0, -1])) / added if added else 0.0
 

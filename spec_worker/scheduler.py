@@ -81,7 +81,9 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         limit = scheduler_output.num_spec_tokens_to_schedule  # from the server's schedule of draft lengths, if any
         scheduled = [self.requests[name] for name in scheduler_output.num_scheduled_tokens] if self._draft else []
         step = self._choose_length(scheduled, scheduler_output) if self._by_load else None
-        self._plan = {request.request_id: n for request in scheduled if (n := self._drafts(request, limit))}
+        self._plan = {}
+        if not self._decodes_as_ar():
+            self._plan = {request.request_id: n for request in scheduled if (n := self._drafts(request, limit))}
         scheduler_output.num_spec_tokens_to_schedule = max(self._plan.values(), default=0)
         scheduler_output.skip_drafts = not self._plan  # of vLLM 0.33, which takes an anchored block's drafts for unused
         scheduler_output.nld_plan = self._plan  # type: ignore[attr-defined]  # it is pickled, so an attribute travels
@@ -89,6 +91,10 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
             scheduler_output.nld_step = step  # type: ignore[attr-defined]  # as above
         self._has_grammar = scheduler_output.has_structured_output_requests
         self._note_overdue(scheduler_output)
+
+    def _decodes_as_ar(self) -> bool:
+        """Whether no request drafts now: all that could are in mode `auto`."""
+        return self._by_load == self._draft and not self._bound and (self.auto is None or self.auto.length == 1)
 
     def _drafts(self, request: Request, limit: int) -> int:
         """How many tokens a request drafts after the step that was just scheduled."""
