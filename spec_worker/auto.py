@@ -1,6 +1,7 @@
 """Block lengths of `auto` requests: feeds the controller with what the scheduler sees, and reports its choices.
 
-    auto.choose(decodings, other_rows, other_tokens, room)     # while a step is scheduled
+    auto.rests(requests)                                       # while a step is scheduled; if so, that is all
+    auto.choose(decodings, other_rows, other_tokens, room)
     step = auto.step(verified, requests, starts, rows)         # what the step is about to do; travels with it
     auto.note(request_id, drafted, accepted)                   # each block that the step verified
     auto.finish(step, busy, outputs)                           # when the step's output has arrived
@@ -24,6 +25,7 @@ from vllm_nld.serving.settings import Settings
 
 logger = init_logger("vllm.plugins.nld")  # under "vllm", where its log level and format apply
 
+MEASURED = 4  # one in so many AR steps is measured: a step is short, and what it costs to measure is not
 SMOOTHING = 0.2  # weight of the latest step in averages over steps
 QUIET = 60.0  # seconds between log lines about the fallback
 
@@ -59,6 +61,8 @@ class Auto:
         self._blocks: dict[str, tuple[int, int]] = {}  # drafted and accepted tokens of the step's blocks, by request
         self._arrived, self._busy = 0.0, False  # when the latest output arrived, and whether there was more to do
         self._lengths: Counter[int] = Counter()  # choices since the last report
+        self._rested = 0  # AR steps since the latest one that was measured
+        self._seconds = 0.0  # that it took
         self._fallback, self._told = 0.0, 0.0
         self._measured = 0.0  # tokens per second of `auto` requests, smoothed
 
@@ -78,6 +82,16 @@ class Auto:
         for index, now in enumerate((other_rows, other_tokens)):
             self._others[index] += SMOOTHING * (now - self._others[index])
         self._length = self.forced or self.controller.keep(len(decodings), room) or self._decide(decodings, room)
+
+    def rests(self, requests: int) -> bool:
+        """Whether a step is one of those AR steps that are only counted. All its requests are `auto`, one row each."""
+        self._rested += 1
+        decided = self.forced is None and self._length == 1
+        if not decided or self._rested % MEASURED == 0 or not self.controller.rest(requests):
+            return False
+        self._lengths[1] += 1
+        self._fallback += self._seconds * self.controller.fallback
+        return True
 
     def _decide(self, decodings: Collection[Decoding], room: int) -> int:
         limits = Counter(one.nodes + 1 for one in decodings)
@@ -129,7 +143,8 @@ class Auto:
         self._lengths[step.drafted] += 1
         tokens = step.requests + sum(blocks[1])
         self._measured += SMOOTHING * (1e3 * tokens / milliseconds - self._measured)
-        self._watch(milliseconds / 1e3, now)
+        self._seconds = milliseconds / 1e3
+        self._watch(self._seconds, now)
 
     def _take_blocks(self, outputs: Iterable[Any]) -> tuple[list[int], list[int]]:
         """The drafted tokens of the step's blocks, and those of them that requests got."""

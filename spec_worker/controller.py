@@ -121,6 +121,7 @@ class Controller:
         self._again = False  # the trial went well, so it is repeated
         self._credit = 0.0  # milliseconds that trials may cost, since the choice became AR if it is,
         self._charged = 0.0  # and that the latest one was expected to cost
+        self._latest = 0.0  # milliseconds of the latest step
         self._load = Load(0)  # the latest
         self._used = [0] * len(self.lengths)  # the step in which each length was last used
         self._step = 0
@@ -137,9 +138,21 @@ class Controller:
     def keep(self, requests: int, room: int | None) -> int | None:
         """Begin a step. Returns the block length of the latest decision, or None if it no longer holds."""
         self._step += 1
-        before = self._load.requests
-        holds = self._step < self._due and SIMILAR * abs(requests - before) <= before
+        holds = self._holds(requests)
         return self._kept if holds and (room is None or requests * self._kept <= room) else None
+
+    def rest(self, requests: int) -> bool:
+        """Begin a step whose time is not told, if AR goes on as decided. It counts as as long as the latest one."""
+        if self._kept != 1 or not self._holds(requests, 1):
+            return False
+        self._step += 1
+        self._credit += TRIAL_SHARE * self._latest
+        return True
+
+    def _holds(self, requests: int, steps: int = 0) -> bool:
+        """Whether the latest decision does, in so many steps from now."""
+        before = self._load.requests
+        return self._step + steps < self._due and SIMILAR * abs(requests - before) <= before
 
     def decide(self, load: Load) -> int:
         """The block length of the step's drafts, by what is known now."""
@@ -197,6 +210,7 @@ class Controller:
         length, requests: the blocks that it verified, and how many requests had one.
         rows: tokens that were drafted and computed, of all requests.
         """
+        self._latest = milliseconds
         self._credit += TRIAL_SHARE * milliseconds
         self.costs.observe(length, requests, rows, milliseconds)
 

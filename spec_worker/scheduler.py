@@ -119,6 +119,9 @@ class ModeScheduler(RoundStats, Scheduler if TYPE_CHECKING else object):  # type
         """Choose the block length of `auto` requests. None: no such request decodes."""
         if self.auto is None:
             return None
+        alike = len(scheduled) == scheduler_output.total_num_scheduled_tokens and self._by_load == len(self._decodings)
+        if alike and self.auto.rests(len(scheduled)):
+            return None
         counts, chosen, starts, unfinished = scheduler_output.num_scheduled_tokens, [], 0, 0
         rows, tokens = 0, 0.0
         for request in scheduled:

@@ -55,7 +55,7 @@ def test_the_text_is_that_of_ar_while_the_length_changes(
 
 
 @pytest.mark.parametrize(
-    "others", [{}, {"top_k": 3}, {"min_p": 0.6, "logprobs": 2}, {"repetition_penalty": 1.3}], ids=str
+    "others", spread([{}, {"top_k": 3}, {"min_p": 0.6, "logprobs": 2}, {"repetition_penalty": 1.3}]), ids=str
 )
 def test_a_seed_gives_the_text_of_ar(cycling: Any, prompts: list[list[int]], others: dict[str, Any]) -> None:
     """Sampled requests too, whatever the lengths: noise belongs to a position.
@@ -150,6 +150,38 @@ def test_it_reports_its_choices(llm: Any, prompts: list[list[int]]) -> None:
     assert {length for report in found for length in report["lengths"]} <= set(auto.controller.lengths)
     assert all(report["predicted"] > 0 and report["measured"] >= 0 and report["fallback"] >= 0 for report in found)
     assert auto.take() is None, "nothing since"
+
+
+def test_ar_is_measured_in_one_step_of_four_and_decided_on_in_one_of_sixteen(
+    llm: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But every step is counted."""
+    auto, taken = scheduler(llm).auto, []
+    controller, calls = auto.controller, {"decide": 0, "took": 0}
+    monkeypatch.setattr(controller, "_least_yield", 1e9)  # no block yields that much
+    take = auto.take
+    monkeypatch.setattr(auto, "take", lambda: taken.append(take()) or taken[-1])
+
+    def count(name: str) -> None:
+        inherited = getattr(controller, name)
+
+        def counted(*given: Any) -> Any:
+            calls[name] += 1
+            return inherited(*given)
+
+        monkeypatch.setattr(controller, name, counted)
+
+    for name in calls:
+        count(name)
+    take()  # what earlier steps left
+    asks = [Ask(prompt, {}, sampling={"max_tokens": 60}) for prompt in prompts[1:3]]
+    with watched(llm) as steps:
+        together(llm, asks)
+    assert not any(step.passes for step in steps)
+    lone = len(steps) - 60  # a prompt that waits for the other one, or is cut
+    assert 4 <= calls["decide"] <= 10 + lone and 15 <= calls["took"] <= 20 + lone
+    taken.append(take())
+    assert sum(sum(one["lengths"].values()) for one in taken if one) == len(steps) - lone
 
 
 def test_an_operators_floor_is_kept(

@@ -136,7 +136,7 @@ def test_bad_traffic_ends_in_ar_and_good_traffic_brings_drafting_back() -> None:
     assert not controller.fallback
 
 
-# Not on a slow CPU with one request: trials are dear there and tell little, so it takes some hundred steps to come back.
+# Not on a slow CPU with one request: trials are dear there and tell little, so it takes hundreds of steps to come back.
 @pytest.mark.parametrize(
     ("cost", "requests"), [(cost, n) for cost in (cpu, gpu, slow_cpu) for n in (1, 4, 16) if (cost, n) != (slow_cpu, 1)]
 )
