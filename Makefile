@@ -27,7 +27,7 @@ NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_specul
 NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled controller fairness inputs kernels \
 	machine mask_groups memory nano pairs quadratic sampling soak trees) \
 	$(addprefix triton_cpu/,greatest interpreter logits self_drafting trees) $(addprefix compat/,cpu hook patcher)
-NEXT_SCALE ?= 0.33
+NEXT_SCALE ?= 0.2
 
 # Imports make many objects and hardly any garbage. With Python's thresholds a fifth of the time that a process takes to
 # import vLLM goes into looking for some; this line in the environment makes tests, which start many, look less often.

@@ -2,10 +2,12 @@
 
 Two engines with the same flags decode the same traffic; in one, requests ask for `auto`, in the other for `ar`. Drafts
 turn bad, then good again, over and over; after each change both engines start with new requests. The engines take turns
-of a few steps each, so that their speeds are compared at the same number of steps since the change.
+of a few steps each, so that their speeds are compared at the same number of steps since the change. Equal engines are
+not equally fast, by some percent, so they swap modes after each cycle, and two cycles make one ratio.
 """
 
 import argparse
+import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -21,13 +23,13 @@ from vllm_nld.evaluate.spread import interval, ratios, table
 from vllm_nld.nano import checkpoint_path
 from vllm_nld.tools.provenance import describe, provenance
 
-AUTO, AR = "auto", "ar"  # the engines, by what their requests ask for
+AUTO, AR = "auto", "ar"  # what the requests of an engine ask for
 WINDOW = 10  # steps of a turn
 BAD_ENDS = (10, 20, 30, 40, 50, 100, 150)  # steps since drafts turned bad, at which a column of the table ends
 GOOD_ENDS = (50, 100, 150, 200, 300, 400)  # since they turned good
 BETTER, WORSE = "drafts turn good", "drafts turn bad"
 PHASES = {WORSE: BAD_ENDS, BETTER: GOOD_ENDS}
-WARM_UP = 200  # steps
+WARM_UP = 150  # steps of good traffic after each swap
 SPAN = 50  # steps over which a speed is compared with its goal
 
 Window = tuple[float, float]  # output tokens and seconds
@@ -49,8 +51,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     cycles = options.cycles or (2 if options.quick else 30)
     with engines() as start:
         arguments = (options.model, options.requests, options.eager or options.quick, options.dtype)
-        pair = {mode: start(mode, serve, mode, *arguments) for mode in (AUTO, AR)}
-        windows = {name: measure(pair, name, cycles) for name in options.trouble}
+        both = [start(name, serve, *arguments) for name in ("first", "second")]
+        windows = {name: measure(both, name, cycles) for name in options.trouble}
     result = {
         "provenance": provenance(),
         "model": "nano" if options.model == checkpoint_path() else options.model.name,
@@ -63,16 +65,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def measure(pair: dict[str, Any], trouble: str, cycles: int) -> dict[str, list[dict[str, list[Window]]]]:
-    """For each phase, the windows of every cycle: by engine, in the order of the steps."""
+def measure(both: Sequence[Any], trouble: str, cycles: int) -> dict[str, list[dict[str, list[Window]]]]:
+    """For each phase, the windows of every cycle: by mode, in the order of the steps."""
     found: dict[str, list[dict[str, list[Window]]]] = {phase: [] for phase in PHASES}
-    for engine in pair.values():
-        engine.ask("traffic", GOOD)
-        engine.ask("steps", WARM_UP)
     for cycle in tqdm(range(cycles), desc=trouble, unit="cycle"):
+        pair = dict(zip((AUTO, AR), both[:: -1 if cycle % 2 else 1], strict=True))
+        for mode, engine in pair.items():
+            engine.ask("traffic", (GOOD, mode))
+            engine.ask("steps", WARM_UP)
         for phase, traffic in ((WORSE, trouble), (BETTER, GOOD)):
-            for engine in pair.values():
-                engine.ask("traffic", traffic)
+            for mode, engine in pair.items():
+                engine.ask("traffic", (traffic, mode))
             windows: dict[str, list[Window]] = {mode: [] for mode in pair}
             for turn in range(PHASES[phase][-1] // WINDOW):
                 for mode in alternating(pair, cycle + turn):
@@ -111,9 +114,10 @@ def speeds_table(cycles: Sequence[dict[str, list[Window]]], ends: Sequence[int])
 
 
 def gains(cycles: Sequence[dict[str, list[Window]]], begin: int, end: int) -> list[float]:
-    """Each cycle's ratio of tokens/s, between two numbers of steps since the change."""
+    """The ratio of tokens/s of every two cycles, between two numbers of steps since the change."""
     ours, theirs = ([speed(c[mode][begin // WINDOW : end // WINDOW]) for c in cycles] for mode in (AUTO, AR))
-    return ratios(ours, theirs)
+    each = ratios(ours, theirs)
+    return [math.sqrt(one * other) for one, other in zip(each[::2], each[1::2], strict=False)] or each
 
 
 def speed(windows: Sequence[Window]) -> float:
@@ -135,7 +139,7 @@ def verdict(phase: str, cycles: Sequence[dict[str, list[Window]]]) -> str:
 # The child process
 
 
-def serve(mode: str, model: Path, requests: int, eager: bool, dtype: str, pipe: Connection) -> None:
+def serve(model: Path, requests: int, eager: bool, dtype: str, pipe: Connection) -> None:
     """Load the engine and answer questions."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # step by step, and the adapter is within reach
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -143,8 +147,8 @@ def serve(mode: str, model: Path, requests: int, eager: bool, dtype: str, pipe: 
 
     options: dict[str, Any] = {"max_num_seqs": requests, "max_model_len": 1024, "enable_prefix_caching": False}
     llm = LLM(str(model), enforce_eager=eager, dtype=dtype, **options)
-    driver = Driver(llm, mode, requests)
-    answers: dict[str, Callable[[Any], Any]] = {"traffic": driver.turn_to, "steps": driver.steps}
+    driver = Driver(llm, AUTO, requests)
+    answers: dict[str, Callable[[Any], Any]] = {"traffic": lambda to: driver.turn_to(*to), "steps": driver.steps}
     pipe.send("ready")
     while True:
         question, argument = pipe.recv()

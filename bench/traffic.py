@@ -65,9 +65,9 @@ class Driver:
         self._sampling: dict[str, Any] = {}
         self._running: set[str] = set()
 
-    def turn_to(self, name: str) -> None:
-        """Drop all requests and continue with this traffic."""
-        traffic = TRAFFIC[name]
+    def turn_to(self, name: str, mode: str | None = None) -> None:
+        """Drop all requests and continue with this traffic, and in this mode, if one is given."""
+        traffic, self._mode = TRAFFIC[name], mode or self._mode
         self.stop()
         if self._adapter:
             self._model.draft_adapter.adapter = replace(self._adapter, scale=self._adapter.scale * traffic.adapter)
@@ -77,7 +77,7 @@ class Driver:
         else:
             self._next = lambda: next(self._good)
             self._sampling = {"temperature": 0.0, "max_tokens": LONG}
-        self._fill()
+        self._fill(first=True)
 
     def stop(self) -> None:
         """Drop all requests."""
@@ -100,14 +100,16 @@ class Driver:
             self._fill()
         return tokens, round(seconds, 6)
 
-    def _fill(self) -> None:
-        """Add requests until as many run as should."""
+    def _fill(self, first: bool = False) -> None:
+        """Add requests until as many run as should. first: they are as if they had started at different times."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         while len(self._running) < self._requests:
             name = str(next(self._numbers))
             params = SamplingParams(detokenize=False, **self._sampling)
+            if first:  # or one mode's would all end in one step, and the other's in several
+                params.max_tokens = params.max_tokens * (len(self._running) + 1) // self._requests
             params.extra_args = {"nld_mode": self._mode}
             params.output_kind = RequestOutputKind.DELTA
             self._engine.add_request(name, {"prompt_token_ids": self._next()}, params)

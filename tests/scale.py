@@ -1,6 +1,7 @@
-"""Scales the number of samples and cases in tests: small in CI, larger by hand, smaller on another vLLM release.
+"""Scales the number of samples and cases in tests: larger by hand, smaller in CI and on another vLLM release.
 
 NLD_TEST_SCALE=10 pytest tests/spec_worker/test_sampling.py
+NLD_TEST_SCALE=0.33 NLD_TEST_PART=1 pytest tests/spec_worker/test_lossless.py        # the second third
 """
 
 import os
@@ -10,6 +11,7 @@ from typing import TypeVar
 Case = TypeVar("Case")
 
 SCALE = float(os.environ.get("NLD_TEST_SCALE", "1"))
+PART = int(os.environ.get("NLD_TEST_PART", "0"))
 
 
 def scaled(count: int) -> int:
@@ -18,5 +20,6 @@ def scaled(count: int) -> int:
 
 
 def spread(cases: Sequence[Case]) -> list[Case]:
-    """All cases; if NLD_TEST_SCALE is below 1, that share of them, from the first on, evenly spread."""
-    return [*cases][:: max(1, round(1 / SCALE))]
+    """All cases; if NLD_TEST_SCALE is below 1, that share of them, evenly spread: which ones, NLD_TEST_PART says."""
+    step = max(1, min(len(cases), round(1 / SCALE)))
+    return [*cases][PART % step :: step]

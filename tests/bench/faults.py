@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench.gpu_check.record import FAIL, Check, Finding, Setting, judge
+from tests.scale import spread
 
 Patch = pytest.MonkeyPatch
 CPU = Setting(gpu=False, quick=True)
@@ -34,7 +35,7 @@ class Fault:
 
 def each(faults: Sequence[Fault]) -> Any:
     """Parametrize a test by faults."""
-    return pytest.mark.parametrize("fault", faults, ids=lambda fault: f"{fault.line}: {fault.broken}")
+    return pytest.mark.parametrize("fault", spread(faults), ids=lambda fault: f"{fault.line}: {fault.broken}")
 
 
 def runnable(checks: Sequence[Check]) -> Any:

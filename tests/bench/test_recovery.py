@@ -8,16 +8,22 @@ from bench.traffic import GOOD, TRAFFIC, TROUBLES
 
 
 class Fake:
-    """An engine whose speed depends on its steps since the last change."""
+    """An engine whose speed depends on its mode, and on its steps since the last change."""
 
-    def __init__(self, log: list[tuple[str, str, Any]], mode: str) -> None:
-        self.log, self.mode, self.traffic, self.steps = log, mode, GOOD, 0
+    def __init__(self, log: list[tuple[str, str, str, Any]], name: str, speed: float) -> None:
+        self.log, self.name, self.speed, self.mode, self.traffic, self.steps = log, name, speed, AR, GOOD, 0
 
     def ask(self, question: str, argument: Any) -> Any:
-        self.log.append((self.mode, question, argument))
         if question == "traffic":
-            self.traffic, self.steps = argument, 0
+            self.traffic, self.mode = argument
+            self.steps = 0
+        self.log.append((self.name, self.mode, question, argument))
+        if question == "traffic":
             return None
+        tokens, seconds = self.took(argument)
+        return tokens, seconds / self.speed
+
+    def took(self, argument: int) -> tuple[int, float]:
         self.steps += argument
         if self.mode == AR:
             return 4 * argument, 0.01 * argument
@@ -27,13 +33,16 @@ class Fake:
 
 
 def test_engines_take_turns_within_each_phase_and_the_verdict_names_the_step() -> None:
-    log: list[tuple[str, str, Any]] = []
-    windows = recovery.measure({mode: Fake(log, mode) for mode in (AUTO, AR)}, "random words", cycles=4)
-    turns = [mode for mode, question, argument in log if (question, argument) == ("steps", WINDOW)]
+    """Whichever of the engines is the faster one."""
+    log: list[tuple[str, str, str, Any]] = []
+    both = [Fake(log, "first", speed=0.95), Fake(log, "second", speed=1.05)]
+    windows = recovery.measure(both, "random words", cycles=4)
+    turns = [mode for _, mode, question, argument in log if (question, argument) == ("steps", WINDOW)]
     assert all(set(pair) == {AUTO, AR} for pair in zip(turns[::2], turns[1::2], strict=True))
     assert turns[:4] in ([AUTO, AR, AR, AUTO], [AR, AUTO, AUTO, AR])
-    changes = [argument for mode, question, argument in log if mode == AUTO and question == "traffic"]
-    assert changes == [GOOD, *["random words", GOOD] * 4]
+    changes = [(name, argument[0]) for name, mode, question, argument in log if mode == AUTO and question == "traffic"]
+    cycle = [GOOD, "random words", GOOD]
+    assert changes == [(name, traffic) for name in ("first", "second") * 2 for traffic in cycle], "engines swap modes"
     assert all(len(cycle[AUTO]) * WINDOW == PHASES[WORSE][-1] for cycle in windows[WORSE])
     assert recovery.verdict(WORSE, windows[WORSE]) == "Within 3 % of AR's speed from step 30 on."
     assert recovery.verdict(BETTER, windows[BETTER]).endswith("(× 2.00) from step 100 on.")

@@ -8,9 +8,13 @@ import pytest
 from bench import steps
 from bench.__main__ import main
 from bench.parts import DRAFT, HOST, PARTS, SAMPLING, VERIFY, VERIFY_LOGITS
+from vllm_nld.roofline.devices import rates
 
 
-def test_quick_run_on_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str], forked: None) -> None:
+def test_quick_run_on_nano(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, forked: None
+) -> None:
+    monkeypatch.setattr(steps, "cpu_rates", lambda: rates("cpu", rows=8, size=512))  # of few weights, which takes less
     file = tmp_path / "steps.json"
     main(["steps", "--quick", "--shape", "nano", "--json", str(file)])
     assert "| 32 | 1 |" in capsys.readouterr().out
@@ -20,6 +24,7 @@ def test_quick_run_on_nano(tmp_path: Path, capsys: pytest.CaptureFixture[str], f
     assert all(step.keys() == {VERIFY, VERIFY_LOGITS, SAMPLING, HOST} for step in plain)
     assert all(step.keys() == set(PARTS) and min(step.values()) > 0 for step in linear)
     assert min(result["lora"]["32"]["1"]) > 0
+    assert len(result["cpu_rates"]) == 2 and min(min(pair) for pair in result["cpu_rates"]) > 0
 
 
 def test_projection_scales_only_the_forwards() -> None:

@@ -1,5 +1,6 @@
 """Each loop against its naive, cache-free counterpart: same tokens, NFE and rounds."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 
 from tests.reference import naive
 from tests.reference.prompts import prompts
+from tests.scale import spread
 from vllm_nld.reference import KVCache, ReferenceModel, generate, masks
 from vllm_nld.reference.draft import fill
 from vllm_nld.reference.quadratic import likeliest_ends
 
 LIMIT = 13
+LORA = (True, False)
 
 
 def test_ar(any_model: ReferenceModel) -> None:
@@ -20,8 +23,7 @@ def test_ar(any_model: ReferenceModel) -> None:
         assert (found.tokens, found.nfe, list(found.rounds)) == naive.ar(any_model, prompt, LIMIT)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.9, 1.0])
-@pytest.mark.parametrize("block_length", [2, 3, 8, 32])
+@pytest.mark.parametrize(("block_length", "threshold"), spread([*product((2, 3, 8, 32), (0.0, 0.4, 0.9, 1.0))]))
 def test_diffusion(any_model: ReferenceModel, block_length: int, threshold: float) -> None:
     for stop_ids in ((), (2, 11)):
         for prompt in prompts(any_model, 2):
@@ -38,9 +40,7 @@ def test_diffusion(any_model: ReferenceModel, block_length: int, threshold: floa
             assert (found.tokens, found.nfe, list(found.rounds)) == expected
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "no-lora"])
-@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.9])
-@pytest.mark.parametrize("block_length", [2, 3, 8])
+@pytest.mark.parametrize(("block_length", "threshold", "lora"), spread([*product((2, 3, 8), (0.0, 0.4, 0.9), LORA)]))
 def test_linear(any_model: ReferenceModel, block_length: int, threshold: float, lora: bool) -> None:
     for prompt in prompts(any_model, 2):
         found = generate(
@@ -57,9 +57,11 @@ def test_linear(any_model: ReferenceModel, block_length: int, threshold: float, 
         assert (found.tokens, found.nfe, list(found.rounds)) == expected
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "no-lora"])
-@pytest.mark.parametrize(("block_length", "nodes"), [(2, 1), (2, 9), (3, 5), (6, 3), (6, 31)])
-def test_tree(any_model: ReferenceModel, block_length: int, nodes: int, lora: bool) -> None:
+@pytest.mark.parametrize(
+    ("shape", "lora"), spread([*product(((2, 1), (2, 9), (3, 5), (6, 3), (6, 31)), LORA)]), ids=str
+)
+def test_tree(any_model: ReferenceModel, shape: tuple[int, int], lora: bool) -> None:
+    block_length, nodes = shape
     for prompt in prompts(any_model, 3):
         found = generate(
             any_model,
@@ -75,10 +77,12 @@ def test_tree(any_model: ReferenceModel, block_length: int, nodes: int, lora: bo
         assert (found.tokens, found.nfe, list(found.rounds)) == expected
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "no-lora"])
-@pytest.mark.parametrize(("block_length", "groups"), [(2, 0), (3, 0), (8, 0), (2, 1), (3, 2), (3, 3), (8, 3)])
-def test_quadratic(any_model: ReferenceModel, block_length: int, groups: int, lora: bool) -> None:
+@pytest.mark.parametrize(
+    ("shape", "lora"), spread([*product(((2, 0), (3, 0), (8, 0), (2, 1), (3, 2), (3, 3), (8, 3)), LORA)]), ids=str
+)
+def test_quadratic(any_model: ReferenceModel, shape: tuple[int, int], lora: bool) -> None:
     """The full form, and the sparse one, whose draft forwards are counted too."""
+    block_length, groups = shape
     limit = 24 // block_length + 6
     for prompt in prompts(any_model, 2 if any_model.config.vocab_size > 4 else 6):
         found = generate(

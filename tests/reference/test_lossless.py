@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.prompts import prompts
+from tests.scale import scaled, spread
 from vllm_nld.reference import ReferenceModel, generate
 
 LINEAR = [
@@ -17,7 +18,7 @@ QUADRATIC = [
     pytest.param({"mode": "quadratic"} | options, id=f"quadratic-{name}")
     for name, options in (("full", {}), ("no-lora", {"lora": False}), ("sparse", {"groups": 2}))
 ]
-SPECULATIVE = [*LINEAR, *TREES, *QUADRATIC]
+SPECULATIVE = spread([*LINEAR, *TREES, *QUADRATIC])
 
 
 @pytest.mark.parametrize("block_length", [2, 3, 8, 32])
@@ -51,7 +52,7 @@ def test_eos_at_every_position(model: ReferenceModel, options: dict, block_lengt
         assert found.tokens == ar[: ar.index(eos) + 1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=scaled(60), deadline=None)
 @given(
     prompt=st.lists(st.integers(0, 3), min_size=1, max_size=12),
     options=st.sampled_from(

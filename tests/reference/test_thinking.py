@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.scale import spread
 from vllm_nld.reference import ReferenceModel, generate
 from vllm_nld.reference.thinking import Thinking
 
@@ -16,7 +17,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("block_length", [2, 5, 16])
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", spread(OPTIONS))
 def test_end_is_forced_once_the_budget_is_used_up(model: ReferenceModel, options: dict, block_length: int) -> None:
     for budget in (0, 1, 4, 5, 12):
         found = generate(

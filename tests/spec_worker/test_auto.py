@@ -55,14 +55,14 @@ def test_the_text_is_that_of_ar_while_the_length_changes(
 
 
 @pytest.mark.parametrize(
-    "others", spread([{}, {"top_k": 3}, {"min_p": 0.6, "logprobs": 2}, {"repetition_penalty": 1.3}]), ids=str
+    "others", [{}, {"top_k": 3}, {"min_p": 0.6, "logprobs": 2}, {"repetition_penalty": 1.3}], ids=str
 )
 def test_a_seed_gives_the_text_of_ar(cycling: Any, prompts: list[list[int]], others: dict[str, Any]) -> None:
     """Sampled requests too, whatever the lengths: noise belongs to a position.
 
     All but six tokens of this model are equally probable, so rounding would decide which of them top-p keeps.
     """
-    kept = metric(cycling, "spec_decode_num_accepted_tokens")
+    kept, prompts = metric(cycling, "spec_decode_num_accepted_tokens"), spread(prompts)
 
     def sampled(mode: str) -> list[list[int]]:
         sampling = [{"temperature": 0.9, "seed": seed} | others for seed in range(len(prompts))]

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.engines import engine, random_prompts
+from tests.scale import spread
 from tests.spec_worker.conftest import CONTEXT, TOKENS, VOCAB, linear, metric, token_ids
 from tests.spec_worker.test_lossless import TIGHT, allow_async
 from vllm_nld.reference import ReferenceModel, generate
@@ -67,16 +68,16 @@ def cases(count: int) -> tuple[list[list[int]], list[dict[str, Any]]]:
     return [PROMPTS[i % len(PROMPTS)] for i in range(count)], [MIXTURE[i % len(MIXTURE)] for i in range(count)]
 
 
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("schedule", spread(["async", "sync"]))
 def test_a_mixed_batch_answers_as_each_request_alone(
-    asynchronous: bool, agreeable_checkpoint: Path, reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
+    schedule: str, agreeable_checkpoint: Path, reference: ReferenceModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A budget that cuts prompts, and KV blocks for less than two of the longest, so that requests are preempted."""
-    if asynchronous:
+    if schedule == "async":
         allow_async(monkeypatch)
     prompts, asked = cases(32)
     with engine(agreeable_checkpoint, **linear(32), **TIGHT) as llm:
-        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == asynchronous
+        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == (schedule == "async")
         found = answers(llm, prompts, asked)
         assert metric(llm, "num_preemptions") > 0
     for prompt, extra, tokens in zip(prompts, asked, found, strict=True):

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from tests.engines import engine, random_prompts
-from tests.scale import scaled
+from tests.scale import scaled, spread
 from tests.spec_worker import loras
 from tests.spec_worker.batches import BLOCK, Ask, together, tokens
 from tests.spec_worker.conftest import CONTEXT, VOCAB, allow_async, linear, metric
@@ -52,6 +52,9 @@ ROWS = grouped_tokens(BLOCK, GROUPS)
 SCHEDULE = [[1, 1, ROWS], [2, 3, 3], [4, 6, 0]]
 
 
+WAYS = ["async, schedule, user LoRA", "sync", "async", "sync, schedule, user LoRA"]
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """An engine, and what each user's adapter makes of the model."""
@@ -66,7 +69,7 @@ class Served:
         return list(ask.rounds(self.models[user][1]).tokens)
 
 
-@pytest.fixture(scope="module", params=["sync", "async", "sync, schedule, user LoRA", "async, schedule, user LoRA"])
+@pytest.fixture(scope="module", params=spread(WAYS))
 def served(
     request: pytest.FixtureRequest,
     agreeable_checkpoint: Path,

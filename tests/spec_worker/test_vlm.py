@@ -11,7 +11,7 @@ from vllm.exceptions import VLLMValidationError
 from tests.engines import engine
 from tests.pictures import picture
 from tests.released import WEIGHTS, check_loading, write_random_vlm
-from tests.scale import SCALE
+from tests.scale import SCALE, spread
 from tests.spec_worker import vlm
 from tests.spec_worker.conftest import allow_async, linear, metric, token_ids, write_agreeable_checkpoint
 from tests.spec_worker.leaks import assert_nothing_left, parts
@@ -134,10 +134,10 @@ def test_generator(llm: Any, reference: ReferenceVLM) -> None:
         generator.generate(prompts, TOKENS, images=[[PICTURES[0]]])
 
 
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_tight(asynchronous: bool, checkpoint: Path, reference: ReferenceVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("schedule", spread(["async", "sync"]))
+def test_tight(schedule: str, checkpoint: Path, reference: ReferenceVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that end inside images, and preemption with drafts in flight."""
-    if asynchronous:
+    if schedule == "async":
         allow_async(monkeypatch)
     asked = asks(32, seed=1)
     with engine(checkpoint, **OPTIONS, **TIGHT) as llm:
@@ -167,25 +167,26 @@ def test_user_lora(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "side", "budget"),  # tokens per step
+    ("vocabulary", "side", "budget", "dtype"),  # tokens per step
     [
-        pytest.param(1025, 112, 64, id="few words, small images"),
+        pytest.param(1025, 112, 64, "float32", id="few words, small images"),
         pytest.param(
             131073,
             1400,
             1024,
+            "bfloat16",
             id="as released",
             marks=pytest.mark.skipif(SCALE <= 1, reason="three gigabytes of weights: set NLD_TEST_SCALE=2"),
         ),
     ],
 )
 def test_released_shape(
-    vocabulary: int, side: int, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vocabulary: int, side: int, budget: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The released config with two layers each and random weights: all of them arrive, and images of any size fit."""
     write_random_vlm(tmp_path, layers=2, tower_layers=2, vocabulary=vocabulary)
     compared = check_loading(monkeypatch, tmp_path)
-    options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": 4096, "max_num_batched_tokens": budget}
+    options: dict[str, Any] = {"dtype": dtype, "max_model_len": 4096, "max_num_batched_tokens": budget}
     options |= {"max_num_seqs": 4, "hf_overrides": {"max_image_size": side}}
     with engine(tmp_path, additional_config={"nld": {"mode": "linear"}}, **options) as llm:
         (tmp_path / WEIGHTS).unlink()  # pytest would keep it
