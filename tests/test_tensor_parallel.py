@@ -53,10 +53,10 @@ pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="binds CPU workers; on GPUs it would need two of them"
 )
 
-PROMPTS = random_prompts(scaled(48), VOCAB, longest=CONTEXT - TOKENS)
 LOGITS = {"logprobs_mode": "raw_logits", "max_logprobs": -1}
 GROUPS = 3  # of masks
 MODES = [*MIXTURE, *({"nld_mode": "quadratic", "nld_block_length": length} for length in (8, 3))]
+PROMPTS = random_prompts(max(scaled(48), len(MODES)), VOCAB, longest=CONTEXT - TOKENS)
 ASKED = [MODES[index % len(MODES)] for index in range(len(PROMPTS))]
 
 

@@ -187,7 +187,7 @@ def test_released_shape(
     write_random_vlm(tmp_path, layers=2, tower_layers=2, vocabulary=vocabulary)
     compared = check_loading(monkeypatch, tmp_path)
     options: dict[str, Any] = {"dtype": dtype, "max_model_len": 4096, "max_num_batched_tokens": budget}
-    options |= {"max_num_seqs": 4, "hf_overrides": {"max_image_size": side}}
+    options |= {"max_num_seqs": 4, "hf_overrides": {"max_image_size": side}, "kv_cache_memory_bytes": 2**27}
     with engine(tmp_path, additional_config={"nld": {"mode": "linear"}}, **options) as llm:
         (tmp_path / WEIGHTS).unlink()  # pytest would keep it
         assert compared == [parts(llm)[2].model]
