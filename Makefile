@@ -27,7 +27,7 @@ NEXT_TESTS ?= tests/compat tests/serving/test_modes.py tests/serving/test_specul
 NEXT_LEFT_OUT ?= $(addprefix spec_worker/,adapter bf16 blocks commit compiled controller fairness inputs kernels \
 	machine mask_groups memory nano pairs quadratic sampling soak trees) \
 	$(addprefix triton_cpu/,greatest interpreter logits self_drafting trees) $(addprefix compat/,cpu hook patcher)
-NEXT_SCALE ?= 0.2
+NEXT_SCALE ?= 0.33
 
 # Imports make many objects and hardly any garbage. With Python's thresholds a fifth of the time that a process takes to
 # import vLLM goes into looking for some; this line in the environment makes tests, which start many, look less often.
@@ -77,7 +77,7 @@ $(VENV)-$(NEXT)/.ready: $(VENV)/.ready tests/overlay.py tests/wheels.py
 next: $(VENV)-$(NEXT)/.ready
 
 test-next: next ## Run the tests that touch vLLM on the Python code of release NEXT (default: 0.33.0)
-	@NLD_FEW_COLLECTIONS=1 NLD_TEST_SCALE=$(NEXT_SCALE) OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
+	@NLD_FEW_COLLECTIONS=1 NLD_TEST_SCALE=$(NEXT_SCALE) NLD_TEST_PART=0 OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind \
 		$(VENV)-$(NEXT)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 30 $(NEXT_TESTS)
 
 serve: $(VENV)/.ready ## Check and serve MODEL (default: the shipped checkpoint) on PORT (default: 8000)
