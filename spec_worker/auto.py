@@ -61,8 +61,8 @@ class Auto:
         self._blocks: dict[str, tuple[int, int]] = {}  # drafted and accepted tokens of the step's blocks, by request
         self._arrived, self._busy = 0.0, False  # when the latest output arrived, and whether there was more to do
         self._lengths: Counter[int] = Counter()  # choices since the last report
-        self._rested = 0  # AR steps since the latest one that was measured
-        self._seconds = 0.0  # that it took
+        self._rested = 0  # steps that could rest; one in MEASURED does not
+        self._seconds = 0.0  # that the latest measured step took
         self._fallback, self._told = 0.0, 0.0
         self._measured = 0.0  # tokens per second of `auto` requests, smoothed
 

@@ -142,7 +142,7 @@ class Controller:
         return self._kept if holds and (room is None or requests * self._kept <= room) else None
 
     def rest(self, requests: int) -> bool:
-        """Begin a step whose time is not told, if AR goes on as decided. It counts as as long as the latest one."""
+        """Begin a step that is not timed, if AR goes on as decided. It is taken to last as long as the latest one."""
         if self._kept != 1 or not self._holds(requests, 1):
             return False
         self._step += 1
